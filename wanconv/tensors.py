@@ -1,0 +1,258 @@
+"""Plain data that every room shares: dtypes, tensors on disk, roles, families, models."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["linear", "conv", "norm", "embed", "modulation", "bias", "constant"]
+Scheme = Literal["official", "hub"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """How one element is stored; `code` is its name in a safetensors header.
+
+    Float dtypes carry what a cast needs: `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
+    """
+
+    name: str
+    code: str
+    itemsize: int
+    mantissa: int | None = None
+    min_exponent: int = 0
+    largest: float = 0.0
+
+    @property
+    def is_float(self) -> bool:
+        return self.mantissa is not None
+
+    def holds(self, other: "DType") -> bool:
+        """True when every value of `other` can be stored in this dtype without a change."""
+        if self.name == other.name:
+            return True
+        if self.mantissa is None or other.mantissa is None:
+            return False
+        smallest, other_smallest = self.min_exponent - self.mantissa, other.min_exponent - other.mantissa
+        return self.mantissa >= other.mantissa and smallest <= other_smallest and self.largest >= other.largest
+
+
+# fmt: off
+_DTYPES = (
+    #      name           code       bytes  mantissa  min_exponent  largest
+    DType("fp64",        "F64",      8,     52,       -1022,        (2 - 2**-52) * 2.0**1023),
+    DType("fp32",        "F32",      4,     23,       -126,         (2 - 2**-23) * 2.0**127),
+    DType("bf16",        "BF16",     2,     7,        -126,         (2 - 2**-7) * 2.0**127),
+    DType("fp16",        "F16",      2,     10,       -14,          65504.0),
+    DType("fp8_e4m3fn",  "F8_E4M3",  1,     3,        -6,           448.0),
+    DType("fp8_e5m2",    "F8_E5M2",  1,     2,        -14,          57344.0),
+    DType("int64",       "I64",      8),
+    DType("int32",       "I32",      4),
+    DType("int16",       "I16",      2),
+    DType("int8",        "I8",       1),
+    DType("uint64",      "U64",      8),
+    DType("uint32",      "U32",      4),
+    DType("uint16",      "U16",      2),
+    DType("uint8",       "U8",       1),
+    DType("bool",        "BOOL",     1),
+)
+# fmt: on
+DTYPES: Mapping[str, DType] = {dtype.name: dtype for dtype in _DTYPES}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor on disk without its bytes: `nbytes` at `offset` in `file`, C order."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    def read(self) -> bytes:
+        """Returns the payload; raises OSError where the file ends early."""
+        with self.file.open("rb") as stream:
+            payload = os.pread(stream.fileno(), self.nbytes, self.offset)
+        if len(payload) != self.nbytes:
+            raise OSError(f"{self.file} ends inside {self.name}")
+        return payload
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Weights that belong together: one file, or the shards that one index lists. Paths are relative to the root."""
+
+    path: str
+    files: tuple[str, ...]
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return os.path.dirname(self.path)
+
+    @property
+    def container(self) -> Literal["safetensors", "pth"]:
+        return "pth" if os.path.splitext(self.files[0])[1] in (".pth", ".pt", ".bin", ".ckpt") else "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is on disk, by on-disk name; `sidecars` (configs, tokenizers, licences) are relative to the root."""
+
+    root: Path
+    parts: tuple[Part, ...]
+    sidecars: tuple[str, ...] = ()
+
+    def config(self, path: str) -> Mapping[str, object] | None:
+        """Returns a JSON sidecar as a dict; None where there is no such sidecar or it holds no JSON object."""
+        if path not in self.sidecars:
+            return None
+        try:
+            value = json.loads((self.root / path).read_bytes())
+        except ValueError:
+            return None
+        return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """A role's name in one naming scheme.
+
+    `parts` of `of` equal row blocks of the named tensor hold the role (fused qkv: part 0 of 3 is q); `transposed` says
+    that the two axes are swapped there; `shape` overrides the role's shape where a scheme adds axes of length one.
+    `aliases` are further names under which the same tensor may stand once more (tied weights).
+    """
+
+    name: str
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+    transposed: bool = False
+    shape: tuple[int | str, ...] | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One row of a vocabulary. `{x}` in a name counts from 0; dimensions are numbers, letters (`d`) or multiples (`6*d`).
+
+    A scheme that maps to None has no home for the role (CLIP's text half in diffusers).
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int | str, ...]
+    spellings: Mapping[Scheme, Spelling | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The vocabulary of one network; `source` is where its table was read (repository file), `tiny` sizes for tests."""
+
+    name: str
+    roles: tuple[Role, ...]
+    source: str
+    tiny: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A published size of a family's denoiser: its dimensions, its fingerprint and the repository it came in."""
+
+    name: str
+    dims: Mapping[str, int]
+    heads: int
+    fingerprint: str
+    repository: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of model: which components it has (component name -> architecture) and how it samples.
+
+    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default.
+    """
+
+    name: str
+    components: Mapping[str, Architecture]
+    model_type: str
+    shift: float
+    releases: tuple[Release, ...]
+    boundary: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of elements of a tensor on disk."""
+
+    ref: TensorRef
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose)."""
+
+    name: str
+    role: Role
+    block: int | None
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    transposed: bool = False
+
+    @property
+    def dtype(self) -> str:
+        return self.pieces[0].ref.dtype
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One identified network of a model; `tied` are further copies of a tensor on disk: (copy, canonical name)."""
+
+    name: str
+    architecture: Architecture
+    scheme: Scheme
+    dims: Mapping[str, int]
+    part: Part
+    tensors: Mapping[str, ModelTensor]
+    fingerprint: str
+    config: Mapping[str, object] | None = None
+    tied: tuple[tuple[TensorRef, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role."""
+
+    checkpoint: Checkpoint
+    family: Family
+    components: Mapping[str, Component]
+    release: Release | None = None
+    evidence: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        return tuple(name for name in self.family.components if name not in self.components)
+
+    @property
+    def tensors(self) -> Mapping[str, ModelTensor]:
+        return {name: tensor for part in self.components.values() for name, tensor in part.tensors.items()}
