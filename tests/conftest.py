@@ -1,0 +1,29 @@
+"""Every test runs offline: a connection that leaves this machine is an error, here and in the libraries we call."""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; child processes inherit it
+for name in [name for name in os.environ if name.startswith("WANCONV_")]:
+    del os.environ[name]  # the developer's own settings are not what is tested
+
+_connect = socket.socket.connect
+
+
+def _connect_here(self: socket.socket, address: Any) -> None:
+    host = address[0] if isinstance(address, tuple) else ""
+    if self.family != socket.AF_UNIX and host not in ("localhost", "127.0.0.1", "::1"):
+        raise OSError(f"tests run offline: refused to connect to {address}")
+    _connect(self, address)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> Iterator[None]:
+    """Python's sockets reach this machine only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", _connect_here)
+        yield

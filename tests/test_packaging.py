@@ -1,0 +1,102 @@
+"""What people install: the wheel, alone, outside the repository, offline."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted(path.name for path in (ROOT / "recipes").iterdir())
+RECIPE = """\
+schema = 1
+summary = "A recipe that lives outside the repository."
+
+[[rule]]
+match = "**"
+format = "bf16"
+"""
+
+
+def python(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build_wheel(source: Path, out: Path) -> Path:
+    python(
+        "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "-w", out, source, cwd=out
+    )
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed wheel; its dependencies come from the environment that runs the tests."""
+    site = tmp_path_factory.mktemp("site")
+    python("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", site, wheel, cwd=site)
+    return site
+
+
+def test_the_wheel_holds_every_recipe_once_as_a_real_file(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        packed = sorted(name for name in archive.namelist() if "recipes/" in name)
+        assert packed == [f"wanconv/recipes/{name}" for name in RECIPES]
+        for name in RECIPES:
+            assert archive.read(f"wanconv/recipes/{name}") == (ROOT / "recipes" / name).read_bytes()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+    assert tops == {"wanconv", f"{wheel.name.split('-py3')[0]}.dist-info"}
+
+
+def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = build_wheel(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path)
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+def test_the_clone_and_the_wheel_find_the_same_recipes(site: Path, tmp_path: Path) -> None:
+    probe = "from importlib.resources import files as f; print(*sorted(p.name for p in (f('wanconv') / 'recipes').iterdir()))"
+    assert python("-c", probe, cwd=ROOT).split() == RECIPES
+    assert python("-c", probe, cwd=tmp_path, PYTHONPATH=str(site)).split() == RECIPES
+
+
+def test_the_installed_wheel_runs_outside_the_repository(site: Path, tmp_path: Path) -> None:
+    where = python("-c", "import wanconv; print(wanconv.__file__)", cwd=tmp_path, PYTHONPATH=str(site))
+    assert Path(where.strip()).is_relative_to(site)
+    listed = python("-m", "wanconv", "recipes", "--json", cwd=tmp_path, PYTHONPATH=str(site))
+    json.loads(listed)
+    for name in RECIPES:
+        if name.endswith(".toml"):
+            assert f'"{name.removesuffix(".toml")}"' in listed
+
+
+def test_the_installed_wheel_uses_a_recipe_outside_the_repository(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    explained = python("-m", "wanconv", "recipes", "mine.toml", "--json", cwd=tmp_path, PYTHONPATH=str(site))
+    json.loads(explained)
+    assert "A recipe that lives outside the repository." in explained
+
+
+def test_the_wanconv_command_is_installed(site: Path, tmp_path: Path) -> None:
+    listed = python(site / "bin" / "wanconv", "recipes", "--json", cwd=tmp_path, PYTHONPATH=str(site))
+    json.loads(listed)
