@@ -131,7 +131,8 @@ class Spelling:
 
     `parts` of `of` equal row blocks of the named tensor hold the role (fused qkv: part 0 of 3 is q); `transposed` says
     that the two axes are swapped there; `shape` overrides the role's shape where a scheme adds axes of length one.
-    `aliases` are further names under which the same tensor may stand once more (tied weights).
+    `aliases` are further names under which the same tensor may stand, instead or once more (tied weights). Files of the
+    scheme may lack an `optional` tensor.
     """
 
     name: str
@@ -140,13 +141,15 @@ class Spelling:
     transposed: bool = False
     shape: tuple[int | str, ...] | None = None
     aliases: tuple[str, ...] = ()
+    optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Role:
-    """One row of a vocabulary. `{x}` in a name counts from 0; dimensions are numbers, letters (`d`) or multiples (`6*d`).
+    """One row of a vocabulary: its `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
 
-    A scheme that maps to None has no home for the role (CLIP's text half in diffusers).
+    Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None has no home
+    for the role (CLIP's text half in diffusers).
     """
 
     name: str
@@ -155,14 +158,22 @@ class Role:
     spellings: Mapping[Scheme, Spelling | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Architecture:
-    """The vocabulary of one network; `source` is where its table was read (repository file), `tiny` sizes for tests."""
+    """The vocabulary of one network in every naming scheme that exists for it.
+
+    `source` is where its table was read; `full` are the (largest) released sizes, `tiny` sizes for tests: symbols and
+    counts, plus `heads` where the shapes do not show it. `config` says which of them a scheme's config.json states, as
+    (key or product of keys, size).
+    """
 
     name: str
     roles: tuple[Role, ...]
     source: str
+    full: Mapping[str, int]
     tiny: Mapping[str, int]
+    config: Mapping[Scheme, tuple[tuple[str, int | str], ...]]
+    schemes: tuple[Scheme, ...] = ("official", "hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +182,12 @@ class Release:
 
     name: str
     dims: Mapping[str, int]
-    heads: int
     fingerprint: str
     repository: str
+
+    @property
+    def heads(self) -> int:
+        return self.dims["heads"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,234 @@
+"""Which architecture and naming scheme a file's tensors are: an exact cover of names and shapes, or the differences.
+
+A name is split at its dots and looked up whole; a segment that is a number is also tried as a placeholder.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+from wanconv.families.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
+from wanconv.families.releases import ARCHITECTURES
+from wanconv.tensors import Architecture, ModelTensor, Piece, Role, Scheme, Shape, Spelling, TensorRef
+
+_HOLE = "#"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One spelling of one role: `key` is its name with `#` for the number, `letter` what the number counts."""
+
+    key: str
+    letter: str | None
+    role: Role
+    spelling: Spelling
+    alias: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    architecture: Architecture
+    scheme: Scheme
+    entries: tuple[_Entry, ...]
+    keys: frozenset[str]
+    letters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrongShape:
+    name: str
+    found: Shape
+    expected: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well a file fits one architecture in one scheme: `found` maps (role, number) to where it stands on disk."""
+
+    architecture: Architecture
+    scheme: Scheme
+    dims: Mapping[str, int]
+    found: Mapping[tuple[Role, int | None], tuple[TensorRef, Spelling]]
+    tied: tuple[tuple[TensorRef, str], ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    wrong: tuple[WrongShape, ...]
+
+    @property
+    def differences(self) -> int:
+        return len(self.missing) + len(self.extra) + len(self.wrong)
+
+
+def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
+    """Returns every fit that names at least one of the tensors, the nearest first; an exact one has no differences."""
+    groups = _group(tensors)
+    candidates = [table for table in _tables() if not table.keys.isdisjoint(groups)]
+    whole = [table for table in candidates if _covered(table, groups) == len(tensors)]
+    exact = [fit for fit in (_fit(table, tensors, groups) for table in whole) if not fit.differences]
+    if exact:
+        return exact
+    return sorted((_fit(table, tensors, groups) for table in candidates), key=lambda fit: fit.differences)
+
+
+def model_tensors(fit: Fit, component: str) -> dict[str, ModelTensor]:
+    """Returns the canonical tensors of an exact fit, by full name, in the table's order."""
+    tensors = {}
+    for (role, index), (ref, spelling) in fit.found.items():
+        name = f"{component}/{fill(role.name, index)}"
+        shape = shape_of(role.shape, fit.dims)
+        count = prod(shape) // len(spelling.parts)
+        pieces = tuple(Piece(ref, part * count, count) for part in spelling.parts)
+        tensors[name] = ModelTensor(name, role, block_of(role, index), shape, pieces, spelling.transposed)
+    return tensors
+
+
+@cache
+def _tables() -> tuple[_Table, ...]:
+    return tuple(_table(architecture, scheme) for architecture in ARCHITECTURES for scheme in architecture.schemes)
+
+
+@cache
+def _known_keys() -> frozenset[str]:
+    return frozenset[str]().union(*(table.keys for table in _tables()))
+
+
+def _table(architecture: Architecture, scheme: Scheme) -> _Table:
+    entries = tuple(
+        _Entry(fill(name, None if letter is None else _HOLE), letter, role, spelling, name != spelling.name)
+        for role in architecture.roles
+        if (spelling := role.spellings.get(scheme)) is not None
+        for name in (spelling.name, *spelling.aliases)
+        for letter in (letter_of(name),)
+    )
+    letters = tuple(dict.fromkeys(entry.letter for entry in entries if entry.letter is not None))
+    return _Table(architecture, scheme, entries, frozenset(entry.key for entry in entries), letters)
+
+
+def _group(tensors: Mapping[str, TensorRef]) -> dict[str, dict[int | None, TensorRef]]:
+    """Returns key -> number -> tensor, for every key of any table that a name can be read as."""
+    known = _known_keys()
+    groups: dict[str, dict[int | None, TensorRef]] = {}
+    for name, ref in tensors.items():
+        if name in known:
+            groups.setdefault(name, {})[None] = ref
+        segments = name.split(".")
+        for position, segment in enumerate(segments):
+            number = _number(segment)
+            if number is None:
+                continue
+            key = ".".join((*segments[:position], _HOLE, *segments[position + 1 :]))
+            if key in known:
+                groups.setdefault(key, {})[number] = ref
+    return groups
+
+
+def _number(segment: str) -> int | None:
+    """Returns a block number as the clients write it: ASCII digits, no leading zero."""
+    if not (segment.isascii() and segment.isdigit()) or len(segment) > 6:
+        return None
+    return int(segment) if segment == str(int(segment)) else None
+
+
+def _covered(table: _Table, groups: Mapping[str, Mapping[int | None, TensorRef]]) -> int:
+    return sum(len(groups[key]) for key in table.keys if key in groups)
+
+
+def _fit(
+    table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, Mapping[int | None, TensorRef]]
+) -> Fit:
+    counts = {letter: _count(table, letter, groups) for letter in table.letters}
+    found: dict[tuple[Role, int | None], tuple[TensorRef, Spelling]] = {}
+    tied: list[tuple[TensorRef, str]] = []
+    missing: list[str] = []
+    for entry, index in _numbered(table, counts):
+        ref = groups.get(entry.key, {}).get(index)
+        if ref is None:
+            continue
+        if (entry.role, index) in found:
+            tied.append((ref, fill(entry.role.name, index)))
+        else:
+            found[entry.role, index] = (ref, entry.spelling)
+    for entry, index in _numbered(table, counts):
+        if not entry.alias and not entry.spelling.optional and (entry.role, index) not in found:
+            missing.append(fill(entry.spelling.name, index))
+    used = {ref.name for ref, _ in found.values()} | {ref.name for ref, _ in tied}
+    sizes, wrong = _unify(found, tied)
+    return Fit(
+        architecture=table.architecture,
+        scheme=table.scheme,
+        dims=counts | sizes,
+        found=found,
+        tied=tuple(tied),
+        missing=tuple(dict.fromkeys(missing)),
+        extra=tuple(name for name in tensors if name not in used),
+        wrong=wrong,
+    )
+
+
+def _numbered(table: _Table, counts: Mapping[str, int]) -> Iterator[tuple[_Entry, int | None]]:
+    for entry in table.entries:
+        for index in range(counts[entry.letter]) if entry.letter else (None,):
+            yield entry, index
+
+
+def _count(table: _Table, letter: str, groups: Mapping[str, Mapping[int | None, TensorRef]]) -> int:
+    """Returns how many blocks a file means to hold: up to the last number that at least half of the rows have."""
+    keys = {entry.key for entry in table.entries if entry.letter == letter and not entry.spelling.optional}
+    votes = Counter(number for key in keys for number in groups.get(key, ()) if number is not None)
+    rows = len({entry.role for entry in table.entries if entry.letter == letter})
+    # contiguous from 0: a file cannot mean more blocks than it has numbered tensors
+    limit = max((len(groups.get(key, ())) for key in keys), default=0) + 1
+    held = [number for number, count in votes.items() if 2 * count >= min(rows, len(keys)) and number <= limit]
+    return max(held, default=0) + 1
+
+
+def _unify(
+    found: Mapping[tuple[Role, int | None], tuple[TensorRef, Spelling]], tied: Sequence[tuple[TensorRef, str]]
+) -> tuple[dict[str, int], tuple[WrongShape, ...]]:
+    """Returns the size of every symbol (what most shapes say) and the tensors whose shape disagrees."""
+    votes: dict[str, Counter[int]] = {}
+    for (role, _), (ref, spelling) in found.items():
+        for symbol, size in _solve(role, spelling, ref.shape):
+            votes.setdefault(symbol, Counter())[size] += 1
+    sizes = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
+    wrong: dict[str, WrongShape] = {}
+    expected_shapes: dict[tuple[Role, str], Shape | None] = {}
+    for (role, _), (ref, spelling) in found.items():
+        key = (role, spelling.name)
+        if key not in expected_shapes:
+            expected_shapes[key] = _expected(role, spelling, sizes)
+        expected = expected_shapes[key]
+        if ref.shape != expected:
+            wrong[ref.name] = WrongShape(ref.name, ref.shape, role.shape if expected is None else expected)
+    originals = {fill(role.name, index): ref for (role, index), (ref, _) in found.items()}
+    for ref, name in tied:
+        if ref.shape != originals[name].shape:
+            wrong[ref.name] = WrongShape(ref.name, ref.shape, originals[name].shape)
+    return sizes, tuple(wrong.values())
+
+
+def _expected(role: Role, spelling: Spelling, sizes: Mapping[str, int]) -> Shape | None:
+    """Returns the shape on disk; None where no shape told one of its sizes."""
+    try:
+        return shape_on_disk(role, spelling, sizes)
+    except KeyError:
+        return None
+
+
+def _solve(role: Role, spelling: Spelling, shape: Shape) -> Iterator[tuple[str, int]]:
+    """Yields what one tensor's shape says about the symbols in its row."""
+    pattern = role.shape if spelling.shape is None else spelling.shape
+    if spelling.transposed:
+        pattern = pattern[::-1]
+    if len(pattern) != len(shape):
+        return
+    for axis, (size, length) in enumerate(zip(pattern, shape, strict=True)):
+        if isinstance(size, int):
+            continue
+        factor, symbol, divisor = parse_size(size)
+        if axis == 0:  # fused: (3 * d, ...)
+            factor, divisor = factor * spelling.of, divisor * len(spelling.parts)
+        if length * divisor % factor == 0:
+            yield symbol, length * divisor // factor

@@ -1,0 +1,45 @@
+"""How a table row becomes roles: a module is written once, its weight and bias follow."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from wanconv.tensors import Kind, Role, Scheme, Spelling
+
+Leaves = tuple[tuple[str, str], ...]
+Size = int | str
+Column = str | Spelling | None
+# kind of the weight, leaves, canonical name, shape of the weight, one column per scheme
+Row = tuple[Kind, Leaves, str, tuple[Size, ...], *tuple[Column, ...]]
+
+# (canonical leaf, leaf on disk)
+WHOLE: Leaves = (("", ""),)
+W: Leaves = (("weight", "weight"),)
+WB: Leaves = (("weight", "weight"), ("bias", "bias"))
+GAMMA: Leaves = (("weight", "gamma"),)
+
+SCHEMES: tuple[Scheme, ...] = ("official", "hub")
+
+
+def roles(table: Iterable[Row], schemes: tuple[Scheme, ...] = SCHEMES) -> tuple[Role, ...]:
+    """Returns the roles of a table whose columns are `schemes`."""
+    found = []
+    for kind, leaves, name, shape, *columns in table:
+        for leaf, on_disk in leaves:
+            spellings = {scheme: _spell(column, on_disk) for scheme, column in zip(schemes, columns, strict=True)}
+            if leaf == "bias":
+                found.append(Role(_join(name, leaf), "bias", shape[:1], spellings))
+            else:
+                found.append(Role(_join(name, leaf), kind, shape, spellings))
+    return tuple(found)
+
+
+def _spell(column: Column, leaf: str) -> Spelling | None:
+    if column is None:
+        return None
+    spelling = Spelling(column) if isinstance(column, str) else column
+    aliases = tuple(_join(alias, leaf) for alias in spelling.aliases)
+    return replace(spelling, name=_join(spelling.name, leaf), aliases=aliases)
+
+
+def _join(name: str, leaf: str) -> str:
+    return f"{name}.{leaf}" if leaf else name
