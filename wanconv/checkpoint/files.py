@@ -1,0 +1,166 @@
+"""What every reader here shares: opening a file that may be anything, naming what it is, the header it yields."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from wanconv.errors import InputError
+from wanconv.tensors import Shape, TensorRef
+
+MAX_TENSORS = 200_000
+_PEEK = 512
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+_AGAIN = "Download the file again."
+_RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
+# fmt: off
+_MAGIC = (  # first bytes → what the file is, what to do; the first match counts
+    (b"version https://git-lfs", "a git-LFS pointer", "Fetch the file itself: `git lfs pull`, or `wanconv download`."),
+    (b"PK\x03\x04",  "a zip archive (torch's .pth format)", "Name it .pth, or re-save the weights as safetensors."),
+    (b"PK\x05\x06",  "an empty zip archive",                _AGAIN),
+    (b"GGUF",        "a GGUF file",                         "Use the original weights, in safetensors or .pth."),
+    (b"\x1f\x8b",    "a gzip file",                         "Unpack it first: `gunzip`."),
+    (_LEGACY_TORCH,  "a torch file of before version 1.6",  _RE_SAVE),
+    (b"\x80\x02",    "a bare pickle",                       _RE_SAVE),
+    (b"\x80\x03",    "a bare pickle",                       _RE_SAVE),
+    (b"\x80\x04",    "a bare pickle",                       _RE_SAVE),
+    (b"\x80\x05",    "a bare pickle",                       _RE_SAVE),
+)
+# fmt: on
+_NODES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+
+
+class Entry(NamedTuple):
+    """A tensor of a file to be written; a plain tuple in this order does as well."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that a weight file says before its payload: tensors in the order of their bytes, the raw header's sha256."""
+
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, str]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    path: Path
+    descriptor: int
+    size: int
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Returns exactly `nbytes`; raises InputError where the file ends before."""
+        found = os.pread(self.descriptor, nbytes, offset)
+        if len(found) != nbytes:
+            raise InputError(f"{self.path} ends at byte {offset + len(found)}, inside its header", _AGAIN)
+        return found
+
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[OpenFile]:
+    """Opens a file, never a FIFO or a device (which could hang); an OSError in the block becomes an InputError."""
+    with explained(path):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise InputError(
+                f"{path} is {node_kind(mode)}, not a file", "Give the path of a weight file or model folder."
+            )
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield OpenFile(path, descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError in the block into an InputError about `path`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = "is a dangling link" if path.is_symlink() else "does not exist"
+        raise InputError(f"{path} {what}", "Check the path, or download what is missing.") from error
+    except OSError as error:
+        hint = "Check the permissions and the disk."
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", hint) from error
+
+
+def node_kind(mode: int) -> str:
+    return _NODES.get(stat.S_IFMT(mode), "a device")
+
+
+def what_is(file: OpenFile) -> tuple[str, str] | None:
+    """Returns what a file that is no weights seems to be and what to do about it; None where its bytes tell nothing."""
+    head = file.read(0, min(_PEEK, file.size))
+    if not head:
+        return "empty", _AGAIN
+    if not head.strip(b"\0"):
+        return "filled with zero bytes, as an unfinished download leaves it", _AGAIN
+    for magic, what, hint in _MAGIC:
+        if head.startswith(magic):
+            return what, hint
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:5].lower() in (b"<!doc", b"<html", b"<head", b"<?xml", b"<erro"):
+        return "a web page", "The server answered with a page: check the URL or the login, and download again."
+    if text[:1] in (b"{", b"[") and text.isascii():
+        return "JSON text, such as a server's error message", _AGAIN
+    if head.isascii() and not _UNPRINTABLE.search(head.decode("ascii").translate({9: None, 10: None, 13: None})):
+        return f"text ({head[:40].decode('ascii')!r})", _AGAIN
+    return None
+
+
+def check_name(name: str, path: Path) -> None:
+    """Raises InputError for a tensor name that no model has and that a log or a header cannot carry."""
+    if not name or name == "__metadata__" or _UNPRINTABLE.search(name):
+        raise InputError(f"{path} has a tensor named {name!r}", "No tensor may be called that; the file is damaged.")
+
+
+def printable(text: str) -> bool:
+    """True for text that UTF-8 can carry and that holds no control characters."""
+    return not _UNPRINTABLE.search(text)
+
+
+def strict_json(raw: bytes, what: str) -> object:
+    """Returns parsed JSON; raises InputError for what is no JSON and for duplicate keys, on which parsers disagree."""
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=_number)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}", _AGAIN) from error
+    except RecursionError as error:
+        raise InputError(f"{what} is no JSON that could be meant: it is nested too deeply", _AGAIN) from error
+    except ValueError as error:
+        raise InputError(f"{what} is not valid JSON: {error}", _AGAIN) from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add() is None
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return result
+
+
+def _number(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)  # as serde reads it: minus zero is no integer
+
+
+def combined(errors: Sequence[InputError], where: Path) -> InputError:
+    """Returns one error for all of them, the only one itself."""
+    if len(errors) == 1:
+        return errors[0]
+    details = [line for error in errors for line in (error.message, *(f"  {detail}" for detail in error.details))]
+    return InputError(f"{where}: {len(errors)} problems in its files", errors[0].hint, details)

@@ -1,0 +1,217 @@
+"""Opens a model folder, a weight file or an index as a Checkpoint: by headers, checking all, following nothing out."""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence, Set
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from wanconv.checkpoint import pth, safetensors
+from wanconv.checkpoint.files import Header, combined, explained, node_kind, printable, regular_file, what_is
+from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
+from wanconv.errors import InputError
+from wanconv.tensors import Checkpoint, Part, TensorRef
+
+PTH = (".pth", ".pt", ".bin", ".ckpt")
+WEIGHTS = (".safetensors", *PTH)
+INDEX = ".index.json"
+_READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
+_MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
+
+
+def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
+    """Returns what is at `path`: a folder with all below it, one weight file, or the shards that one index lists.
+
+    `exclude` are fnmatch globs on relative paths (`*` crosses slashes). Raises InputError for what cannot be trusted.
+    """
+    if not printable(str(path)):
+        raise InputError(f"{str(path)!r} holds characters that no path should have", "Rename the file or folder.")
+    with explained(path):
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    return _open_folder(path, exclude) if is_folder else _open_file(path)
+
+
+def read_header(path: Path) -> Header:
+    """Returns the header of a weight file, by its extension."""
+    return pth.read_header(path) if path.suffix in PTH else safetensors.read_header(path)
+
+
+def header_digest(path: Path) -> str:
+    """Returns the sha256 of a weight file's header: a cheap identity that any other name, shape or offset changes.
+
+    safetensors: of the length and the JSON; .pth: of data.pkl and the tensor table.
+    """
+    return read_header(path).digest
+
+
+def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
+    files, problems = _walk(root, exclude)
+    parts: list[Part] = []
+    listed: dict[str, str] = {}  # shard → its index
+    for path in (file for file in files if file.endswith(INDEX)):
+        try:
+            index = read_index(root / path, WEIGHTS)
+            shards = _beside(path, index.shards)
+            if again := next((shard for shard in shards if shard in listed), None):
+                raise InputError(f"{root / again} is listed by {listed[again]} and by {path}", "Remove one of the two.")
+            listed |= dict.fromkeys(shards, path)
+            parts.append(_sharded(root, path, index, set(files)))
+        except InputError as error:
+            problems.append(error)
+    rest = [file for file in files if file.endswith(WEIGHTS) and file not in listed]
+    leftover = [file for file in rest if _is_shard(file)]
+    if not problems:  # else they may well be those of a bad index
+        problems += _unlisted(root, leftover)
+    for file in (file for file in rest if file not in leftover):
+        try:
+            parts.append(_single(root, file))
+        except InputError as error:
+            problems.append(error)
+    sidecars = tuple(file for file in files if not file.endswith((INDEX, *WEIGHTS)))
+    problems += _pointers(root, sidecars)
+    if problems:
+        raise combined(problems, root)
+    if not parts:
+        raise InputError(f"{root} holds no weights", f"Give a folder with {_READABLE} in it.")
+    return Checkpoint(root, tuple(sorted(parts, key=lambda part: part.path)), sidecars)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    root, name = path.parent, path.name
+    if name.endswith(INDEX):
+        with explained(root):
+            present = {entry.name for entry in root.iterdir()}
+        part = _sharded(root, name, read_index(path, WEIGHTS), present)
+    elif not name.endswith(WEIGHTS):
+        with regular_file(path) as file:
+            known = what_is(file)
+        what = known[0] if known else "no weight file, by its name"
+        raise InputError(f"{path} is {what}", f"wanconv reads {_READABLE} and *{INDEX}.")
+    elif _is_shard(name):
+        raise InputError(f"{path} is one shard of several", f"Give the folder, or the *{INDEX} that lists the shards.")
+    else:
+        part = _single(root, name)
+    sidecars = ("config.json",) if os.path.lexists(root / "config.json") else ()
+    for sidecar in sidecars:
+        _check_file(root, sidecar)
+    if pointers := _pointers(root, sidecars):
+        raise combined(pointers, root)
+    return Checkpoint(root, (part,), sidecars)
+
+
+def _single(root: Path, file: str) -> Part:
+    header = read_header(root / file)
+    return Part(file, (file,), header.tensors, header.metadata)
+
+
+def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
+    """Returns the shards of an index as one Part; of their metadata, the first shard's value counts."""
+    files = _beside(path, index.shards)
+    tensors: dict[str, TensorRef] = {}
+    metadata: dict[str, str] = {}
+    problems = []
+    for file, promised in zip(files, index.shards.values(), strict=True):
+        try:
+            if file not in present:
+                raise InputError(f"{root / file} is missing: {path} lists it", "Download it, or do not exclude it.")
+            _check_file(root, file)
+            header = read_header(root / file)
+            check_shard(root / file, promised, header)
+            tensors |= header.tensors
+            metadata = {**header.metadata, **metadata}
+        except InputError as error:
+            problems.append(error)
+    if problems:
+        raise combined(problems, index.path)
+    check_total_size(index, tensors.values())
+    return Part(path, files, tensors, metadata)
+
+
+def _beside(path: str, names: Iterable[str]) -> tuple[str, ...]:
+    folder = os.path.dirname(path)
+    return tuple(f"{folder}/{name}" if folder else name for name in names)
+
+
+def _is_shard(path: str) -> bool:
+    match = _SHARD.fullmatch(path)
+    return match is not None and match["count"] != "00001"
+
+
+def _unlisted(root: Path, shards: Iterable[str]) -> list[InputError]:
+    groups: dict[str, list[str]] = {}
+    for path in shards:
+        groups.setdefault(_SHARD.sub(r"\g<stem>-*-of-\g<count>\g<extension>", path), []).append(path)
+    hint = f"Fetch the *{INDEX} that belongs to them, or remove or exclude what is left over."
+    return [
+        InputError(f"{root / pattern}: no index lists these shards ({len(found)} of them)", hint)
+        for pattern, found in groups.items()
+    ]
+
+
+def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputError]]:
+    """Returns the files below `root`, sorted, and what is wrong with others; hidden ones are not looked at."""
+    files: list[str] = []
+    problems: list[InputError] = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with explained(root / folder), os.scandir(root / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith(".") or any(fnmatchcase(path, pattern) for pattern in exclude):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                    continue
+                try:
+                    _check_file(root, path)
+                    files.append(path)
+                except InputError as error:
+                    problems.append(error)
+    return sorted(files), sorted(problems, key=lambda error: error.message)
+
+
+def _check_file(root: Path, path: str) -> None:
+    """Raises InputError unless `path` is a readable regular file that is not linked to from outside the checkpoint."""
+    if not printable(path):
+        raise InputError(f"{root} holds a file named {path!r}", "Rename it, or exclude it.")
+    where = root / path
+    with explained(where):
+        mode = where.stat().st_mode
+        if where.is_symlink():
+            if stat.S_ISDIR(mode):
+                raise InputError(f"{where} links to a folder; that is not followed", "Copy the folder, or exclude it.")
+            if not _is_own_link(root, where):
+                target = os.path.realpath(where)
+                raise InputError(
+                    f"{where} links to {target}, outside of the checkpoint", "Copy it there, or exclude it."
+                )
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{where} is {node_kind(mode)}, not a file", "Remove it, or exclude it.")
+        if not os.access(where, os.R_OK):
+            raise InputError(f"{where} cannot be read: permission denied", "Check the permissions.")
+
+
+def _is_own_link(root: Path, link: Path) -> bool:
+    """True for a link that stays below the root or goes to the blobs of the same Hugging Face cache entry.
+
+    The cache: models--o--n/snapshots/<revision>/… links to models--o--n/blobs/<digest>.
+    """
+    home, target = (Path(os.path.realpath(path, strict=True)) for path in (root, link))
+    if target.is_relative_to(home):
+        return True
+    blobs = [folder.parent.parent / "blobs" for folder in (home, *home.parents) if folder.parent.name == "snapshots"]
+    return target.parent in blobs
+
+
+def _pointers(root: Path, sidecars: Iterable[str]) -> list[InputError]:
+    """Returns an error for each git-LFS pointer among the sidecars: a tokenizer may be one, too."""
+    problems = []
+    for path in sidecars:
+        with regular_file(root / path) as file:
+            known = what_is(file) if file.size < _MAX_POINTER else None
+        if known and "git-LFS" in known[0]:
+            problems.append(InputError(f"{root / path} is {known[0]}", known[1]))
+    return problems
