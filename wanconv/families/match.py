@@ -135,13 +135,10 @@ def _covered(table: _Table, groups: Mapping[str, Mapping[int | None, TensorRef]]
     return sum(len(groups[key]) for key in table.keys if key in groups)
 
 
-def _fit(
-    table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, Mapping[int | None, TensorRef]]
-) -> Fit:
+def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, Mapping[int | None, TensorRef]]) -> Fit:
     counts = {letter: _count(table, letter, groups) for letter in table.letters}
     found: dict[tuple[Role, int | None], tuple[TensorRef, Spelling]] = {}
     tied: list[tuple[TensorRef, str]] = []
-    missing: list[str] = []
     for entry, index in _numbered(table, counts):
         ref = groups.get(entry.key, {}).get(index)
         if ref is None:
@@ -150,9 +147,11 @@ def _fit(
             tied.append((ref, fill(entry.role.name, index)))
         else:
             found[entry.role, index] = (ref, entry.spelling)
-    for entry, index in _numbered(table, counts):
-        if not entry.alias and not entry.spelling.optional and (entry.role, index) not in found:
-            missing.append(fill(entry.spelling.name, index))
+    missing = [
+        fill(entry.spelling.name, index)
+        for entry, index in _numbered(table, counts)
+        if (entry.role, index) not in found and not entry.alias and not entry.spelling.optional
+    ]
     used = {ref.name for ref, _ in found.values()} | {ref.name for ref, _ in tied}
     sizes, wrong = _unify(found, tied)
     return Fit(
@@ -188,24 +187,25 @@ def _unify(
     found: Mapping[tuple[Role, int | None], tuple[TensorRef, Spelling]], tied: Sequence[tuple[TensorRef, str]]
 ) -> tuple[dict[str, int], tuple[WrongShape, ...]]:
     """Returns the size of every symbol (what most shapes say) and the tensors whose shape disagrees."""
-    votes: dict[str, Counter[int]] = {}
+    alike: dict[tuple[Role, Shape], tuple[Spelling, list[TensorRef]]] = {}  # a role has one spelling in a scheme
     for (role, _), (ref, spelling) in found.items():
-        for symbol, size in _solve(role, spelling, ref.shape):
-            votes.setdefault(symbol, Counter())[size] += 1
+        alike.setdefault((role, ref.shape), (spelling, []))[1].append(ref)
+    votes: dict[str, Counter[int]] = {}
+    for (role, shape), (spelling, refs) in alike.items():
+        for symbol, size in _solve(role, spelling, shape):
+            votes.setdefault(symbol, Counter())[size] += len(refs)
     sizes = {symbol: counter.most_common(1)[0][0] for symbol, counter in votes.items()}
     wrong: dict[str, WrongShape] = {}
-    expected_shapes: dict[tuple[Role, str], Shape | None] = {}
-    for (role, _), (ref, spelling) in found.items():
-        key = (role, spelling.name)
-        if key not in expected_shapes:
-            expected_shapes[key] = _expected(role, spelling, sizes)
-        expected = expected_shapes[key]
-        if ref.shape != expected:
-            wrong[ref.name] = WrongShape(ref.name, ref.shape, role.shape if expected is None else expected)
-    originals = {fill(role.name, index): ref for (role, index), (ref, _) in found.items()}
-    for ref, name in tied:
-        if ref.shape != originals[name].shape:
-            wrong[ref.name] = WrongShape(ref.name, ref.shape, originals[name].shape)
+    for (role, shape), (spelling, refs) in alike.items():
+        expected = _expected(role, spelling, sizes)
+        if shape != expected:
+            pattern = role.shape if expected is None else expected
+            wrong.update((ref.name, WrongShape(ref.name, shape, pattern)) for ref in refs)
+    if tied:
+        originals = {fill(role.name, index): ref for (role, index), (ref, _) in found.items()}
+        for ref, name in tied:
+            if ref.shape != originals[name].shape:
+                wrong[ref.name] = WrongShape(ref.name, ref.shape, originals[name].shape)
     return sizes, tuple(wrong.values())
 
 

@@ -110,9 +110,7 @@ def expand(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) 
 def homeless(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> list[str]:
     """Returns the canonical names that a scheme has no home for (CLIP's text half in diffusers)."""
     return [
-        fill(role.name, index)
-        for role, index in numbered(architecture, dims)
-        if role.spellings.get(scheme) is None
+        fill(role.name, index) for role, index in numbered(architecture, dims) if role.spellings.get(scheme) is None
     ]
 
 

@@ -27,9 +27,7 @@ FAMILIES = (
         model_type="i2v",
         shift=5.0,
         releases=(
-            Release(
-                "wan2.1-i2v-14b", I2V_CLIP.full, "6bfcfb3b342cb286ce886889d519a77e", "Wan-AI/Wan2.1-I2V-14B-720P"
-            ),
+            Release("wan2.1-i2v-14b", I2V_CLIP.full, "6bfcfb3b342cb286ce886889d519a77e", "Wan-AI/Wan2.1-I2V-14B-720P"),
         ),
     ),
     Family(
@@ -38,9 +36,7 @@ FAMILIES = (
         model_type="flf2v",
         shift=16.0,
         releases=(
-            Release(
-                "wan2.1-flf2v-14b", FLF2V.full, "3ef3b1f8e1dab83d5b71fd7b617f859f", "Wan-AI/Wan2.1-FLF2V-14B-720P"
-            ),
+            Release("wan2.1-flf2v-14b", FLF2V.full, "3ef3b1f8e1dab83d5b71fd7b617f859f", "Wan-AI/Wan2.1-FLF2V-14B-720P"),
         ),
     ),
     Family(
@@ -48,9 +44,7 @@ FAMILIES = (
         components={"expert.high": T2V, "expert.low": T2V, "text_encoder": UMT5, "vae": VAE_2_1},
         model_type="t2v",
         shift=12.0,
-        releases=(
-            Release("wan2.2-t2v-a14b", T2V.full, "aafcfd9672c3a2456dc46e1cb6e52c70", "Wan-AI/Wan2.2-T2V-A14B"),
-        ),
+        releases=(Release("wan2.2-t2v-a14b", T2V.full, "aafcfd9672c3a2456dc46e1cb6e52c70", "Wan-AI/Wan2.2-T2V-A14B"),),
         boundary=0.875,
     ),
     Family(
@@ -58,9 +52,7 @@ FAMILIES = (
         components={"expert.high": I2V, "expert.low": I2V, "text_encoder": UMT5, "vae": VAE_2_1},
         model_type="i2v",
         shift=5.0,
-        releases=(
-            Release("wan2.2-i2v-a14b", I2V.full, "5b013604280dd715f8457c6ed6d6a626", "Wan-AI/Wan2.2-I2V-A14B"),
-        ),
+        releases=(Release("wan2.2-i2v-a14b", I2V.full, "5b013604280dd715f8457c6ed6d6a626", "Wan-AI/Wan2.2-I2V-A14B"),),
         boundary=0.9,
     ),
     Family(

@@ -1,0 +1,19 @@
+"""What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
+
+from wanconv.families.identify import identify
+from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
+from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
+
+__all__ = [
+    "ARCHITECTURES",
+    "DENOISERS",
+    "FAMILIES",
+    "Target",
+    "expand",
+    "fill",
+    "fingerprint",
+    "homeless",
+    "identify",
+    "targets",
+    "vocabulary",
+]
