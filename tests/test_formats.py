@@ -1,0 +1,50 @@
+"""The format table: what is stored how, and what it refuses, from headers alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wanconv.formats import FORMATS
+from wanconv.tensors import DTYPES
+
+INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float)
+CASTS = sorted(name for name, each in FORMATS.items() if each.storage)
+
+
+def test_the_format_table_is_imported_without_torch() -> None:
+    code = "import sys, wanconv.formats; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_format_is_found_by_its_own_name_and_stores_a_known_float_dtype() -> None:
+    for name, each in FORMATS.items():
+        assert each.name == name
+        assert each.storage is None or DTYPES[each.storage].is_float
+
+
+@pytest.mark.parametrize("source", sorted(DTYPES))
+def test_keep_stores_every_dtype_as_it_is(source: str) -> None:
+    assert FORMATS["keep"].refuses(source, "constant", (3,)) is None
+    assert FORMATS["keep"].stored(source) == source
+
+
+@pytest.mark.parametrize("name", CASTS)
+@pytest.mark.parametrize("source", INTEGERS)
+def test_a_cast_refuses_integers_and_booleans(name: str, source: str) -> None:
+    reason = f"{source} numbers are no weights: only keep stores them"
+    assert FORMATS[name].refuses(source, "constant", (3,)) == reason
+
+
+@pytest.mark.parametrize("name", CASTS)
+def test_a_cast_refuses_fp64(name: str) -> None:
+    assert FORMATS[name].refuses("fp64", "linear", (3, 3)) == (
+        "fp64 is only stored by keep: a cast of it would be rounded twice"
+    )
+
+
+@pytest.mark.parametrize("name", CASTS)
+@pytest.mark.parametrize("source", ["fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"])
+def test_a_cast_takes_every_other_float(name: str, source: str) -> None:
+    assert FORMATS[name].refuses(source, "norm", (3,)) is None
+    assert FORMATS[name].stored(source) == FORMATS[name].storage
