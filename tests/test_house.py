@@ -18,7 +18,7 @@ from wanconv import errors
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" not in path.parts)
 
-# A module imports lower floors only, never its own floor sideways, never up; inside one room (a package) imports are free.
+# A module imports lower floors only, never its own floor sideways, never up. Inside one room (a package) it is free.
 FLOORS = [
     ["tensors", "errors", "naming", "report", "metrics"],
     ["checkpoint", "formats", "families", "hubs", "engine"],

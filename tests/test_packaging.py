@@ -75,9 +75,9 @@ def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path
 
 
 def test_the_clone_and_the_wheel_find_the_same_recipes(site: Path, tmp_path: Path) -> None:
-    probe = "from importlib.resources import files as f; print(*sorted(p.name for p in (f('wanconv') / 'recipes').iterdir()))"
-    assert python("-c", probe, cwd=ROOT).split() == RECIPES
-    assert python("-c", probe, cwd=tmp_path, PYTHONPATH=str(site)).split() == RECIPES
+    probe = "from importlib.resources import files; print(*[p.name for p in (files('wanconv') / 'recipes').iterdir()])"
+    assert sorted(python("-c", probe, cwd=ROOT).split()) == RECIPES
+    assert sorted(python("-c", probe, cwd=tmp_path, PYTHONPATH=str(site)).split()) == RECIPES
 
 
 def test_the_installed_wheel_runs_outside_the_repository(site: Path, tmp_path: Path) -> None:
