@@ -1,0 +1,379 @@
+"""Writes weight files block by block on several threads: journaled, hashed on the way, synced, resumable.
+
+Every byte of an output file has its place before the first one is read: an `Image` is literals (headers) and payloads.
+The files' bytes are cut into blocks. A worker takes the next block, fills it, writes it at its offset (O_DIRECT where the
+file system has it, so that written bytes do not push the source out of the page cache) and notes its digest in the
+journal. Blocks are hashed in file order by whichever worker completes the run, so digests cost no second pass and memory
+stays at a few blocks. A block that an earlier run noted is read back and compared, never trusted.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xxhash
+
+from wanconv.errors import Interrupted, OutputError
+
+BLOCK_NBYTES = 8 << 20
+_ALIGNMENT = 4096
+
+Fill = Callable[[str, int, memoryview], None]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """`nbytes` at `offset` of an image that belong to the tensor `key`."""
+
+    key: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A weight file before its payload is known: `path` below the output folder, literals as (offset, bytes)."""
+
+    path: str
+    nbytes: int
+    literals: tuple[tuple[int, bytes], ...]
+    payloads: tuple[Payload, ...]
+
+    @property
+    def identity(self) -> str:
+        """Returns a digest of everything that decides where bytes go; blocks are reused only under the same one."""
+        table = [
+            self.path,
+            self.nbytes,
+            [[offset, literal.hex()] for offset, literal in self.literals],
+            [[payload.key, payload.offset, payload.nbytes] for payload in self.payloads],
+        ]
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The digests of one written file: sha256 of the file, xxh3-128 of each tensor's payload by key."""
+
+    path: str
+    nbytes: int
+    sha256: str
+    tensors: Mapping[str, str]
+
+
+def describe_output_error(error: OSError, path: Path) -> OutputError:
+    """Returns the OutputError that says why `path` could not be written."""
+    reason = error.strerror or str(error)
+    return OutputError(f"cannot write {path}: {reason}", "free space or choose another --out, then run the same command")
+
+
+class Journal:
+    """Digests of the blocks that were written, one JSON line each; a torn last line is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self._known: dict[tuple[str, int], str] = {}
+        if path.exists():
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    image, block, digest = json.loads(line)
+                except ValueError:
+                    continue
+                if digest is None:
+                    self._known = {key: value for key, value in self._known.items() if key[0] != image}
+                else:
+                    self._known[image, block] = digest
+        self._path = path
+        self._stream = path.open("ab", buffering=0)
+
+    def known(self, image: str, block: int) -> str | None:
+        return self._known.get((image, block))
+
+    def forget(self, image: str) -> None:
+        """Voids an image's blocks: after a failed fsync the page cache may hold bytes that the disk never got."""
+        self.note(image, 0, None)
+
+    def note(self, image: str, block: int, digest: str | None) -> None:
+        line = b"\n" + json.dumps([image, block, digest]).encode()
+        try:
+            self._stream.write(line)
+        except OSError as error:
+            raise describe_output_error(error, self._path) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _File:
+    """One output file: its descriptors, and its digests, which grow in file order."""
+
+    def __init__(self, folder: Path, image: Image, block_nbytes: int) -> None:
+        self.image, self.identity = image, image.identity
+        self.path = folder / image.path
+        self.block_nbytes = block_nbytes
+        self.blocks = max(1, -(-image.nbytes // block_nbytes))
+        self.sha256 = hashlib.sha256()
+        self.tensors: dict[str, str] = {}
+        self._payload_hash = xxhash.xxh3_128()
+        self._payload_index = 0
+        self._plain = self._direct = -1
+
+    def open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._plain = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._plain, self.image.nbytes)
+        except OSError as error:
+            raise describe_output_error(error, self.path) from error
+        try:
+            self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError:  # the file system has no O_DIRECT: the page cache serves
+            self._direct = -1
+
+    def span(self, block: int) -> tuple[int, int]:
+        start = block * self.block_nbytes
+        return start, min(start + self.block_nbytes, self.image.nbytes)
+
+    def write(self, start: int, view: memoryview) -> None:
+        """Writes `view` at `start`; aligned runs bypass the page cache, an unaligned tail does not."""
+        direct = len(view) // _ALIGNMENT * _ALIGNMENT if self._direct >= 0 else 0
+        try:
+            _pwrite_all(self._direct, view[:direct], start)
+            _pwrite_all(self._plain, view[direct:], start + direct)
+        except OSError as error:
+            raise describe_output_error(error, self.path) from error
+
+    def read(self, start: int, view: memoryview) -> bool:
+        """Reads back what an earlier run wrote; False where it is not all there."""
+        try:
+            return os.preadv(self._plain, [view], start) == len(view)
+        except OSError:
+            return False
+
+    def hash(self, start: int, view: memoryview) -> None:
+        """Takes the next bytes of the file, in order."""
+        self.sha256.update(view)
+        end = start + len(view)
+        payloads = self.image.payloads
+        while self._payload_index < len(payloads):
+            payload = payloads[self._payload_index]
+            first, last = max(start, payload.offset), min(end, payload.offset + payload.nbytes)
+            if first < last:
+                self._payload_hash.update(view[first - start : last - start])
+            if payload.offset + payload.nbytes > end:
+                return
+            self.tensors[payload.key] = self._payload_hash.hexdigest()
+            self._payload_hash = xxhash.xxh3_128()
+            self._payload_index += 1
+
+    def finish(self, journal: Journal) -> Written:
+        try:
+            os.fsync(self._plain)
+        except OSError as error:
+            journal.forget(self.identity)
+            raise describe_output_error(error, self.path) from error
+        return Written(self.image.path, self.image.nbytes, self.sha256.hexdigest(), self.tensors)
+
+    def close(self) -> None:
+        for descriptor in (self._plain, self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._plain = self._direct = -1
+
+
+def _pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
+    while len(view):
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+@dataclass
+class _State:
+    """What the workers share, under one lock."""
+
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    next_ticket: int = 0
+    next_hashed: int = 0
+    hashing: bool = False
+    ready: dict[int, tuple[mmap.mmap, int]] = field(default_factory=dict)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    stopped: bool = False
+    written: list[Written] = field(default_factory=list)
+
+
+class _Writer:
+    def __init__(self, files: Sequence[_File], fill: Fill, journal: Journal, progress: Progress, jobs: int) -> None:
+        self._files, self._fill, self._journal, self._progress = files, fill, journal, progress
+        self._tickets = [(file, block) for file in files for block in range(file.blocks)]
+        self._state = _State()
+        self._jobs = jobs
+        self._window = 2 * jobs
+        self._buffers = [mmap.mmap(-1, files[0].block_nbytes) for _ in range(self._window)] if files else []
+
+    def run(self) -> list[Written]:
+        try:
+            for file in self._files:
+                file.open()
+            return self._run()
+        finally:
+            for file in self._files:
+                file.close()
+
+    def _run(self) -> list[Written]:
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+        except KeyboardInterrupt:
+            with self._state.lock:
+                self._state.stopped = True
+                self._state.lock.notify_all()
+            for thread in threads:
+                thread.join()
+            raise Interrupted("stopped; what is written stays", "run the same command to go on") from None
+        if self._state.errors:
+            raise self._state.errors[min(self._state.errors)]
+        return self._state.written
+
+    def _work(self) -> None:
+        state = self._state
+        while True:
+            with state.lock:
+                while not state.stopped and state.next_ticket < len(self._tickets) and not self._buffers:
+                    state.lock.wait()
+                if state.stopped or state.next_ticket >= len(self._tickets):
+                    return
+                ticket, buffer = state.next_ticket, self._buffers.pop()
+                state.next_ticket += 1
+            try:
+                nbytes = self._produce(*self._tickets[ticket], buffer)
+                with state.lock:
+                    state.ready[ticket] = (buffer, nbytes)
+                self._hash_ready()
+            except BaseException as error:
+                with state.lock:
+                    state.errors[ticket] = error
+                    state.stopped = True
+                    state.lock.notify_all()
+                return
+
+    def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> int:
+        """Brings one block to the buffer and to disk: read back where the journal's digest holds, else made anew."""
+        start, end = file.span(block)
+        view = memoryview(buffer)[: end - start]
+        known = self._journal.known(file.identity, block)
+        if known is not None and file.read(start, view) and xxhash.xxh3_128_hexdigest(view) == known:
+            return end - start
+        self._fill_block(file.image, start, view)
+        file.write(start, view)
+        self._journal.note(file.identity, block, xxhash.xxh3_128_hexdigest(view))
+        return end - start
+
+    def _fill_block(self, image: Image, start: int, view: memoryview) -> None:
+        """Fills the bytes of an image from `start` on: literals as they are, payloads by the caller's `fill`."""
+        end = start + len(view)
+        first = bisect_right(image.literals, start, key=lambda literal: literal[0] + len(literal[1]))
+        for offset, literal in image.literals[first:]:
+            if offset >= end:
+                break
+            low, high = max(start, offset), min(end, offset + len(literal))
+            view[low - start : high - start] = literal[low - offset : high - offset]
+        first = bisect_right(image.payloads, start, key=lambda payload: payload.offset + payload.nbytes)
+        for payload in image.payloads[first:]:
+            if payload.offset >= end:
+                break
+            low, high = max(start, payload.offset), min(end, payload.offset + payload.nbytes)
+            self._fill(payload.key, low - payload.offset, view[low - start : high - start])
+
+    def _hash_ready(self) -> None:
+        """Hashes every block that is next in order; one worker at a time, the others go on converting."""
+        state = self._state
+        while True:
+            with state.lock:
+                if state.hashing or state.next_hashed not in state.ready:
+                    return
+                state.hashing = True
+                buffer, nbytes = state.ready.pop(state.next_hashed)
+            file, block = self._tickets[state.next_hashed]
+            with memoryview(buffer) as whole, whole[:nbytes] as view:
+                file.hash(file.span(block)[0], view)
+            done = file.finish(self._journal) if block == file.blocks - 1 else None
+            if done is not None:
+                file.close()
+            with state.lock:
+                if done is not None:
+                    state.written.append(done)
+                state.hashing = False
+                state.next_hashed += 1
+                self._buffers.append(buffer)
+                state.lock.notify_all()
+            self._progress(nbytes)
+
+
+def write_images(
+    folder: Path,
+    images: Sequence[Image],
+    fill: Fill,
+    journal: Journal,
+    progress: Progress = lambda nbytes: None,
+    jobs: int = 2,
+    block_nbytes: int = BLOCK_NBYTES,
+) -> list[Written]:
+    """Writes `images` below `folder` and returns their digests, in order.
+
+    `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`; it runs on `jobs` threads.
+    `progress` is told the bytes that are done. Raises what `fill` raises (of several, the first in file order),
+    OutputError where a file cannot be written, Interrupted on Ctrl-C.
+    """
+    assert block_nbytes % _ALIGNMENT == 0
+    return _Writer([_File(folder, image, block_nbytes) for image in images], fill, journal, progress, jobs).run()
+
+
+def write_file(path: Path, content: bytes) -> Written:
+    """Writes a small file, synced."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            _pwrite_all(descriptor, memoryview(content), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise describe_output_error(error, path) from error
+    return Written(path.name, len(content), hashlib.sha256(content).hexdigest(), {})
+
+
+def sync_folders(root: Path) -> None:
+    """Syncs the directory entries of `root` and everything below it."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        _sync_folder(Path(folder))
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise describe_output_error(error, folder) from error
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Makes `folder` appear as `target`, at once: one rename, synced."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        raise describe_output_error(error, target) from error
+    _sync_folder(target.parent)

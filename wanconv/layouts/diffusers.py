@@ -1,0 +1,222 @@
+"""The layout of diffusers pipelines: one folder per component, model_index.json above them."""
+
+from wanconv.layouts.sizes import channels, heads
+from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.tensors import Component, Model
+
+_VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio
+
+# Latent statistics of the Wan 2.2 VAE, per channel: Wan-Video/Wan2.2 wan/modules/vae2_2.py. Those of 2.1 are the
+# defaults of diffusers' AutoencoderKLWan.
+# fmt: off
+_VAE22_MEAN = (
+    -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+    0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+    -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+    -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+)
+_VAE22_STD = (
+    0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+    0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+    0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+    0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+)
+# fmt: on
+
+_LIBRARIES = {
+    "transformer": ("diffusers", "WanTransformer3DModel"),
+    "transformer_2": ("diffusers", "WanTransformer3DModel"),
+    "text_encoder": ("transformers", "UMT5EncoderModel"),
+    "tokenizer": ("transformers", "T5TokenizerFast"),
+    "vae": ("diffusers", "AutoencoderKLWan"),
+    "scheduler": ("diffusers", "UniPCMultistepScheduler"),
+    "image_encoder": ("transformers", "CLIPVisionModel"),
+    "image_processor": ("transformers", "CLIPImageProcessor"),
+}
+
+
+def _transformer(model: Model, component: Component) -> Json:
+    dims, count, (channels_in, channels_out) = component.dims, heads(model, component), channels(component)
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "_diffusers_version": _VERSION,
+        "added_kv_proj_dim": dims["d"] if "image" in dims else None,
+        "attention_head_dim": dims["d"] // count,
+        "cross_attn_norm": True,
+        "eps": 1e-06,
+        "ffn_dim": dims["ffn"],
+        "freq_dim": dims["freq"],
+        "image_dim": dims.get("image"),
+        "in_channels": channels_in,
+        "num_attention_heads": count,
+        "num_layers": dims["n"],
+        "out_channels": channels_out,
+        "patch_size": [1, 2, 2],
+        "pos_embed_seq_len": 514 if component.architecture.name == "wan-flf2v" else None,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+        "text_dim": dims["text"],
+    }
+
+
+def _vae(component: Component) -> Json:
+    if component.architecture.name == "wan-vae-2.1":
+        return {"_class_name": "AutoencoderKLWan", "_diffusers_version": _VERSION, "base_dim": component.dims["c"]}
+    return {
+        "_class_name": "AutoencoderKLWan",
+        "_diffusers_version": _VERSION,
+        "base_dim": component.dims["c"],
+        "decoder_base_dim": component.dims["g"],
+        "z_dim": 48,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "is_residual": True,
+        "temperal_downsample": [False, True, True],  # sic
+        "scale_factor_spatial": 16,
+        "scale_factor_temporal": 4,
+        "latents_mean": list(_VAE22_MEAN),
+        "latents_std": list(_VAE22_STD),
+    }
+
+
+def _text_encoder(component: Component) -> Json:
+    dims = component.dims
+    return {
+        "architectures": ["UMT5EncoderModel"],
+        "model_type": "umt5",
+        "d_model": dims["d"],
+        "d_kv": dims["attn"] // dims["heads"],
+        "d_ff": dims["ffn"],
+        "num_heads": dims["heads"],
+        "num_layers": dims["n"],
+        "vocab_size": dims["vocab"],
+        "relative_attention_num_buckets": dims["buckets"],
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-06,
+        "dropout_rate": 0.1,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def _image_encoder(component: Component) -> Json:
+    dims = component.dims
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": dims["d"],
+        "intermediate_size": dims["ffn"],
+        "num_hidden_layers": dims["n"],
+        "num_attention_heads": dims.get("heads", 16),  # of ViT-H/14; the official file does not say
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-05,
+        "projection_dim": 1024,
+    }
+
+
+def _scheduler(model: Model) -> Json:
+    return {
+        "_class_name": "UniPCMultistepScheduler",
+        "_diffusers_version": _VERSION,
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": model.family.shift,
+        "solver_order": 2,
+        "solver_type": "bh2",
+    }
+
+
+# CLIP's own statistics: transformers' CLIPImageProcessor defaults, written out so that the folder says what it needs.
+_IMAGE_PROCESSOR: Json = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "crop_size": {"height": 224, "width": 224},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 224},
+}
+
+
+def _documents(model: Model) -> dict[str, Json]:
+    documents: dict[str, Json] = {}
+    for name, component in model.components.items():
+        config = {
+            "dit": lambda one: _transformer(model, one),
+            "expert.high": lambda one: _transformer(model, one),
+            "expert.low": lambda one: _transformer(model, one),
+            "text_encoder": _text_encoder,
+            "vae": _vae,
+            "image_encoder": _image_encoder,
+        }[name](component)
+        documents[DIFFUSERS.places[name].prefix + "config.json"] = config
+    documents["scheduler/scheduler_config.json"] = _scheduler(model)
+    if "image_encoder" in model.components:
+        documents["image_processor/preprocessor_config.json"] = _IMAGE_PROCESSOR
+    documents["model_index.json"] = _model_index(model, {path.split("/")[0] for path in documents})
+    return documents
+
+
+def _model_index(model: Model, folders: set[str]) -> Json:
+    """Names every component of the pipeline; what the source lacks is null, so that the rest still loads."""
+    image_conditioned = model.family.model_type in ("i2v", "flf2v")
+    wanted = ["scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
+    wanted += ["image_encoder", "image_processor"] if image_conditioned else []
+    if any(path.startswith(f"{folder}/") for folder in _TOKENIZERS for path in model.checkpoint.sidecars):
+        folders = folders | {"tokenizer"}
+    return {
+        "_class_name": "WanImageToVideoPipeline" if image_conditioned else "WanPipeline",
+        "_diffusers_version": _VERSION,
+        **{name: list(_LIBRARIES[name]) if name in folders else [None, None] for name in sorted(wanted)},
+        "boundary_ratio": model.family.boundary,
+        "expand_timesteps": model.family.model_type == "ti2v",
+    }
+
+
+_TOKENIZERS = ("tokenizer", "google/umt5-xxl")  # where a source of either layout keeps UMT5's tokenizer
+
+_KEPT_FP32 = "diffusers computes it in fp32 and would widen a narrower file: the source's precision is kept for it"
+
+DIFFUSERS = Layout(
+    name="diffusers",
+    summary="diffusers pipelines: from_pretrained on the folder",
+    scheme="hub",
+    loader="diffusers 0.42.1 pipelines/wan/pipeline_wan.py, models/transformers/transformer_wan.py",
+    places={
+        "dit": Place("transformer", "diffusion_pytorch_model"),
+        "expert.high": Place("transformer", "diffusion_pytorch_model"),
+        "expert.low": Place("transformer_2", "diffusion_pytorch_model"),
+        "text_encoder": Place("text_encoder", "model"),
+        "vae": Place("vae", "diffusion_pytorch_model"),
+        "image_encoder": Place("image_encoder", "model"),
+    },
+    folders={"tokenizer": "tokenizer"},
+    documents=_documents,
+    derived=("model_index.json", "*/config.json", "scheduler/*", "image_processor/*"),
+    shard_nbytes=5_000_000_000,
+    # transformer_wan.py: _keep_in_fp32_modules = rope, time_embedder, scale_shift_table, norm1, norm2, norm3
+    overrides=tuple(
+        Override(f"{{dit,expert.*}}/{match}", ("fp32",), "fp32", _KEPT_FP32, unless_exact=True)
+        for match in (
+            "time_embedding.**",
+            "**.modulation",
+            "blocks.*.cross_attn.norm_in.*",
+            "image_embedding.norm_*.*",
+        )
+    ),
+    coarse={
+        "fp8_e4m3fn": "diffusers widens plain fp8 to the compute dtype on load: it saves disk, not memory",
+        "fp8_e5m2": "diffusers widens plain fp8 to the compute dtype on load: it saves disk, not memory",
+    },
+    refused={"wan2.2-s2v-14b": "diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"},
+)

@@ -1,0 +1,69 @@
+"""The layout of the official Wan repositories, which DiffSynth and LightX2V read as well."""
+
+from wanconv.layouts.sizes import channels, heads
+from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.tensors import Model
+
+_DENOISERS = ("dit", "expert.high", "expert.low")
+
+
+def _documents(model: Model) -> dict[str, Json]:
+    documents: dict[str, Json] = {}
+    for name in _DENOISERS:
+        component = model.components.get(name)
+        if component is None or component.architecture.name == "wan-s2v":  # S2V's settings are not in its shapes
+            continue
+        dims, (channels_in, channels_out) = component.dims, channels(component)
+        documents[OFFICIAL.places[name].prefix + "config.json"] = {
+            "_class_name": "WanModel",
+            "_diffusers_version": "0.33.0",
+            "dim": dims["d"],
+            "eps": 1e-06,
+            "ffn_dim": dims["ffn"],
+            "freq_dim": dims["freq"],
+            "in_dim": channels_in,
+            "model_type": model.family.model_type,
+            "num_heads": heads(model, component),
+            "num_layers": dims["n"],
+            "out_dim": channels_out,
+            "text_len": 512,
+        }
+    return documents
+
+
+OFFICIAL = Layout(
+    name="official",
+    summary="the official Wan code; also DiffSynth and LightX2V",
+    scheme="official",
+    loader="Wan-Video/Wan2.2 wan/text2video.py, wan/modules/{model,t5,vae2_1,vae2_2}.py",
+    places={
+        "dit": Place("", "diffusion_pytorch_model"),
+        "expert.high": Place("high_noise_model", "diffusion_pytorch_model"),
+        "expert.low": Place("low_noise_model", "diffusion_pytorch_model"),
+        "text_encoder": Place("", "models_t5_umt5-xxl-enc-bf16", "pth"),
+        "vae:wan-vae-2.1": Place("", "Wan2.1_VAE", "pth"),
+        "vae:wan-vae-2.2": Place("", "Wan2.2_VAE", "pth"),
+        "image_encoder": Place("", "models_clip_open-clip-xlm-roberta-large-vit-huge-14", "pth"),
+        "audio_encoder": Place("wav2vec2-large-xlsr-53-english", "model"),
+    },
+    folders={
+        "tokenizer": "google/umt5-xxl",
+        "clip_tokenizer": "xlm-roberta-large",
+        "audio_processor": "wav2vec2-large-xlsr-53-english",
+    },
+    documents=_documents,
+    derived=("config.json", "high_noise_model/config.json", "low_noise_model/config.json"),
+    shard_nbytes=10_000_000_000,
+    overrides=(
+        Override(
+            "vae/**",
+            ("fp32",),
+            "fp32",
+            "the official code runs the VAE in its file's dtype under fp32 inputs: a narrower file stops it",
+        ),
+    ),
+    coarse={
+        "fp8_e4m3fn": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
+        "fp8_e5m2": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
+    },
+)

@@ -1,0 +1,28 @@
+"""Sizes that config files state and tensor shapes do not: channel counts and attention heads."""
+
+from wanconv.errors import Refused
+from wanconv.tensors import Component, Model
+
+_HEAD_DIM = 128  # of every released Wan denoiser: Wan-Video/Wan2.2 wan/configs
+
+
+def channels(component: Component) -> tuple[int, int]:
+    """Returns a denoiser's latent channels in and out (its head writes patches of 1 x 2 x 2)."""
+    patches = component.tensors[f"{component.name}/patch_embedding.weight"].shape
+    head = component.tensors[f"{component.name}/head.proj.weight"].shape
+    return patches[1], head[0] // 4
+
+
+def heads(model: Model, component: Component) -> int:
+    """Returns a denoiser's attention heads, from its config or its released size; head size 128 otherwise."""
+    if "heads" in component.dims:
+        return component.dims["heads"]
+    if model.release is not None:
+        return model.release.heads
+    width = component.dims["d"]
+    if width % _HEAD_DIM:
+        raise Refused(
+            f"{component.part.path} is {width} wide, and without its config.json nothing says how many attention heads it has",
+            "put the config.json of the checkpoint beside it",
+        )
+    return width // _HEAD_DIM

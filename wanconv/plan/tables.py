@@ -1,0 +1,68 @@
+"""A plan in numbers: bytes by component and by rule, and what loading the result will take."""
+
+from wanconv.checkpoint.writer import BLOCK_NBYTES
+from wanconv.plan.build import Plan, Step
+from wanconv.report import Table
+
+_INTERPRETER_NBYTES = 190 << 20  # anonymous memory of Python with torch imported, measured
+_SCRATCH_NBYTES = 12 << 20  # per worker: a run of source bytes and the caster's own
+
+
+def conversion_memory(jobs: int) -> int:
+    """Returns the anonymous memory that a conversion takes, in bytes: blocks in flight, whatever the model's size."""
+    return _INTERPRETER_NBYTES + jobs * (2 * BLOCK_NBYTES + _SCRATCH_NBYTES)
+
+
+def by_component(plan: Plan) -> Table:
+    """Bytes before and after, and what loading the result takes: whole (resident), or block by block (streamed).
+
+    Streamed is everything outside the blocks plus two blocks: one computes while the next one arrives.
+    """
+    rows = []
+    for component in plan.model.components.values():
+        steps = [step for step in plan.steps if step.tensor.name in component.tensors]
+        blocks: dict[int, int] = {}
+        outside = 0
+        for step in steps:
+            if step.tensor.block is None:
+                outside += step.nbytes
+            else:
+                blocks[step.tensor.block] = blocks.get(step.tensor.block, 0) + step.nbytes
+        after = sum(step.nbytes for step in steps)
+        streamed = min(after, outside + 2 * max(blocks.values(), default=0))
+        before = sum(tensor.nbytes for tensor in component.tensors.values())
+        rows.append((component.name, component.architecture.name, len(steps), before, after, after, streamed))
+    total = [sum(row[column] for row in rows) for column in range(2, 5)]
+    rows.append(("total", "", *total, "", ""))
+    columns = (
+        "component",
+        "architecture",
+        "tensors",
+        "before_nbytes",
+        "after_nbytes",
+        "resident_nbytes",
+        "streamed_nbytes",
+    )
+    return Table("components", columns, tuple(rows))
+
+
+def by_rule(plan: Plan) -> Table:
+    """Which rule took how many tensors, and the formats they are stored in."""
+    groups: dict[tuple[int, str, str], list[Step]] = {}
+    for step in plan.steps:
+        groups.setdefault((step.rule, step.format, step.tensor.dtype), []).append(step)
+    rows = []
+    for (rule, name, source), steps in sorted(groups.items(), key=lambda group: group[0]):
+        rows.append(
+            (
+                rule + 1,
+                str(plan.recipe.rules[rule]),
+                source,
+                name if name != "keep" else f"keep ({steps[0].dtype})",
+                len(steps),
+                sum(step.tensor.nbytes for step in steps),
+                sum(step.nbytes for step in steps),
+            )
+        )
+    columns = ("rule", "match", "from", "format", "tensors", "before_nbytes", "after_nbytes")
+    return Table("rules", columns, tuple(rows))

@@ -1,0 +1,199 @@
+"""Recipes: precision policy as data. A TOML file of rules; the first rule that matches a tensor decides its format."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import get_args
+
+from wanconv.errors import Refused, UsageError
+from wanconv.formats import FORMATS
+from wanconv.naming import check, matches, nearest
+from wanconv.tensors import Kind
+
+SCHEMA = 1
+_RECIPE_KEYS = ("schema", "summary", "families", "rule")
+_RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "fallback", "optional")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which tensors (`match`, `kinds`, `blocks`; empty means all) get which format; `fallback` replaces a refusal."""
+
+    match: str
+    format: str
+    kinds: tuple[Kind, ...] = ()
+    blocks: tuple[int, ...] = ()
+    scale: str = "none"
+    fallback: str | None = None
+    optional: bool = False
+
+    def takes(self, name: str, kind: Kind, block: int | None, block_count: int) -> bool:
+        if self.kinds and kind not in self.kinds:
+            return False
+        if self.blocks and (block is None or not {block, block - block_count} & set(self.blocks)):
+            return False
+        return matches(self.match, name)
+
+    def __str__(self) -> str:
+        filters = [*self.kinds, *(["blocks " + ",".join(map(str, self.blocks))] if self.blocks else [])]
+        return self.match + (f" ({'; '.join(filters)})" if filters else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`text` is the file as it was read: the manifest carries it."""
+
+    name: str
+    summary: str
+    families: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    text: str
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the recipes that ship with wanconv, sorted."""
+    folder = resources.files("wanconv") / "recipes"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load(name: str) -> Recipe:
+    """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError where it breaks the schema."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe {name} cannot be read: {error}", "check the path") from None
+        return parse(path.stem, text)
+    if name not in names():
+        guess = nearest(name, names())
+        raise UsageError(
+            f"there is no recipe {name!r}",
+            f"did you mean {guess}?" if guess else "wanconv recipes lists them; a file of your own ends in .toml",
+        )
+    return parse(name, (resources.files("wanconv") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def parse(name: str, text: str) -> Recipe:
+    """Returns the recipe that `text` holds, or raises UsageError with everything that is wrong in it."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name} is no TOML: {error}", "recipes/README.md shows the schema") from None
+    problems = _unknown(table, _RECIPE_KEYS, "the recipe")
+    if table.get("schema") != SCHEMA:
+        problems.append(f"schema must be {SCHEMA}, not {table.get('schema')!r}")
+    if not isinstance(table.get("summary"), str):
+        problems.append("summary must be one sentence")
+    families = table.get("families", ["**"])
+    if not _strings(families):
+        problems.append("families must be a list of globs")
+        families = []
+    tables = table.get("rule", [])
+    if not isinstance(tables, list) or not tables or not all(isinstance(rule, dict) for rule in tables):
+        problems.append("there must be at least one [[rule]]")
+        tables = []
+    rules = [_rule(position, rule, problems) for position, rule in enumerate(tables, 1)]
+    if problems:
+        raise UsageError(f"recipe {name} breaks the schema", "recipes/README.md shows it", problems)
+    return Recipe(name, table["summary"], tuple(families), tuple(rule for rule in rules if rule), text)
+
+
+def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Rule | None:
+    where = f"rule {position}"
+    found = _unknown(table, _RULE_KEYS, where)
+    match, kind, blocks = table.get("match"), table.get("kind", []), table.get("blocks", [])
+    scale, fallback, optional = table.get("scale", "none"), table.get("fallback"), table.get("optional", False)
+    if isinstance(match, str):
+        try:
+            check(match)
+        except ValueError as error:
+            found.append(f"{where}: match {match!r}: {error}")
+    else:
+        found.append(f"{where}: match must be a glob on canonical names")
+    kinds = [kind] if isinstance(kind, str) else kind
+    if not isinstance(kinds, list) or any(one not in get_args(Kind) for one in kinds):
+        found.append(f"{where}: kind must be of {', '.join(get_args(Kind))}")
+    if not isinstance(blocks, list) or any(type(block) is not int for block in blocks):
+        found.append(f"{where}: blocks must be a list of whole numbers")
+    for key, value in (("format", table.get("format")), ("fallback", fallback)):
+        if value not in FORMATS and not (key == "fallback" and value is None):
+            guess = nearest(str(value), FORMATS)
+            found.append(f"{where}: {key} must be of {', '.join(FORMATS)}" + (f" – {guess}?" if guess else ""))
+    target = FORMATS.get(str(table.get("format")))
+    if target is not None and scale not in target.scales:
+        found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {scale!r}")
+    if fallback is not None and fallback == table.get("format"):
+        found.append(f"{where}: the fallback is the format itself")
+    if not isinstance(optional, bool):
+        found.append(f"{where}: optional must be true or false")
+    problems += found
+    if found:
+        return None
+    return Rule(
+        match=str(match),
+        format=str(table["format"]),
+        kinds=tuple(kinds),  # type: ignore[arg-type]  # checked against get_args(Kind) above
+        blocks=tuple(blocks),  # type: ignore[arg-type]  # checked to be a list of int above
+        scale=str(scale),
+        fallback=None if fallback is None else str(fallback),
+        optional=bool(optional),
+    )
+
+
+def _unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> list[str]:
+    out = []
+    for key in table:
+        if key not in known:
+            guess = nearest(key, known)
+            out.append(f"{where}: unknown key {key!r}" + (f" – {guess}?" if guess else f"; known: {', '.join(known)}"))
+    return out
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def assign(recipe: Recipe, family: str, vocabulary: Sequence[tuple[str, Kind, int | None]]) -> Mapping[str, int]:
+    """Returns canonical name -> index of the rule that decides it.
+
+    `vocabulary` is (canonical name, kind, block number) of the whole family, whatever the source holds of it.
+
+    Raises Refused for a family that the recipe is not for, a name that no rule covers and a rule that decides nothing.
+    """
+    if not any(matches(glob, family) for glob in recipe.families):
+        raise Refused(
+            f"recipe {recipe.name} is for {', '.join(recipe.families)}, and this model is {family}",
+            "choose another recipe: wanconv recipes",
+        )
+    block_counts: dict[str, int] = {}
+    for name, _, block in vocabulary:
+        if block is not None:
+            component = name.partition("/")[0]
+            block_counts[component] = max(block_counts.get(component, 0), block + 1)
+    decided: dict[str, int] = {}
+    uncovered = []
+    for name, kind, block in vocabulary:
+        block_count = block_counts.get(name.partition("/")[0], 0)
+        for index, rule in enumerate(recipe.rules):
+            if rule.takes(name, kind, block, block_count):
+                decided[name] = index
+                break
+        else:
+            uncovered.append(name)
+    used = set(decided.values())
+    problems = [f"no rule covers {name}" for name in uncovered]
+    problems += [
+        f"rule {index + 1}, {rule}, decides nothing in {family}"
+        for index, rule in enumerate(recipe.rules)
+        if index not in used and not rule.optional
+    ]
+    if problems:
+        raise Refused(
+            f"recipe {recipe.name} does not fit {family}",
+            'end with a rule for "**"; mark a rule that may match nothing with optional = true',
+            problems,
+        )
+    return decided

@@ -1,0 +1,1 @@
+"""One module per verb: each takes plain options and returns a Report."""

@@ -1,0 +1,47 @@
+"""The model card of a converted folder: what it is, what it was made from, how to load it."""
+
+from wanconv.plan import Plan, by_component
+from wanconv.tensors import DTYPES
+
+_PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}
+
+
+def model_card(plan: Plan, base_model: str | None) -> bytes:
+    """Returns README.md. `base_model_relation` stands there only where numbers were narrowed: Hugging Face has no word
+    for a change of layout (its values are adapter, merge, quantized, finetune)."""
+    model = plan.model
+    base = base_model or (model.release.repository if model.release else None)
+    narrowed = any(not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
+    head = [
+        *([f"base_model: {base}"] if base else []),
+        *(["base_model_relation: quantized"] if base and narrowed else []),
+        *(["library_name: diffusers"] if plan.layout.name == "diffusers" else []),
+        *([f"pipeline_tag: {tag}"] if (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
+        "tags:",
+        "- wan",
+        "- wanconv",
+    ]
+    rows = []
+    for component in model.components.values():
+        formats = sorted({step.dtype for step in plan.steps if step.tensor.name in component.tensors})
+        rows.append(f"| {component.name} | {component.architecture.name} | {', '.join(formats)} |")
+    size = by_component(plan).rows[-1][4]
+    lines = [
+        "---",
+        *head,
+        "---",
+        "",
+        f"# {model.release.name if model.release else model.family.name}, {plan.recipe.name}, {plan.layout.name} layout",
+        "",
+        f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
+        f"{size} bytes of weights, written by wanconv" + (f" from {base}." if base else "."),
+        "",
+        "| component | network | stored as |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "`wanconv.json` lists the digest of every file, the recipe, and the format of every tensor;",
+        "`wanconv verify .` checks them, `wanconv verify . --against SOURCE` proves each element against its source.",
+        "",
+    ]
+    return "\n".join(lines).encode()

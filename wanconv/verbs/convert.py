@@ -1,0 +1,286 @@
+"""convert: run a plan, streamed and on several threads, into a folder that appears at once and whole."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from wanconv import __version__
+from wanconv.checkpoint import open_checkpoint
+from wanconv.checkpoint.writer import BLOCK_NBYTES, Written, write_file, write_images
+from wanconv.errors import InputError, NotFinite, OutputError, UsageError
+from wanconv.families import identify
+from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.naming import nearest
+from wanconv.plan import Plan, by_component, by_rule, conversion_memory, plan
+from wanconv.recipe import load
+from wanconv.report import Finding, Report
+from wanconv.tensors import Model
+from wanconv.verbs import manifest
+from wanconv.verbs.card import model_card
+from wanconv.verbs.mover import Mover, NeedsFallback
+from wanconv.verbs.workspace import Workspace, is_complete, open_workspace
+
+Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `convert` is asked for; None leaves the choice to the source."""
+
+    recipe: str
+    layout: str | None = None
+    out: Path | None = None
+    shard_nbytes: int | None = None
+    expert: Literal["high", "low"] | None = None
+    exclude: tuple[str, ...] = ()
+    base_model: str | None = None
+    hash_source: bool = False
+    force: bool = False
+    jobs: int = field(default_factory=lambda: max(2, min(4, os.cpu_count() or 2)))
+    block_nbytes: int = BLOCK_NBYTES
+
+
+def prepare(source: Path, options: Options) -> Plan:
+    """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
+    recipe = load(options.recipe)
+    if options.layout is not None and options.layout not in LAYOUTS:
+        guess = nearest(options.layout, LAYOUTS)
+        raise UsageError(
+            f"there is no layout {options.layout!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}"
+        )
+    model = identify(open_checkpoint(source, options.exclude), options.expert)
+    layout = LAYOUTS[options.layout] if options.layout else source_layout(model)
+    return plan(model, recipe, layout, options.shard_nbytes)
+
+
+def target_folder(source: Path, options: Options) -> Path:
+    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
+    if options.out is not None:
+        return Path(os.path.abspath(options.out))
+    resolved = source.resolve()
+    stem = resolved.stem if resolved.is_file() else resolved.name
+    return resolved.parent / f"{stem}-{Path(options.recipe).stem}"
+
+
+def preview(source: Path, options: Options) -> Report:
+    """Returns the plan as a report, with disk and memory; writes nothing."""
+    made = prepare(source, options)
+    out = target_folder(source, options)
+    _refuse_source(made.model, source, out)
+    findings = list(made.findings)
+    free = _free_nbytes(out)
+    if free < made.nbytes:
+        findings.append(
+            Finding("failure", str(out), f"{made.nbytes} bytes are needed and {free} are free", "free space, or another --out")
+        )
+    return Report(
+        "convert",
+        f"plan: {source} → {out}",
+        {
+            **_identity(made),
+            "disk_needed_nbytes": made.nbytes,
+            "disk_free_nbytes": free,
+            "conversion_memory_nbytes": conversion_memory(options.jobs),
+        },
+        (by_component(made), by_rule(made)),
+        findings,
+        exit_code=OutputError.exit_code if free < made.nbytes else 0,
+    )
+
+
+def convert(source: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+    """Writes the converted model and returns what was done; raises WanconvError, and then there is no OUT."""
+    made = prepare(source, options)
+    out = target_folder(source, options)
+    _refuse_source(made.model, source, out)
+    key = manifest.plan_key(made)
+    finished = _finished(out, key, options.force, progress)
+    if finished is not None:
+        return _report(made, out, [*finished, *made.findings], "was there already and is as it should be")
+    with open_workspace(out, _state_key(made, key, options), key, options.force) as workspace:
+        if not is_complete(workspace.folder, key):
+            _check_space(made, workspace.folder)
+            made = _write_all(made, key, workspace, options, progress)
+        replaced = workspace.finish(out)
+    findings = list(made.findings)
+    if replaced is not None:
+        findings.append(Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it"))
+    return _report(made, out, findings, "written")
+
+
+def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, progress: Progress) -> Plan:
+    """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values called for."""
+    folder = workspace.folder
+    made, written = _write_weights(made, workspace, options, progress)
+    files = {path: content for path, content in made.documents.items()}
+    files["README.md"] = model_card(made, options.base_model)
+    for path, copied in made.copies.items():
+        files[path] = _read_sidecar(copied)
+    written += [replace(write_file(folder / path, content), path=path) for path, content in files.items()]
+    recorded: manifest.Json = {
+        "shard_nbytes": options.shard_nbytes,
+        "base_model": options.base_model,
+        "expert": options.expert,
+        "exclude": list(options.exclude),
+    }
+    sources = _sources(made.model, options, progress)
+    write_file(folder / manifest.NAME, manifest.build(made, key, written, sources, recorded))
+    return made
+
+
+def _write_weights(
+    made: Plan, workspace: Workspace, options: Options, progress: Progress
+) -> tuple[Plan, list[Written]]:
+    """Writes every weight file. An overflow that a rule foresees ends the attempt: the plan is made again with the
+    fallbacks of every tensor that needs one, and what was written under the same header is kept."""
+    model, confirmed = made.model, False
+    while True:
+        made = plan(model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
+        with Mover(made) as mover, closing(workspace.journal()) as journal:
+            try:
+                if not confirmed:
+                    mover.confirm()
+                    confirmed = True
+                tell = _total(progress, "converting", sum(image.nbytes for image in made.images))
+                images = made.images
+                return made, write_images(
+                    workspace.folder, images, mover.fill, journal, tell, options.jobs, options.block_nbytes
+                )
+            except NeedsFallback:
+                workspace.remember(workspace.overflowing | mover.overflowing())
+            except (NotFinite, InputError):
+                workspace.discard()
+                raise
+
+
+def _read_sidecar(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
+
+
+def _sources(model: Model, options: Options, progress: Progress) -> list[manifest.Json]:
+    """Returns the source's files for the manifest; `--hash-source` reads them whole."""
+    if not options.hash_source:
+        return manifest.source_files(model.checkpoint)
+    root = model.checkpoint.root
+    paths = sorted({file for part in model.checkpoint.parts for file in part.files})
+    tell = _total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
+    found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
+    digests = {}
+    for path, digest in found.items():
+        if isinstance(digest, OSError):
+            raise InputError(f"{root / path} cannot be read: {digest.strerror}", "check the disk")
+        digests[path] = digest
+    return manifest.source_files(model.checkpoint, digests)
+
+
+def _free_nbytes(out: Path) -> int:
+    folder = out
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _check_space(made: Plan, folder: Path) -> None:
+    """Raises OutputError where the disk has less room than is still to be written."""
+    there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
+    needed, free = made.nbytes - there, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{folder.parent} has {free} bytes free, and {needed} are needed", "free space or choose another --out"
+        )
+
+
+def _identity(made: Plan) -> dict[str, object]:
+    model = made.model
+    return {
+        "family": model.family.name,
+        "release": model.release.name if model.release else "none: not a released size",
+        "recipe": f"{made.recipe.name}: {made.recipe.summary}",
+        "layout": f"{made.layout.name} (the source's is {source_layout(model).name})",
+    }
+
+
+def _report(made: Plan, out: Path, findings: list[Finding] | tuple[Finding, ...], outcome: str) -> Report:
+    figures = {**_identity(made), "out": str(out), "outcome": outcome, "written_nbytes": made.nbytes}
+    return Report("convert", f"{out.name}: {outcome}", figures, (by_component(made), by_rule(made)), tuple(findings))
+
+
+def _refuse_source(model: Model, source: Path, out: Path) -> None:
+    """Refuses an OUT that is the source, holds it or lies in it, by any path that leads there."""
+    root = source.resolve() if source.is_dir() else source.resolve().parent
+    target = out.resolve()
+    homes = {root, *((model.checkpoint.root / file).resolve().parent for part in model.checkpoint.parts for file in part.files)}
+    if source.is_file() and target != root and root not in target.parents[:-1]:
+        homes.discard(root)
+    for home in homes:
+        if target == home or home in target.parents and source.is_dir() or target in home.parents:
+            raise UsageError(f"{out} is, holds or lies in the source {source}", "choose an --out beside the source")
+
+
+def _finished(out: Path, key: str, force: bool, progress: Progress) -> list[Finding] | None:
+    """Returns None where OUT is still to be written, [] where it holds this very conversion, verified."""
+    if out.is_symlink():
+        raise UsageError(f"{out} is a link", "name the folder itself with --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    known = None
+    if out.is_dir():
+        try:
+            known = manifest.read(out)
+        except InputError:
+            known = None
+    if force:
+        return None
+    if known is None:
+        raise UsageError(f"{out} exists and wanconv did not write it", "choose another --out, or --force to replace it")
+    if known["plan"] != key:
+        raise UsageError(
+            f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')})",
+            "choose another --out, or --force to replace it",
+        )
+    failures = manifest.check_files(out, known, _counter(progress, "verifying", known))
+    if failures:
+        raise UsageError(
+            f"{out} holds this conversion, but damaged",
+            "--force writes it again",
+            [f"{failure.where}: {failure.message}" for failure in failures],
+        )
+    return []
+
+
+def _recipe_name(known: manifest.Json) -> object:
+    recipe = known.get("recipe")
+    return recipe.get("name") if isinstance(recipe, dict) else None
+
+
+def _counter(progress: Progress, what: str, known: manifest.Json) -> Callable[[int], None]:
+    files: list[dict[str, int]] = known["files"]  # type: ignore[assignment]  # manifest.read() has checked it
+    return _total(progress, what, sum(file["nbytes"] for file in files))
+
+
+def _total(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def tell(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(what, done, total)
+
+    return tell
+
+
+def _state_key(made: Plan, key: str, options: Options) -> str:
+    """Returns what a resumed run must share with the one it goes on from: the same source files, untouched."""
+    root = made.model.checkpoint.root
+    files = sorted({file for part in made.model.checkpoint.parts for file in part.files})
+    stats = [[file, (root / file).stat().st_size, (root / file).stat().st_mtime_ns] for file in files]
+    return hashlib.sha256(json.dumps([key, stats, options.block_nbytes, __version__]).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""inspect: what a file or folder is, from its headers."""
+
+from pathlib import Path
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.families import identify
+from wanconv.families.identify import Expert
+from wanconv.layouts import source_layout
+from wanconv.report import Finding, Report, Table
+from wanconv.tensors import Component, Model
+
+
+def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
+    """Returns family, release, components, naming, dtypes and sizes; `tensors` lists every one. Reads headers only."""
+    model = identify(open_checkpoint(path, exclude), expert)
+    findings = [Finding("note", name, f"absent ({model.family.name} has one)") for name in model.absent]
+    findings += [Finding("note", name, f"its role comes from {why}") for name, why in model.evidence.items()]
+    findings += [
+        Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
+        for component in model.components.values()
+        for ref, canonical in component.tied
+    ]
+    dtypes = _dtypes(list(model.components.values()))
+    figures: dict[str, object] = {
+        "family": model.family.name,
+        "release": model.release.name if model.release else "none: not a released size",
+        "layout": source_layout(model).name,
+        "tensors": len(model.tensors),
+        "parameters": sum(tensor.numel for tensor in model.tensors.values()),
+        "total_nbytes": sum(tensor.nbytes for tensor in model.tensors.values()),
+        "dtypes": ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()),
+    }
+    tables = [_components(model)]
+    if tensors:
+        tables.append(_tensors(model))
+    return Report("inspect", str(path), figures, tables, findings)
+
+
+def _dtypes(components: list[Component]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for component in components:
+        for tensor in component.tensors.values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
+    return dict(sorted(counts.items(), key=lambda one: -one[1]))
+
+
+def _components(model: Model) -> Table:
+    rows = tuple(
+        (
+            component.name,
+            component.architecture.name,
+            component.scheme,
+            component.part.path,
+            len(component.part.files),
+            len(component.tensors),
+            ", ".join(f"{dtype} {count}" for dtype, count in _dtypes([component]).items()),
+            sum(tensor.nbytes for tensor in component.tensors.values()),
+            component.fingerprint,
+        )
+        for component in model.components.values()
+    )
+    columns = ("component", "network", "names", "path", "files", "tensors", "dtypes", "total_nbytes", "fingerprint")
+    return Table("components", columns, rows)
+
+
+def _tensors(model: Model) -> Table:
+    rows = tuple(
+        (tensor.name, tensor.role.kind, tensor.dtype, str(list(tensor.shape)), tensor.nbytes, tensor.pieces[0].ref.name)
+        for tensor in model.tensors.values()
+    )
+    return Table("tensors", ("name", "kind", "dtype", "shape", "size_nbytes", "on_disk"), rows)

@@ -1,0 +1,29 @@
+"""recipes: the list of recipes, or one of them explained, on a model if there is one."""
+
+from pathlib import Path
+
+from wanconv import recipe as recipes
+from wanconv.report import Report, Table
+from wanconv.verbs.convert import Options, prepare
+from wanconv.plan import by_component, by_rule
+
+
+def list_recipes() -> Report:
+    """Returns the recipes that ship with wanconv."""
+    found = [recipes.load(name) for name in recipes.names()]
+    rows = tuple((one.name, one.summary, ", ".join(one.families)) for one in found)
+    return Report("recipes", "recipes", {"recipes": len(rows)}, (Table("recipes", ("name", "summary", "families"), rows),))
+
+
+def explain(name: str, on: Path | None = None, layout: str | None = None) -> Report:
+    """Returns a recipe's rules; with a model, which rule takes what and how many bytes."""
+    one = recipes.load(name)
+    figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
+    if on is not None:
+        made = prepare(on, Options(recipe=name, layout=layout))
+        figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
+        return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
+    rows = tuple(
+        (number, str(rule), rule.format, rule.scale, rule.fallback or "") for number, rule in enumerate(one.rules, 1)
+    )
+    return Report("recipes", one.name, figures, (Table("rules", ("rule", "match", "format", "scale", "fallback"), rows),))
