@@ -30,6 +30,15 @@ PIECE = 1 << 20
 PIECES = 10  # 10 * 2**20 random bit patterns: over 10**7
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a worker of the converter."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def patterns(dtype: str) -> Tensor:
     """Returns every number of a dtype of one or two bytes, NaN and infinity included."""
     itemsize = DTYPES[dtype].itemsize
@@ -258,6 +267,15 @@ def test_one_changed_element_is_found_with_its_index_values_and_bound(source: st
     assert (violation.source, violation.stored) == (1.25, decode(stored)[270000].item())
     assert violation.bound == bound(torch.tensor(1.25), source, name).item()
     assert ratio > 1.0
+
+
+@pytest.mark.parametrize("name", ["fp16", "fp32", "bf16"])
+def test_a_lost_sign_of_zero_is_found_where_nothing_may_be_rounded(name: str) -> None:
+    zeros, stored = torch.zeros(5, dtype=torch.float8_e5m2), torch.zeros(5, dtype=TORCH_DTYPES[name])
+    stored[3] = -0.0
+    violation, _ = Caster().first_violation(zeros, stored)
+    assert violation is not None
+    assert (violation.index, str(violation.stored)) == (3, "-0.0")
 
 
 @pytest.mark.parametrize("name", CASTS)

@@ -12,6 +12,7 @@ class Format:
 
     name: str
     storage: str | None
+    scales: tuple[str, ...] = ("none",)
 
     def stored(self, source: str) -> str:
         """Returns the dtype on disk of a tensor whose source dtype is `source`."""
