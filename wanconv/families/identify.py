@@ -183,10 +183,7 @@ def _told(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: E
 
 def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -> tuple[Expert, str] | None:
     """Returns the expert and what told it; None where nothing does."""
-    path = (
-        os.path.join(os.path.abspath(checkpoint.root), part.folder) if part.folder else os.path.abspath(checkpoint.root)
-    )
-    parent, folder = os.path.split(path)
+    folder = (checkpoint.root.absolute() / part.folder).name
     found: list[tuple[Expert, str]] = []
     if folder in _EXPERT_FOLDERS:
         found.append((_EXPERT_FOLDERS[folder], f"folder name {folder}"))

@@ -96,7 +96,7 @@ def _known_keys() -> frozenset[str]:
 
 def _table(architecture: Architecture, scheme: Scheme) -> _Table:
     entries = tuple(
-        _Entry(fill(name, None if letter is None else _HOLE), letter, role, spelling, name != spelling.name)
+        _Entry(fill(name, _HOLE), letter, role, spelling, name != spelling.name)
         for role in architecture.roles
         if (spelling := role.spellings.get(scheme)) is not None
         for name in (spelling.name, *spelling.aliases)

@@ -64,7 +64,8 @@ def letter_of(template: str) -> str | None:
     return letters[0] if letters else None
 
 
-def fill(template: str, index: int | None) -> str:
+def fill(template: str, index: int | str | None) -> str:
+    """Returns the template with its placeholder, where it has one, filled."""
     letter = letter_of(template)
     return template if letter is None else template.format_map({letter: index})
 

@@ -33,6 +33,20 @@ def roles(table: Iterable[Row], schemes: tuple[Scheme, ...] = SCHEMES) -> tuple[
     return tuple(found)
 
 
+def inside(name: str, prefixes: tuple[str, ...], table: Iterable[Row]) -> tuple[Row, ...]:
+    """Returns the rows below a canonical name, each column below its prefix."""
+    return tuple(
+        (kind, leaves, f"{name}.{row_name}", shape, *map(_below, prefixes, columns))
+        for kind, leaves, row_name, shape, *columns in table
+    )
+
+
+def _below(prefix: str, column: Column) -> Column:
+    if isinstance(column, Spelling):
+        return replace(column, name=f"{prefix}.{column.name}")
+    return column and f"{prefix}.{column}"
+
+
 def _spell(column: Column, leaf: str) -> Spelling | None:
     if column is None:
         return None

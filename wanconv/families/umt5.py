@@ -1,26 +1,33 @@
 """The UMT5 text encoder: official names (Wan-Video's .pth) and hub names (transformers' UMT5EncoderModel)."""
 
-from wanconv.families.rows import Row, W, roles
+from wanconv.families.rows import Row, W, inside, roles
 from wanconv.tensors import Architecture, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.
 _SHARED = Spelling("shared", aliases=("encoder.embed_tokens",))
 
+_ATTN = "0.SelfAttention"
+_FFN = "1.DenseReluDense"
+
 # fmt: off
+_BLOCK = inside("blocks.{n}", ("blocks.{n}", "encoder.block.{n}.layer"), (
+    # kind      leaves  canonical             shape          official                   hub
+    ("norm",    W,      "norm_attn",          ("d",),        "norm1",                   "0.layer_norm"),
+    ("linear",  W,      "attn.q",             ("attn", "d"), "attn.q",                  f"{_ATTN}.q"),
+    ("linear",  W,      "attn.k",             ("attn", "d"), "attn.k",                  f"{_ATTN}.k"),
+    ("linear",  W,      "attn.v",             ("attn", "d"), "attn.v",                  f"{_ATTN}.v"),
+    ("linear",  W,      "attn.o",             ("d", "attn"), "attn.o",                  f"{_ATTN}.o"),
+    ("embed",   W,      "attn.relative_bias", (32, "heads"), "pos_embedding.embedding", f"{_ATTN}.relative_attention_bias"),
+    ("norm",    W,      "norm_ffn",           ("d",),        "norm2",                   "1.layer_norm"),
+    ("linear",  W,      "ffn.gate",           ("ffn", "d"),  "ffn.gate.0",              f"{_FFN}.wi_0"),
+    ("linear",  W,      "ffn.up",             ("ffn", "d"),  "ffn.fc1",                 f"{_FFN}.wi_1"),
+    ("linear",  W,      "ffn.down",           ("d", "ffn"),  "ffn.fc2",                 f"{_FFN}.wo"),
+))
+
 _TABLE: tuple[Row, ...] = (
-    # kind      leaves  canonical                         shape             official                              hub
-    ("embed",   W,      "token_embedding",                ("vocab", "d"),   "token_embedding",                    _SHARED),
-    ("norm",    W,      "blocks.{n}.norm_attn",           ("d",),           "blocks.{n}.norm1",                   "encoder.block.{n}.layer.0.layer_norm"),
-    ("linear",  W,      "blocks.{n}.attn.q",              ("attn", "d"),    "blocks.{n}.attn.q",                  "encoder.block.{n}.layer.0.SelfAttention.q"),
-    ("linear",  W,      "blocks.{n}.attn.k",              ("attn", "d"),    "blocks.{n}.attn.k",                  "encoder.block.{n}.layer.0.SelfAttention.k"),
-    ("linear",  W,      "blocks.{n}.attn.v",              ("attn", "d"),    "blocks.{n}.attn.v",                  "encoder.block.{n}.layer.0.SelfAttention.v"),
-    ("linear",  W,      "blocks.{n}.attn.o",              ("d", "attn"),    "blocks.{n}.attn.o",                  "encoder.block.{n}.layer.0.SelfAttention.o"),
-    ("embed",   W,      "blocks.{n}.attn.relative_bias",  (32, "heads"),    "blocks.{n}.pos_embedding.embedding", "encoder.block.{n}.layer.0.SelfAttention.relative_attention_bias"),
-    ("norm",    W,      "blocks.{n}.norm_ffn",            ("d",),           "blocks.{n}.norm2",                   "encoder.block.{n}.layer.1.layer_norm"),
-    ("linear",  W,      "blocks.{n}.ffn.gate",            ("ffn", "d"),     "blocks.{n}.ffn.gate.0",              "encoder.block.{n}.layer.1.DenseReluDense.wi_0"),
-    ("linear",  W,      "blocks.{n}.ffn.up",              ("ffn", "d"),     "blocks.{n}.ffn.fc1",                 "encoder.block.{n}.layer.1.DenseReluDense.wi_1"),
-    ("linear",  W,      "blocks.{n}.ffn.down",            ("d", "ffn"),     "blocks.{n}.ffn.fc2",                 "encoder.block.{n}.layer.1.DenseReluDense.wo"),
-    ("norm",    W,      "norm_out",                       ("d",),           "norm",                               "encoder.final_layer_norm"),
+    ("embed",   W,      "token_embedding",    ("vocab", "d"),"token_embedding",         _SHARED),
+    *_BLOCK,
+    ("norm",    W,      "norm_out",           ("d",),        "norm",                    "encoder.final_layer_norm"),
 )
 # fmt: on
 

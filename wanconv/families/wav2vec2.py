@@ -1,7 +1,10 @@
 """The wav2vec2 speech encoder of S2V: the official folder ships transformers' own file, so both schemes agree."""
 
-from wanconv.families.rows import WB, WHOLE, Column, Leaves, Row, Size, roles
-from wanconv.tensors import Architecture, Kind, Spelling
+from collections.abc import Iterator
+from dataclasses import replace
+
+from wanconv.families.rows import SCHEMES, WB, WHOLE, Row, Size, inside, roles
+from wanconv.tensors import Architecture, Role, Spelling
 
 # Newer versions of torch and transformers save weight normalisation under other names.
 _GAIN = Spelling(
@@ -24,59 +27,61 @@ _CONVOLUTIONS: tuple[tuple[int, Size, int], ...] = (
     (6, "conv", 2),
 )
 
-_Entry = tuple[Kind, Leaves, str, tuple[Size, ...], Column]
-
 # fmt: off
-_TABLE: tuple[_Entry, ...] = (
-    # kind      leaves  canonical                          shape               official and hub
-    ("embed",   WHOLE,  "mask_embedding",                  ("d",),             "wav2vec2.masked_spec_embed"),
-    ("norm",    WB,     "feature_projection.norm_in",      ("conv",),          "wav2vec2.feature_projection.layer_norm"),
-    ("linear",  WB,     "feature_projection.proj",         ("d", "conv"),      "wav2vec2.feature_projection.projection"),
+_BLOCK = inside("blocks.{n}", ("wav2vec2.encoder.layers.{n}",), (
+    # kind      leaves  canonical                      shape               official and hub
+    ("linear",  WB,     "attn.q",                      ("d", "d"),         "attention.q_proj"),
+    ("linear",  WB,     "attn.k",                      ("d", "d"),         "attention.k_proj"),
+    ("linear",  WB,     "attn.v",                      ("d", "d"),         "attention.v_proj"),
+    ("linear",  WB,     "attn.o",                      ("d", "d"),         "attention.out_proj"),
+    ("norm",    WB,     "norm_attn",                   ("d",),             "layer_norm"),
+    ("linear",  WB,     "ffn.up",                      ("ffn", "d"),       "feed_forward.intermediate_dense"),
+    ("linear",  WB,     "ffn.down",                    ("d", "ffn"),       "feed_forward.output_dense"),
+    ("norm",    WB,     "norm_ffn",                    ("d",),             "final_layer_norm"),
+))
+
+_ENCODER: tuple[Row, ...] = (
+    ("embed",   WHOLE,  "mask_embedding",              ("d",),          "wav2vec2.masked_spec_embed"),
+    ("norm",    WB,     "feature_projection.norm_in",  ("conv",),       "wav2vec2.feature_projection.layer_norm"),
+    ("linear",  WB,     "feature_projection.proj",     ("d", "conv"),   "wav2vec2.feature_projection.projection"),
     # weight normalisation: weight = gain * direction / |direction|
-    ("conv",    WHOLE,  "position_embedding.gain",         (1, 1, 128),        _GAIN),
-    ("conv",    WHOLE,  "position_embedding.direction",    ("d", "d/16", 128), _DIRECTION),
-    ("bias",    WHOLE,  "position_embedding.bias",         ("d",),             "wav2vec2.encoder.pos_conv_embed.conv.bias"),
-    ("linear",  WB,     "blocks.{n}.attn.q",               ("d", "d"),         "wav2vec2.encoder.layers.{n}.attention.q_proj"),
-    ("linear",  WB,     "blocks.{n}.attn.k",               ("d", "d"),         "wav2vec2.encoder.layers.{n}.attention.k_proj"),
-    ("linear",  WB,     "blocks.{n}.attn.v",               ("d", "d"),         "wav2vec2.encoder.layers.{n}.attention.v_proj"),
-    ("linear",  WB,     "blocks.{n}.attn.o",               ("d", "d"),         "wav2vec2.encoder.layers.{n}.attention.out_proj"),
-    ("norm",    WB,     "blocks.{n}.norm_attn",            ("d",),             "wav2vec2.encoder.layers.{n}.layer_norm"),
-    ("linear",  WB,     "blocks.{n}.ffn.up",               ("ffn", "d"),       "wav2vec2.encoder.layers.{n}.feed_forward.intermediate_dense"),
-    ("linear",  WB,     "blocks.{n}.ffn.down",             ("d", "ffn"),       "wav2vec2.encoder.layers.{n}.feed_forward.output_dense"),
-    ("norm",    WB,     "blocks.{n}.norm_ffn",             ("d",),             "wav2vec2.encoder.layers.{n}.final_layer_norm"),
-    ("norm",    WB,     "norm_out",                        ("d",),             "wav2vec2.encoder.layer_norm"),
-    ("linear",  WB,     "head.proj",                       ("vocab", "d"),     "lm_head"),
+    ("conv",    WHOLE,  "position_embedding.gain",      (1, 1, 128),     _GAIN),
+    ("conv",    WHOLE,  "position_embedding.direction", ("d", "d/16", 128), _DIRECTION),
+    ("bias",    WHOLE,  "position_embedding.bias",      ("d",),          "wav2vec2.encoder.pos_conv_embed.conv.bias"),
+    *_BLOCK,
+    ("norm",    WB,     "norm_out",                    ("d",),          "wav2vec2.encoder.layer_norm"),
+)
+
+_HEAD: tuple[Row, ...] = (
+    ("linear",  WB,     "head.proj",                   ("vocab", "d"),     "lm_head"),
 )
 # fmt: on
 
 
-def _feature_extractor() -> tuple[_Entry, ...]:
-    rows: list[_Entry] = []
+def _feature_extractor() -> Iterator[Row]:
     for layer, channels, kernel in _CONVOLUTIONS:
         name, on_disk = f"feature_extractor.{layer}", f"wav2vec2.feature_extractor.conv_layers.{layer}"
-        rows.append(("conv", WB, f"{name}.conv", ("conv", channels, kernel), f"{on_disk}.conv"))
-        rows.append(("norm", WB, f"{name}.norm", ("conv",), f"{on_disk}.layer_norm"))
-    return tuple(rows)
+        yield "conv", WB, f"{name}.conv", ("conv", channels, kernel), f"{on_disk}.conv"
+        yield "norm", WB, f"{name}.norm", ("conv",), f"{on_disk}.layer_norm"
 
 
-def _both(entry: _Entry) -> Row:
-    return (*entry, entry[-1])
+def _in_both(role: Role) -> Role:
+    return replace(role, spellings=dict.fromkeys(SCHEMES, role.spellings["official"]))
 
+
+_CONFIG = (
+    ("hidden_size", "d"),
+    ("intermediate_size", "ffn"),
+    ("num_hidden_layers", "n"),
+    ("num_attention_heads", "heads"),
+    ("vocab_size", "vocab"),
+)
 
 WAV2VEC2 = Architecture(
     name="wav2vec2-large-xlsr",
-    roles=roles(_both(entry) for entry in _feature_extractor() + _TABLE),
+    roles=tuple(map(_in_both, roles((*_feature_extractor(), *_ENCODER, *_HEAD), ("official",)))),
     source="huggingface/transformers models/wav2vec2/modeling_wav2vec2.py (Wav2Vec2ForCTC)",
     full={"d": 1024, "conv": 512, "ffn": 4096, "vocab": 33, "n": 24, "heads": 16},
     tiny={"d": 64, "conv": 32, "ffn": 128, "vocab": 33, "n": 2, "heads": 2},
-    config={
-        scheme: (
-            ("hidden_size", "d"),
-            ("intermediate_size", "ffn"),
-            ("num_hidden_layers", "n"),
-            ("num_attention_heads", "heads"),
-            ("vocab_size", "vocab"),
-        )
-        for scheme in ("official", "hub")
-    },
+    config={"official": _CONFIG, "hub": _CONFIG},
 )
