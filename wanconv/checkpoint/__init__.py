@@ -1,5 +1,19 @@
 """Where the bytes of a checkpoint are: readers of safetensors, .pth and index files, and the writer."""
 
+from wanconv.checkpoint.archive import Archive
+from wanconv.checkpoint.files import Entry, Header
 from wanconv.checkpoint.open import header_digest, open_checkpoint, read_header
+from wanconv.checkpoint.pth import build_archive, confirm
+from wanconv.checkpoint.safetensors import build_header
 
-__all__ = ["header_digest", "open_checkpoint", "read_header"]
+__all__ = [
+    "Archive",
+    "Entry",
+    "Header",
+    "build_archive",
+    "build_header",
+    "confirm",
+    "header_digest",
+    "open_checkpoint",
+    "read_header",
+]

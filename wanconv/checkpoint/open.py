@@ -190,7 +190,7 @@ def _check_file(root: Path, path: str) -> None:
                 )
         if not stat.S_ISREG(mode):
             raise InputError(f"{where} is {node_kind(mode)}, not a file", "Remove it, or exclude it.")
-        if not os.access(where, os.R_OK):
+        if not os.access(where, os.R_OK, effective_ids=True):
             raise InputError(f"{where} cannot be read: permission denied", "Check the permissions.")
 
 
