@@ -11,12 +11,13 @@ Severity = Literal["note", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing a user should know: where, what, and what would fix it."""
+    """One thing a user should know: where, what, and what would fix it. A failure carries its error code (errors.py)."""
 
     severity: Severity
     where: str
     message: str
     fix: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Report:
                 table.title: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in self.tables
             },
             "findings": [
-                {"severity": f.severity, "where": f.where, "message": f.message, "fix": f.fix} for f in self.findings
+                {"severity": f.severity, "where": f.where, "message": f.message, "fix": f.fix, "code": f.code}
+                for f in self.findings
             ],
             **({"details": dict(self.details)} if self.details else {}),
         }

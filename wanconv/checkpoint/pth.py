@@ -133,15 +133,19 @@ def _locate(name: str, tensor: Stored, records: Mapping[str, Record], folder: st
         raise InputError(message, _DAMAGED)
     itemsize = DTYPES[tensor.dtype].itemsize
     start, nbytes = tensor.start * itemsize, numel(tensor.shape, where) * itemsize
-    if nbytes and start + nbytes > record.nbytes:
-        raise InputError(f"{where} reaches beyond the end of its record, at byte {start + nbytes}", _DAMAGED)
-    expected = contiguous_stride(tensor.shape)
-    if nbytes and any(
-        size > 1 and step != want for size, step, want in zip(tensor.shape, tensor.stride, expected, strict=True)
-    ):
+    if nbytes and not _is_contiguous(tensor):
         message = f"{where} is not contiguous: shape {list(tensor.shape)}, strides {list(tensor.stride)}"
         raise InputError(message, "Re-save it with .contiguous() on each tensor.")
+    if nbytes and start + nbytes > record.nbytes:
+        raise InputError(f"{where} reaches beyond the end of its record, at byte {start + nbytes}", _DAMAGED)
     return TensorRef(name, tensor.dtype, tensor.shape, path, record.offset + (start if nbytes else 0), nbytes)
+
+
+def _is_contiguous(tensor: Stored) -> bool:
+    expected = contiguous_stride(tensor.shape)
+    return all(
+        size == 1 or step == want for size, step, want in zip(tensor.shape, tensor.stride, expected, strict=True)
+    )
 
 
 def _check_overlaps(tensors: Sequence[TensorRef], path: Path) -> None:

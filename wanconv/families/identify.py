@@ -89,7 +89,7 @@ def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
     first = unknown[0]
     message = first.message
     if len(unknown) > 1:
-        message += f" (and {len(unknown) - 1} more files fit none)"
+        message += f"; {len(unknown)} files fit none"
     others = [line for error in unknown[1:] for line in (error.message, *error.details)]
     raise Unrecognised(message, first.hint, (*first.details, *others))
 
@@ -234,16 +234,12 @@ def _component_of(family: Family, part: Part, fit: Fit) -> str:
     for name, architecture in family.components.items():
         if architecture is fit.architecture:
             return name
-    slots = {
-        name
-        for other in FAMILIES
-        for name, architecture in other.components.items()
-        if architecture is fit.architecture
-    }
-    wanted = [f"{name} {family.components[name].name}" for name in sorted(slots) if name in family.components]
-    works_with = f"its {wanted[0].replace(' ', ' is ', 1)}" if wanted else f"it has no {min(slots)}"
+    slots = {name for other in FAMILIES for name, network in other.components.items() if network is fit.architecture}
+    slot = min(slots)  # a network other than a denoiser has the same place in every family
+    used = family.components.get(slot)
     raise InputError(
-        f"{part.path} is {fit.architecture.name}, which {family.name} does not use: {works_with}",
+        f"{part.path} is {fit.architecture.name}, which {family.name} does not use: "
+        + (f"its {slot} is {used.name}" if used else f"it has no {slot}"),
         "Remove the file, or give the folder it belongs to.",
     )
 

@@ -8,6 +8,7 @@ _SHARED = Spelling("shared", aliases=("encoder.embed_tokens",))
 
 _ATTN = "0.SelfAttention"
 _FFN = "1.DenseReluDense"
+_BIAS = "relative_attention_bias"
 
 # fmt: off
 _BLOCK = inside("blocks.{n}", ("blocks.{n}", "encoder.block.{n}.layer"), (
@@ -17,7 +18,7 @@ _BLOCK = inside("blocks.{n}", ("blocks.{n}", "encoder.block.{n}.layer"), (
     ("linear",  W,      "attn.k",             ("attn", "d"), "attn.k",                  f"{_ATTN}.k"),
     ("linear",  W,      "attn.v",             ("attn", "d"), "attn.v",                  f"{_ATTN}.v"),
     ("linear",  W,      "attn.o",             ("d", "attn"), "attn.o",                  f"{_ATTN}.o"),
-    ("embed",   W,      "attn.relative_bias", (32, "heads"), "pos_embedding.embedding", f"{_ATTN}.relative_attention_bias"),
+    ("embed",   W,      "attn.relative_bias", (32, "heads"), "pos_embedding.embedding", f"{_ATTN}.{_BIAS}"),
     ("norm",    W,      "norm_ffn",           ("d",),        "norm2",                   "1.layer_norm"),
     ("linear",  W,      "ffn.gate",           ("ffn", "d"),  "ffn.gate.0",              f"{_FFN}.wi_0"),
     ("linear",  W,      "ffn.up",             ("ffn", "d"),  "ffn.fc1",                 f"{_FFN}.wi_1"),
@@ -25,7 +26,7 @@ _BLOCK = inside("blocks.{n}", ("blocks.{n}", "encoder.block.{n}.layer"), (
 ))
 
 _TABLE: tuple[Row, ...] = (
-    ("embed",   W,      "token_embedding",    ("vocab", "d"),"token_embedding",         _SHARED),
+    ("embed",   W,      "token_embedding",    ("vocab", "d"), "token_embedding",         _SHARED),
     *_BLOCK,
     ("norm",    W,      "norm_out",           ("d",),        "norm",                    "encoder.final_layer_norm"),
 )

@@ -91,7 +91,7 @@ def _text_encoder(component: Component) -> Json:
         "num_heads": dims["heads"],
         "num_layers": dims["n"],
         "vocab_size": dims["vocab"],
-        "relative_attention_num_buckets": dims["buckets"],
+        "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
         "feed_forward_proj": "gated-gelu",
         "layer_norm_epsilon": 1e-06,

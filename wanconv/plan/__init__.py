@@ -1,6 +1,7 @@
 """Plan, then execute: what a conversion will do, decided and explained before a byte is read."""
 
 from wanconv.plan.build import Output, Plan, Step, plan
+from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.tables import by_component, by_rule, conversion_memory
 
-__all__ = ["Output", "Plan", "Step", "by_component", "by_rule", "conversion_memory", "plan"]
+__all__ = ["Output", "Plan", "Slot", "Step", "by_component", "by_rule", "conversion_memory", "lay_out", "plan"]

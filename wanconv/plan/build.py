@@ -8,18 +8,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wanconv import recipe as recipes
-from wanconv.checkpoint.pth import build_archive
-from wanconv.checkpoint.safetensors import build_header
-from wanconv.checkpoint.files import Entry
-from wanconv.checkpoint.writer import Image, Payload
+from wanconv.checkpoint.writer import Image
 from wanconv.errors import Refused
 from wanconv.families import targets, vocabulary
 from wanconv.formats import FORMATS
-from wanconv.layouts import Layout, Override, Place, source_layout
+from wanconv.layouts import Layout, Override, source_layout
 from wanconv.naming import matches
+from wanconv.plan.files import Slot, lay_out, to_json
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, Component, Model, ModelTensor, Shape
+from wanconv.tensors import DTYPES, Component, Model, ModelTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +41,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of an output file, filled by its steps one after the other; `key` is unique in the plan."""
+    """One tensor of an output file, filled by its steps one after the other."""
 
-    key: str
-    name: str
-    component: str
-    shape: Shape
+    slot: Slot
     steps: tuple[Step, ...]
     transposed: bool = False
-
-    @property
-    def dtype(self) -> str:
-        return self.steps[0].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return sum(step.nbytes for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +79,12 @@ class Plan:
             {path: hashlib.sha256(content).hexdigest() for path, content in self.documents.items()},
             sorted(self.copies),
             [
-                [step.tensor.name, step.format, step.dtype, [[p.ref.name, p.start, p.count] for p in step.tensor.pieces]]
+                [
+                    step.tensor.name,
+                    step.format,
+                    step.dtype,
+                    [[p.ref.name, p.start, p.count] for p in step.tensor.pieces],
+                ]
                 for step in self.steps
             ],
         ]
@@ -120,15 +112,17 @@ def plan(
     steps = _steps(model, recipe, layout, overflowing, problems)
     images: list[Image] = []
     outputs: dict[str, Output] = {}
-    documents = {path: _json(value) for path, value in layout.documents(model).items()}
+    documents = {path: to_json(value) for path, value in layout.documents(model).items()}
     for component in model.components.values():
         place = layout.place(component.name, component.architecture.name)
         if place is None:
-            problems.append(f"{component.name}: the {layout.name} layout has no place for {component.architecture.name}")
+            problems.append(
+                f"{component.name}: the {layout.name} layout has no place for {component.architecture.name}"
+            )
             continue
         made = _outputs(component, layout, steps, problems, findings)
-        outputs |= {output.key: output for output in made}
-        component_images, index = _images(place, made, shard_nbytes or layout.shard_nbytes)
+        outputs |= {output.slot.key: output for output in made}
+        component_images, index = lay_out(place, [output.slot for output in made], shard_nbytes or layout.shard_nbytes)
         images += component_images
         documents |= index
     if problems:
@@ -141,10 +135,6 @@ def plan(
     documents = {path: content for path, content in documents.items() if path not in copies}
     findings = _findings(model, layout, list(steps.values())) + findings
     return Plan(model, recipe, layout, tuple(images), outputs, documents, copies, tuple(findings))
-
-
-def _json(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _steps(
@@ -201,20 +191,14 @@ def _outputs(
         if missing and target.optional:
             continue
         if missing:
-            problems += [f"{name}: the {layout.name} layout needs it, and the source does not hold it" for name in missing]
+            problems += [
+                f"{name}: the {layout.name} layout needs it, and the source does not hold it" for name in missing
+            ]
         elif len(parts) == len(names):
             if len({part.dtype for part in parts}) > 1:
                 problems.append(f"{', '.join(names)}: one tensor in {layout.name}, so they need one format")
-            made.append(
-                Output(
-                    f"{component.name}/{target.name}",
-                    target.name,
-                    component.name,
-                    target.shape,
-                    tuple(parts),
-                    target.transposed,
-                )
-            )
+            slot = Slot(f"{component.name}/{target.name}", target.name, parts[0].dtype, target.shape)
+            made.append(Output(slot, tuple(parts), target.transposed))
     homeless = [name for name in component.tensors if name not in housed]
     if homeless:
         findings.append(
@@ -229,58 +213,7 @@ def _outputs(
     return made
 
 
-def _images(place: Place, made: Sequence[Output], shard_nbytes: int) -> tuple[list[Image], dict[str, bytes]]:
-    """Returns a component's files and, where there are several, their index."""
-    if place.container == "pth":
-        return [_archive(f"{place.prefix}{place.stem}.pth", made)], {}
-    shards = _shards(made, shard_nbytes)
-    if len(shards) == 1:
-        return [_safetensors(f"{place.prefix}{place.stem}.safetensors", shards[0])], {}
-    names = [f"{place.stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
-    index = {
-        "metadata": {"total_size": sum(output.nbytes for output in made)},
-        "weight_map": {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard},
-    }
-    files = [_safetensors(place.prefix + name, shard) for name, shard in zip(names, shards, strict=True)]
-    return files, {f"{place.prefix}{place.stem}.safetensors.index.json": _json(index)}
-
-
-def _shards(made: Sequence[Output], limit: int) -> list[list[Output]]:
-    shards: list[list[Output]] = [[]]
-    size = 0
-    for output in made:
-        if shards[-1] and size + output.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(output)
-        size += output.nbytes
-    return shards
-
-
-def _entry(output: Output) -> Entry:
-    return Entry(output.name, output.dtype, output.shape, output.nbytes)
-
-
-def _safetensors(path: str, shard: Sequence[Output]) -> Image:
-    # Wide elements first: every tensor starts at a multiple of its element size, as the safetensors library keeps it.
-    ordered = sorted(shard, key=lambda output: -DTYPES[output.dtype].itemsize)
-    header = build_header(map(_entry, ordered), {"format": "pt"})
-    payloads, offset = [], len(header)
-    for output in ordered:
-        payloads.append(Payload(output.key, offset, output.nbytes))
-        offset += output.nbytes
-    return Image(path, offset, ((0, header),), tuple(payloads))
-
-
-def _archive(path: str, made: Sequence[Output]) -> Image:
-    archive = build_archive(list(map(_entry, made)))
-    payloads = tuple(Payload(one.key, archive.offsets[one.name], one.nbytes) for one in made)
-    return Image(path, archive.nbytes, archive.literals, payloads)
-
-
-def _copies(
-    model: Model, layout: Layout, documents: Mapping[str, bytes], findings: list[Finding]
-) -> dict[str, Path]:
+def _copies(model: Model, layout: Layout, documents: Mapping[str, bytes], findings: list[Finding]) -> dict[str, Path]:
     """Returns where each sidecar goes: into the client's folder for its group, or to the path that it has."""
     source = source_layout(model)
     copies = {}
@@ -318,7 +251,9 @@ def _findings(model: Model, layout: Layout, steps: Sequence[Step]) -> list[Findi
     undecided = [step.tensor.name for step in steps if step.fallback]
     if undecided:
         findings.append(
-            Finding("note", _some(undecided), "may take the rule's fallback: only the values can tell, as they are read")
+            Finding(
+                "note", _some(undecided), "may take the rule's fallback: only the values can tell, as they are read"
+            )
         )
     for name, sentence in (layout.coarse or {}).items():
         if any(step.format == name for step in steps):

@@ -18,7 +18,8 @@ def by_component(plan: Plan) -> Table:
 
     Streamed is everything outside the blocks plus two blocks: one computes while the next one arrives.
     """
-    rows = []
+    rows: list[tuple[object, ...]] = []
+    sums = [0, 0, 0]
     for component in plan.model.components.values():
         steps = [step for step in plan.steps if step.tensor.name in component.tensors]
         blocks: dict[int, int] = {}
@@ -32,8 +33,8 @@ def by_component(plan: Plan) -> Table:
         streamed = min(after, outside + 2 * max(blocks.values(), default=0))
         before = sum(tensor.nbytes for tensor in component.tensors.values())
         rows.append((component.name, component.architecture.name, len(steps), before, after, after, streamed))
-    total = [sum(row[column] for row in rows) for column in range(2, 5)]
-    rows.append(("total", "", *total, "", ""))
+        sums = [one + more for one, more in zip(sums, (len(steps), before, after), strict=True)]
+    rows.append(("total", "", *sums, "", ""))
     columns = (
         "component",
         "architecture",

@@ -2,70 +2,24 @@
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from wanconv import __version__
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import BLOCK_NBYTES, Written, write_file, write_images
+from wanconv.checkpoint.writer import Written, write_file, write_images
 from wanconv.errors import InputError, NotFinite, OutputError, UsageError
-from wanconv.families import identify
-from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.naming import nearest
+from wanconv.layouts import source_layout
 from wanconv.plan import Plan, by_component, by_rule, conversion_memory, plan
-from wanconv.recipe import load
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
-from wanconv.verbs import manifest
-from wanconv.verbs.card import model_card
-from wanconv.verbs.mover import Mover, NeedsFallback
-from wanconv.verbs.workspace import Workspace, is_complete, open_workspace
-
-Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `convert` is asked for; None leaves the choice to the source."""
-
-    recipe: str
-    layout: str | None = None
-    out: Path | None = None
-    shard_nbytes: int | None = None
-    expert: Literal["high", "low"] | None = None
-    exclude: tuple[str, ...] = ()
-    base_model: str | None = None
-    hash_source: bool = False
-    force: bool = False
-    jobs: int = field(default_factory=lambda: max(2, min(4, os.cpu_count() or 2)))
-    block_nbytes: int = BLOCK_NBYTES
-
-
-def prepare(source: Path, options: Options) -> Plan:
-    """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
-    recipe = load(options.recipe)
-    if options.layout is not None and options.layout not in LAYOUTS:
-        guess = nearest(options.layout, LAYOUTS)
-        raise UsageError(
-            f"there is no layout {options.layout!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}"
-        )
-    model = identify(open_checkpoint(source, options.exclude), options.expert)
-    layout = LAYOUTS[options.layout] if options.layout else source_layout(model)
-    return plan(model, recipe, layout, options.shard_nbytes)
-
-
-def target_folder(source: Path, options: Options) -> Path:
-    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
-    if options.out is not None:
-        return Path(os.path.abspath(options.out))
-    resolved = source.resolve()
-    stem = resolved.stem if resolved.is_file() else resolved.name
-    return resolved.parent / f"{stem}-{Path(options.recipe).stem}"
+from wanconv.workshop import manifest
+from wanconv.workshop.card import model_card
+from wanconv.workshop.job import Options, prepare, target_folder
+from wanconv.workshop.mover import Mover, NeedsFallback
+from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.workspace import Workspace, is_complete, open_workspace
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -77,7 +31,12 @@ def preview(source: Path, options: Options) -> Report:
     free = _free_nbytes(out)
     if free < made.nbytes:
         findings.append(
-            Finding("failure", str(out), f"{made.nbytes} bytes are needed and {free} are free", "free space, or another --out")
+            Finding(
+                "failure",
+                str(out),
+                f"{made.nbytes} bytes are needed and {free} are free",
+                "free space, or another --out",
+            )
         )
     return Report(
         "convert",
@@ -110,7 +69,9 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
         replaced = workspace.finish(out)
     findings = list(made.findings)
     if replaced is not None:
-        findings.append(Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it"))
+        findings.append(
+            Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it")
+        )
     return _report(made, out, findings, "written")
 
 
@@ -147,7 +108,7 @@ def _write_weights(
                 if not confirmed:
                     mover.confirm()
                     confirmed = True
-                tell = _total(progress, "converting", sum(image.nbytes for image in made.images))
+                tell = total(progress, "converting", sum(image.nbytes for image in made.images))
                 images = made.images
                 return made, write_images(
                     workspace.folder, images, mover.fill, journal, tell, options.jobs, options.block_nbytes
@@ -172,7 +133,7 @@ def _sources(model: Model, options: Options, progress: Progress) -> list[manifes
         return manifest.source_files(model.checkpoint)
     root = model.checkpoint.root
     paths = sorted({file for part in model.checkpoint.parts for file in part.files})
-    tell = _total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
+    tell = total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
     found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
     digests = {}
     for path, digest in found.items():
@@ -218,11 +179,14 @@ def _refuse_source(model: Model, source: Path, out: Path) -> None:
     """Refuses an OUT that is the source, holds it or lies in it, by any path that leads there."""
     root = source.resolve() if source.is_dir() else source.resolve().parent
     target = out.resolve()
-    homes = {root, *((model.checkpoint.root / file).resolve().parent for part in model.checkpoint.parts for file in part.files)}
+    homes = {
+        root,
+        *((model.checkpoint.root / file).resolve().parent for part in model.checkpoint.parts for file in part.files),
+    }
     if source.is_file() and target != root and root not in target.parents[:-1]:
         homes.discard(root)
     for home in homes:
-        if target == home or home in target.parents and source.is_dir() or target in home.parents:
+        if target == home or (home in target.parents and source.is_dir()) or target in home.parents:
             raise UsageError(f"{out} is, holds or lies in the source {source}", "choose an --out beside the source")
 
 
@@ -247,7 +211,9 @@ def _finished(out: Path, key: str, force: bool, progress: Progress) -> list[Find
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')})",
             "choose another --out, or --force to replace it",
         )
-    failures = manifest.check_files(out, known, _counter(progress, "verifying", known))
+    failures = manifest.check_files(
+        out, known, total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
+    )
     if failures:
         raise UsageError(
             f"{out} holds this conversion, but damaged",
@@ -260,22 +226,6 @@ def _finished(out: Path, key: str, force: bool, progress: Progress) -> list[Find
 def _recipe_name(known: manifest.Json) -> object:
     recipe = known.get("recipe")
     return recipe.get("name") if isinstance(recipe, dict) else None
-
-
-def _counter(progress: Progress, what: str, known: manifest.Json) -> Callable[[int], None]:
-    files: list[dict[str, int]] = known["files"]  # type: ignore[assignment]  # manifest.read() has checked it
-    return _total(progress, what, sum(file["nbytes"] for file in files))
-
-
-def _total(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def tell(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(what, done, total)
-
-    return tell
 
 
 def _state_key(made: Plan, key: str, options: Options) -> str:

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from wanconv import recipe as recipes
-from wanconv.report import Report, Table
-from wanconv.verbs.convert import Options, prepare
 from wanconv.plan import by_component, by_rule
+from wanconv.report import Report, Table
+from wanconv.workshop.job import Options, prepare
 
 
 def list_recipes() -> Report:
     """Returns the recipes that ship with wanconv."""
     found = [recipes.load(name) for name in recipes.names()]
     rows = tuple((one.name, one.summary, ", ".join(one.families)) for one in found)
-    return Report("recipes", "recipes", {"recipes": len(rows)}, (Table("recipes", ("name", "summary", "families"), rows),))
+    return Report(
+        "recipes", "recipes", {"recipes": len(rows)}, (Table("recipes", ("name", "summary", "families"), rows),)
+    )
 
 
 def explain(name: str, on: Path | None = None, layout: str | None = None) -> Report:
@@ -26,4 +28,6 @@ def explain(name: str, on: Path | None = None, layout: str | None = None) -> Rep
     rows = tuple(
         (number, str(rule), rule.format, rule.scale, rule.fallback or "") for number, rule in enumerate(one.rules, 1)
     )
-    return Report("recipes", one.name, figures, (Table("rules", ("rule", "match", "format", "scale", "fallback"), rows),))
+    return Report(
+        "recipes", one.name, figures, (Table("rules", ("rule", "match", "format", "scale", "fallback"), rows),)
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wanconv.checkpoint.writer import Journal, describe_output_error, publish, sync_folders, write_file
 from wanconv.errors import UsageError
-from wanconv.verbs import manifest
+from wanconv.workshop import manifest
 
 _PRIVATE = ".wanconv"
 

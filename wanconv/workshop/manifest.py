@@ -75,14 +75,14 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
     for output in plan.outputs.values():
         for step in output.steps:
             tensors[step.tensor.name] = {
-                "file": home[output.key],
-                "name": output.name,
-                "shape": list(output.shape),
-                "dtype": output.dtype,
+                "file": home[output.slot.key],
+                "name": output.slot.name,
+                "shape": list(output.slot.shape),
+                "dtype": output.slot.dtype,
                 "format": step.format,
                 "rule": step.rule + 1,
                 **({"reason": step.reason} if step.reason else {}),
-                "xxh3_128": digests[output.key],
+                "xxh3_128": digests[output.slot.key],
             }
     manifest = {
         "schema": SCHEMA,
@@ -122,8 +122,16 @@ def read(folder: Path) -> Json | None:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _well_formed(manifest):
-        raise InputError(f"{path} is no manifest of this wanconv", "convert again, or check with the wanconv that wrote it")
+        raise InputError(
+            f"{path} is no manifest of this wanconv", "convert again, or check with the wanconv that wrote it"
+        )
     return manifest
+
+
+def files(manifest: Json) -> list[Written]:
+    """Returns the files that a manifest from read() lists."""
+    entries: list[dict[str, str | int]] = manifest["files"]  # type: ignore[assignment]  # read() has checked it
+    return [Written(str(one["path"]), int(one["nbytes"]), str(one["sha256"]), {}) for one in entries]
 
 
 def _well_formed(manifest: Json) -> bool:
@@ -182,27 +190,28 @@ def digest_files(
         return dict(zip(paths, pool.map(one, paths), strict=True))
 
 
-def check_files(folder: Path, manifest: Json, progress: Callable[[int], None]) -> list[Finding]:
+def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], jobs: int = 2) -> list[Finding]:
     """Returns a failure for every file of the manifest that is missing, of another size or of other bytes.
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed.
     """
-    files: list[dict[str, object]] = manifest["files"]  # type: ignore[assignment]  # read() has checked it
-    paths = [str(file["path"]) for file in files]
-    found = digest_files(folder, paths, "sha256", progress)
+    listed = files(manifest)
+    found = digest_files(folder, [file.path for file in listed], "sha256", progress, jobs)
     findings = []
-    for file, path in zip(files, paths, strict=True):
-        digest = found[path]
+    for file in listed:
+        path, digest = file.path, found[file.path]
         if isinstance(digest, FileNotFoundError):
-            findings.append(Finding("failure", path, "is missing", "convert again"))
+            findings.append(Finding("failure", path, "is missing", "convert again", "check-failed"))
         elif isinstance(digest, OSError):
-            findings.append(Finding("failure", path, f"cannot be read: {digest.strerror}"))
-        elif digest != file["sha256"]:
+            findings.append(
+                Finding("failure", path, f"cannot be read: {digest.strerror}", "check the disk", "unreadable")
+            )
+        elif digest != file.sha256:
             size = (folder / path).stat().st_size
-            message = f"sha256 is {digest}, not {file['sha256']}"
-            if size != file["nbytes"]:
-                message = f"is {size} bytes long, not {file['nbytes']}"
-            findings.append(Finding("failure", path, message, "convert again"))
+            message = f"sha256 is {digest}, not {file.sha256}"
+            if size != file.nbytes:
+                message = f"is {size} bytes long, not {file.nbytes}"
+            findings.append(Finding("failure", path, message, "convert again", "digest"))
             findings += _changed_tensors(folder, path, manifest)
     return findings
 
@@ -217,8 +226,12 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     findings = []
     for name, ref in parts[0].tensors.items():
         if name in expected and _digest_tensor(ref) != expected[name][1]:
-            findings.append(Finding("failure", expected[name][0], f"its bytes in {path} have changed", "convert again"))
+            findings.append(_changed(expected[name][0], path))
     return findings
+
+
+def _changed(name: str, path: str) -> Finding:
+    return Finding("failure", name, f"its bytes in {path} have changed", "convert again", "digest")
 
 
 def _digest_tensor(ref: TensorRef) -> str:

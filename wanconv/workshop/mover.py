@@ -15,7 +15,7 @@ from wanconv.formats.plain import TORCH_DTYPES, Caster
 from wanconv.plan import Output, Plan, Step
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
 
-_RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
+RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
 
 
 class NeedsFallback(Exception):
@@ -37,7 +37,9 @@ class Sources:
             while len(view):
                 count = os.preadv(descriptor, [view], offset)
                 if count == 0:
-                    raise InputError(f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read")
+                    raise InputError(
+                        f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read"
+                    )
                 view, offset = view[count:], offset + count
         except OSError as error:
             raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
@@ -59,26 +61,18 @@ class Reader:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._scratch = bytearray(_RUN * 8)
+        self._scratch = bytearray(RUN * 8)
 
-    def runs(self, tensor: ModelTensor, first: int, count: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yields (element number, values) for elements [first, first + count), in the source's dtype.
-
-        The values are valid until the next run. A transposed tensor is read whole and turned: those are small.
-        """
+    def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
+        """Returns elements [first, first + count), at most RUN, in the source's dtype; valid until the next call."""
         if tensor.transposed:
-            yield first, self._turned(tensor)[first : first + count]
-            return
-        at = 0
-        for piece in tensor.pieces:
-            low, high = max(first, at), min(first + count, at + piece.count)
-            for start in range(low, high, _RUN):
-                length = min(_RUN, high - start)
-                yield start, self._run(piece.ref, piece.start + start - at, length)
-            at += piece.count
+            return self._turned(tensor)[first : first + count]
+        dtype = DTYPES[tensor.dtype]
+        self.straight(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
+        return torch.frombuffer(self._scratch, dtype=TORCH_DTYPES[dtype.name], count=count)
 
     def straight(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes as they are on disk."""
+        """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
         itemsize = DTYPES[tensor.dtype].itemsize
         count, at = len(view) // itemsize, 0
         for piece in tensor.pieces:
@@ -88,17 +82,19 @@ class Reader:
                 self._sources.read_into(piece.ref, piece.start + low - at, part)
             at += piece.count
 
-    def _run(self, ref: TensorRef, first: int, count: int) -> torch.Tensor:
-        view = memoryview(self._scratch)[: count * DTYPES[ref.dtype].itemsize]
-        self._sources.read_into(ref, first, view)
-        return torch.frombuffer(self._scratch, dtype=TORCH_DTYPES[ref.dtype], count=count)
-
     def _turned(self, tensor: ModelTensor) -> torch.Tensor:
+        """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
         (piece,) = tensor.pieces
-        raw = bytearray(piece.count * DTYPES[tensor.dtype].itemsize)
+        raw = bytearray(tensor.nbytes)
         self._sources.read_into(piece.ref, piece.start, memoryview(raw))
         values = torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.dtype])
         return values.view(tensor.shape[::-1]).t().contiguous().view(-1)
+
+
+def runs(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yields (first element, element count) of runs of at most RUN elements."""
+    for start in range(first, first + count, RUN):
+        yield start, min(RUN, first + count - start)
 
 
 class Mover:
@@ -113,7 +109,9 @@ class Mover:
         torch.set_num_threads(1)  # the writer's threads are the parallelism
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._sources.close()
 
     def confirm(self) -> None:
@@ -129,7 +127,7 @@ class Mover:
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
         output = self._plan.outputs[key]
-        itemsize = DTYPES[output.dtype].itemsize
+        itemsize = DTYPES[output.slot.dtype].itemsize
         first, count = start // itemsize, len(view) // itemsize
         if output.transposed:
             self._fill_turned(output, first, view)
@@ -149,8 +147,9 @@ class Mover:
             for step in self._plan.steps
             if step.fallback is not None
             and any(
-                caster.amax(values, step.tensor.name, start) > DTYPES[step.dtype].largest
-                for start, values in reader.runs(step.tensor, 0, step.tensor.numel)
+                caster.amax(reader.values(step.tensor, start, count), step.tensor.name, start)
+                > DTYPES[step.dtype].largest
+                for start, count in runs(0, step.tensor.numel)
             )
         )
 
@@ -168,8 +167,9 @@ class Mover:
             caster.check(out, tensor.name, first)
             return
         try:
-            for start, values in reader.runs(tensor, first, out.numel()):
-                caster.cast(values, out[start - first : start - first + values.numel()], tensor.name, start)
+            for start, count in runs(first, out.numel()):
+                values = reader.values(tensor, start, count)
+                caster.cast(values, out[start - first : start - first + count], tensor.name, start)
         except Overflow:
             if step.fallback is None:
                 raise
@@ -178,19 +178,21 @@ class Mover:
     def _fill_turned(self, output: Output, first: int, view: memoryview) -> None:
         """Writes the transpose of a canonical tensor: made whole, because those are small."""
         (step,) = output.steps
-        dtype = TORCH_DTYPES[output.dtype]
-        whole = bytearray(output.nbytes)
+        dtype = TORCH_DTYPES[output.slot.dtype]
+        whole = bytearray(output.slot.nbytes)
         self._fill_step(step, 0, memoryview(whole))
         values = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous().view(-1)
-        count = len(view) // DTYPES[output.dtype].itemsize
+        count = len(view) // DTYPES[output.slot.dtype].itemsize
         torch.frombuffer(view, dtype=dtype).copy_(values[first : first + count])
 
     def _compare(self, copy: TensorRef, tensor: ModelTensor) -> None:
         """Raises InputError where a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
         (reader, caster), other = self._tools(), Reader(self._sources)
-        runs = zip(reader.runs(tensor, 0, tensor.numel), other.runs(twin, 0, tensor.numel), strict=True)
-        if copy.dtype != tensor.dtype or any(caster.first_violation(one, two, at)[0] for (at, one), (_, two) in runs):
+        if copy.dtype != tensor.dtype or any(
+            caster.first_violation(reader.values(tensor, *run), other.values(twin, *run))[0]
+            for run in runs(0, tensor.numel)
+        ):
             raise InputError(
                 f"{copy.file}: {copy.name} differs from {tensor.pieces[0].ref.name}, and clients use one for both",
                 "remove the wrong one from the file",

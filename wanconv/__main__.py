@@ -1,0 +1,5 @@
+"""`python -m wanconv`."""
+
+from wanconv.cli import main
+
+main()

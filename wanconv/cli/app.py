@@ -1,0 +1,268 @@
+"""The commands: one thin function each, with its options and examples."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from wanconv import __version__
+from wanconv.cli.console import SETTINGS, fail, progress, show
+from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
+
+app = typer.Typer(
+    name="wanconv",
+    help="Pre-bake video diffusion checkpoints: inspect, convert, verify. Exit codes: 0 done · 1 a check failed · "
+    "2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or overflow · 7 cannot write · "
+    "130 interrupted, resumable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _examples(*lines: str) -> str:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(lines)
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from wanconv.recipe import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def _complete_layout(incomplete: str) -> list[str]:
+    from wanconv.layouts import LAYOUTS
+
+    return [name for name in LAYOUTS if name.startswith(incomplete)]
+
+
+def _set_json(value: bool) -> bool:
+    SETTINGS.json = SETTINGS.json or value
+    return value
+
+
+def _set_quiet(value: bool) -> bool:
+    SETTINGS.quiet = SETTINGS.quiet or value
+    return value
+
+
+def _set_verbose(value: bool) -> bool:
+    SETTINGS.verbose = SETTINGS.verbose or value
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.", callback=_set_json)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
+]
+Source = Annotated[Path, typer.Argument(help="A model folder, or one weight file.", show_default="the current folder")]
+Expert = Annotated[
+    str | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.", metavar="high|low")
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
+Layout = Annotated[
+    str | None,
+    typer.Option(help="The client to write for.", show_default="the source's own", autocompletion=_complete_layout),
+]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"wanconv {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog=_examples("wanconv inspect Wan2.2-T2V-A14B", "wanconv inspect high.safetensors --expert high --tensors")
+)
+def inspect(
+    path: Source = Path(),
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    expert: Expert = None,
+    exclude: Exclude = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a checkpoint is: family, components, naming, dtypes, sizes. Reads headers only."""
+    from wanconv.verbs.inspect import inspect as verb
+
+    show(verb(path, _expert(expert), tuple(exclude or ()), tensors))
+
+
+@app.command(
+    epilog=_examples(
+        "wanconv recipes",
+        "wanconv recipes fp8-plain",
+        "wanconv recipes experts-bf16-rest-fp16 --on Wan2.2-T2V-A14B --layout diffusers",
+    )
+)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=_complete_recipe)
+    ] = None,
+    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.")] = None,
+    layout: Layout = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the recipes, or explain one: its rules, and on a model which rule takes what."""
+    from wanconv.verbs import recipes as verbs
+
+    if name is None:
+        if on is not None:
+            raise UsageError("--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC")
+        show(verbs.list_recipes())
+    show(verbs.explain(name, on, layout))
+
+
+@app.command(
+    epilog=_examples(
+        "wanconv convert Wan2.2-T2V-A14B --recipe experts-bf16-rest-fp16 --layout diffusers --out baked",
+        "wanconv convert Wan2.1-T2V-1.3B -r fp8-plain --dry-run",
+        "wanconv convert wan2.2_low_noise_14B.safetensors -r bf16 --expert low -o baked",
+    )
+)
+def convert(
+    source: Source = Path(),
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="A recipe's name, or a .toml file.",
+            autocompletion=_complete_recipe,
+            envvar="WANCONV_RECIPE",
+        ),
+    ] = ...,  # type: ignore[assignment]  # Typer's way to say that an option is required
+    layout: Layout = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", "--output", help="The folder to write.", show_default="SRC-RECIPE beside SRC"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
+    shard_size: Annotated[
+        str | None, typer.Option(help="Largest weight file, such as 5GB.", show_default="the layout's own")
+    ] = None,
+    expert: Expert = None,
+    exclude: Exclude = None,
+    base_model: Annotated[str | None, typer.Option(help="base_model of the model card.", metavar="OWNER/NAME")] = None,
+    hash_source: Annotated[
+        bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, max=64, help="Threads.", envvar="WANCONV_JOBS")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert a checkpoint by a recipe: streamed, resumable, and whole or not there at all."""
+    from wanconv.verbs import convert as verbs
+    from wanconv.workshop.job import Options
+
+    options = Options(
+        recipe=recipe,
+        layout=layout,
+        out=out,
+        shard_nbytes=None if shard_size is None else _nbytes(shard_size, "--shard-size"),
+        expert=_expert(expert),
+        exclude=tuple(exclude or ()),
+        base_model=base_model,
+        hash_source=hash_source,
+        force=force,
+        **({} if jobs is None else {"jobs": jobs}),
+    )
+    if dry_run:
+        show(verbs.preview(source, options))
+    with progress() as tell:
+        report = verbs.convert(source, options, tell)
+    show(report)
+
+
+@app.command(
+    epilog=_examples(
+        "wanconv verify baked",
+        "wanconv verify baked --against Wan2.2-T2V-A14B",
+        "wanconv verify Wan2.2-T2V-A14B --sums SHA256SUMS",
+    )
+)
+def verify(
+    path: Source = Path(),
+    against: Annotated[Path | None, typer.Option(help="Prove every element against this source.")] = None,
+    sums: Annotated[
+        list[Path] | None,
+        typer.Option(help="A sha256sum or md5sum list; repeatable.", show_default="those in the folder"),
+    ] = None,
+    expert: Expert = None,
+    exclude: Exclude = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, max=64, help="Threads.", envvar="WANCONV_JOBS")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check headers, cover and digests; with --against, each element within its format's bound."""
+    from wanconv.verbs.verify import Options
+    from wanconv.verbs.verify import verify as verb
+
+    options = Options(against, tuple(sums or ()), _expert(expert), tuple(exclude or ()), jobs or 2)
+    with progress() as tell:
+        report = verb(path, options, tell)
+    show(report)
+
+
+def _expert(value: str | None) -> Literal["high", "low"] | None:
+    match value:
+        case None | "high" | "low":
+            return value
+    raise UsageError(f"--expert is high or low, not {value}", "say --expert high or --expert low")
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _nbytes(text: str, option: str) -> int:
+    digits = text.strip().upper().rstrip("BIKMG")
+    unit = text.strip().upper()[len(digits) :]
+    try:
+        value = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise UsageError(f"{option} {text} is no size", "write it as 5GB, 500MB or 2GiB") from None
+    if value < 10**6:
+        raise UsageError(f"{option} {text} is below 1 MB", "choose a larger one")
+    return value
+
+
+def main() -> None:
+    """Runs the command line; every WanconvError becomes two lines and its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arguments = [_hyphens(argument) for argument in sys.argv[1:]]
+    try:
+        app(arguments, prog_name="wanconv")
+    except WanconvError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        fail(Interrupted("stopped"))
+    except MemoryError:
+        fail(OutputError("out of memory", "close other programs, or lower --jobs"))
+
+
+def _hyphens(argument: str) -> str:
+    """Accepts underscores in option names, which users of other converters type."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value

@@ -1,0 +1,80 @@
+"""From tensors to files: shards, headers, archives and the index, with every payload's place."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from wanconv.checkpoint.files import Entry
+from wanconv.checkpoint.pth import build_archive
+from wanconv.checkpoint.safetensors import build_header
+from wanconv.checkpoint.writer import Image, Payload
+from wanconv.layouts import Place
+from wanconv.tensors import DTYPES, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan."""
+
+    key: str
+    name: str
+    dtype: str
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.name, self.dtype, self.shape, self.nbytes)
+
+
+def to_json(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def lay_out(place: Place, slots: Sequence[Slot], shard_nbytes: int) -> tuple[list[Image], dict[str, bytes]]:
+    """Returns a component's files and, where there are several, their index (path -> bytes)."""
+    if place.container == "pth":
+        return [_archive(f"{place.prefix}{place.stem}.pth", slots)], {}
+    shards = _shards(slots, shard_nbytes)
+    if len(shards) == 1:
+        return [_safetensors(f"{place.prefix}{place.stem}.safetensors", slots)], {}
+    names = [f"{place.stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    index = {
+        "metadata": {"total_size": sum(slot.nbytes for slot in slots)},
+        "weight_map": {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard},
+    }
+    files = [_safetensors(place.prefix + name, shard) for name, shard in zip(names, shards, strict=True)]
+    return files, {f"{place.prefix}{place.stem}.safetensors.index.json": to_json(index)}
+
+
+def _shards(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
+    shards: list[list[Slot]] = [[]]
+    size = 0
+    for slot in slots:
+        if shards[-1] and size + slot.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(slot)
+        size += slot.nbytes
+    return shards
+
+
+def _safetensors(path: str, shard: Sequence[Slot]) -> Image:
+    # Wide elements first: every tensor starts at a multiple of its element size, as the safetensors library has it.
+    ordered = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
+    header = build_header([slot.entry for slot in ordered], {"format": "pt"})
+    payloads, offset = [], len(header)
+    for slot in ordered:
+        payloads.append(Payload(slot.key, offset, slot.nbytes))
+        offset += slot.nbytes
+    return Image(path, offset, ((0, header),), tuple(payloads))
+
+
+def _archive(path: str, slots: Sequence[Slot]) -> Image:
+    archive = build_archive([slot.entry for slot in slots])
+    payloads = tuple(Payload(slot.key, archive.payloads[slot.name], slot.nbytes) for slot in slots)
+    return Image(path, archive.size, archive.literals, payloads)

@@ -1,0 +1,1 @@
+"""What the verbs share: making a plan from options, moving numbers, OUT.partial, the manifest, the model card."""

@@ -1,0 +1,55 @@
+"""A conversion as it is asked for, and the plan that follows from it."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.checkpoint.writer import BLOCK_NBYTES
+from wanconv.errors import UsageError
+from wanconv.families import identify
+from wanconv.families.identify import Expert
+from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.naming import nearest
+from wanconv.plan import Plan, plan
+from wanconv.recipe import load
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `convert` is asked for; None leaves the choice to the source."""
+
+    recipe: str
+    layout: str | None = None
+    out: Path | None = None
+    shard_nbytes: int | None = None
+    expert: Expert | None = None
+    exclude: tuple[str, ...] = ()
+    base_model: str | None = None
+    hash_source: bool = False
+    force: bool = False
+    jobs: int = field(default_factory=lambda: max(2, min(4, os.cpu_count() or 2)))
+    block_nbytes: int = BLOCK_NBYTES
+
+
+def prepare(source: Path, options: Options) -> Plan:
+    """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
+    recipe = load(options.recipe)
+    if options.layout is not None and options.layout not in LAYOUTS:
+        guess = nearest(options.layout, LAYOUTS)
+        raise UsageError(
+            f"there is no layout {options.layout!r}",
+            f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}",
+        )
+    model = identify(open_checkpoint(source, options.exclude), options.expert)
+    layout = LAYOUTS[options.layout] if options.layout else source_layout(model)
+    return plan(model, recipe, layout, options.shard_nbytes)
+
+
+def target_folder(source: Path, options: Options) -> Path:
+    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
+    if options.out is not None:
+        return Path.cwd() / options.out
+    resolved = source.resolve()
+    stem = resolved.stem if resolved.is_file() else resolved.name
+    return resolved.parent / f"{stem}-{Path(options.recipe).stem}"

@@ -1,0 +1,179 @@
+"""Synthetic checkpoints: the real names and shapes of any release, at full or tiny size, with made-up numbers."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.checkpoint.writer import Image, Journal, write_file, write_images
+from wanconv.errors import UsageError
+from wanconv.families import DENOISERS, FAMILIES, fill, identify, targets
+from wanconv.families.names import numbered
+from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.layouts import LAYOUTS, Layout
+from wanconv.naming import nearest
+from wanconv.plan import Slot, lay_out
+from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release, Shape
+from wanconv.workshop.progress import Progress, total
+
+_POOL_NUMEL = 1 << 22
+# What the released files are stored in: families.md of the model cards, checked against their sizes.
+_STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to make. `components` empty: all of a tiny model, the denoisers of a full one."""
+
+    release: str
+    scale: Literal["full", "tiny"] = "tiny"
+    dtype: str = "fp32"
+    blocks: int | None = None
+    components: tuple[str, ...] = ()
+    layout: str = "official"
+    seed: int = 0
+    jobs: int = 2
+
+
+def releases() -> dict[str, tuple[Family, Release]]:
+    """Returns every release that can be made, by name."""
+    return {release.name: (family, release) for family in FAMILIES for release in family.releases}
+
+
+def make(folder: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Path:
+    """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
+    known = releases()
+    if options.release not in known:
+        guess = nearest(options.release, known)
+        raise UsageError(f"there is no release {options.release!r}", f"did you mean {guess}?" if guess else ", ".join(known))
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty", "name a folder that does not exist yet")
+    family, release = known[options.release]
+    layout = LAYOUTS[options.layout]
+    default = tuple(family.components) if options.scale == "tiny" else DENOISERS
+    wanted = [name for name in family.components if name in (options.components or default)]
+    dims = {name: _dims(name, family.components[name], release, options) for name in wanted}
+    images, slots, kinds, documents = _files(family, layout, dims, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    tell = total(progress, "making", sum(image.nbytes for image in images))
+    values = _Values(slots, kinds, options.seed)
+    journal = folder / ".journal"
+    with closing(Journal(journal)) as opened:
+        write_images(folder, images, values.fill, opened, tell, options.jobs)
+    journal.unlink()
+    for path, content in (documents | _tokenizer(layout, wanted, dims)).items():
+        write_file(folder / path, content)
+    model = identify(open_checkpoint(folder))
+    known_heads = {
+        name: replace(component, dims={**component.dims, **dims[name]}) for name, component in model.components.items()
+    }
+    for path, value in layout.documents(replace(model, components=known_heads)).items():
+        write_file(folder / path, json.dumps(value, indent=2).encode() + b"\n")
+    return folder
+
+
+def _dims(name: str, architecture: Architecture, release: Release, options: Options) -> dict[str, int]:
+    full = release.dims if name in DENOISERS else architecture.full
+    dims = dict(architecture.tiny if options.scale == "tiny" else full)
+    if name in DENOISERS and options.blocks is not None:
+        dims["n"] = options.blocks
+    return dims
+
+
+def _files(
+    family: Family, layout: Layout, dims: Mapping[str, Mapping[str, int]], options: Options
+) -> tuple[list[Image], dict[str, Slot], dict[str, Kind], dict[str, bytes]]:
+    """Returns the weight files, their tensors and kinds by key, and the indexes."""
+    images: list[Image] = []
+    slots: dict[str, Slot] = {}
+    kinds: dict[str, Kind] = {}
+    documents: dict[str, bytes] = {}
+    for name, sizes in dims.items():
+        architecture = family.components[name]
+        place = layout.place(name, architecture.name)
+        if place is None:
+            raise UsageError(f"the {layout.name} layout has no place for {name}", "choose another layout")
+        dtype = options.dtype if name in DENOISERS else _STORED[name]
+        kind_of = {fill(role.name, index): role.kind for role, index in numbered(architecture, sizes)}
+        made = []
+        for target in targets(architecture, layout.scheme, sizes):
+            made.append(Slot(f"{name}/{target.name}", target.name, dtype, target.shape))
+            kinds[made[-1].key] = kind_of[target.sources[0]]
+        slots |= {slot.key: slot for slot in made}
+        component_images, index = lay_out(place, made, layout.shard_nbytes)
+        images += component_images
+        documents |= index
+    return images, slots, kinds, documents
+
+
+class _Values:
+    """Made-up numbers: N(0, 0.02) for weights, near one for norms; the same for the same key and seed, read anywhere."""
+
+    def __init__(self, slots: Mapping[str, Slot], kinds: Mapping[str, Kind], seed: int) -> None:
+        self._slots, self._kinds, self._seed = slots, kinds, seed
+        self._pool = torch.randn(_POOL_NUMEL, generator=torch.Generator().manual_seed(seed))
+
+    def fill(self, key: str, start: int, view: memoryview) -> None:
+        slot = self._slots[key]
+        out = torch.frombuffer(view, dtype=TORCH_DTYPES[slot.dtype])
+        shift = zlib.crc32(f"{self._seed}/{key}".encode()) + start // DTYPES[slot.dtype].itemsize
+        at = 0
+        while at < out.numel():
+            first = (shift + at) % _POOL_NUMEL
+            count = min(out.numel() - at, _POOL_NUMEL - first)
+            values = self._pool[first : first + count] * 0.02
+            out[at : at + count].copy_(values.add_(1.0) if self._kinds[key] == "norm" else values)
+            at += count
+
+
+def _tokenizer(layout: Layout, wanted: Sequence[str], dims: Mapping[str, Mapping[str, int]]) -> dict[str, bytes]:
+    """Returns a tokenizer of letters in the place and of the kind that UMT5's has (T5TokenizerFast, Unigram)."""
+    if "text_encoder" not in wanted:
+        return {}
+    folder = layout.folders["tokenizer"]
+    special = ["<pad>", "</s>", "<unk>"]
+    letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"-()"]
+    vocabulary = [[token, 0.0] for token in special] + [[letter, -float(rank)] for rank, letter in enumerate(letters, 1)]
+    assert len(vocabulary) <= dims["text_encoder"]["vocab"]
+    prefix = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": index,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for index, token in enumerate(special)
+        ],
+        "pre_tokenizer": prefix,
+        "decoder": prefix,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
+    }
+    config = {
+        "tokenizer_class": "T5TokenizerFast",
+        "model_max_length": 512,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+    }
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
+    return {f"{folder}/{name}": json.dumps(value, indent=1).encode() + b"\n" for name, value in files.items()}
