@@ -1,0 +1,255 @@
+"""The tables against the tensor lists of the released files, and against the libraries that read them."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
+from header_lists import LISTS, architecture, list_id, name_of, read_list, refs, release_of, released, scheme_of
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
+
+from wanconv.families import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
+from wanconv.families.match import fits
+from wanconv.families.names import letter_of, numbered, size_of
+from wanconv.tensors import Architecture, Scheme, Shape
+
+TABLES = [(network, scheme) for network in ARCHITECTURES for scheme in network.schemes]
+TABLE_IDS = [f"{network.name}-{scheme}" for network, scheme in TABLES]
+DENOISERS = [network for network in ARCHITECTURES if network.name.startswith("wan-") and "vae" not in network.name]
+
+FINGERPRINTS = {  # facts/families.md section 0: DiffSynth-Studio's hashes of the released files
+    "official/umt5": "9c8818c2cbea55eca56c7b447df170da",
+    "official/clip-vit-h": "5941c53e207d62f20f9025686193c40b",
+    "official/wan-vae-2.1": "ccc42284ea13e1ad04693284c7a09be6",
+    "official/wan-vae-2.2": "e1de6c02cdac79f8b739f4d3698cd216",
+    "hub/wan-vae-2.1": "ed4ea5824d55ec3107b09815e318123a",
+}
+
+
+@pytest.mark.parametrize("path", LISTS, ids=list_id)
+def test_every_list_is_covered_exactly_and_gives_its_sizes(path: Path) -> None:
+    network, dims = released(name_of(path))
+    shapes = read_list(path)
+    found = fits(refs(shapes))
+    assert found[0].differences == 0
+    assert found[0].architecture is network
+    assert scheme_of(path) in {fit.scheme for fit in found}
+    assert {fit.architecture for fit in found} == {network}
+    assert {size: dims[size] for size in found[0].dims} == found[0].dims
+
+
+@pytest.mark.parametrize("path", LISTS, ids=list_id)
+def test_a_table_spells_out_every_list_name_by_name_and_shape_by_shape(path: Path) -> None:
+    network, dims = released(name_of(path))
+    expected = expand(network, scheme_of(path), dims)
+    shapes = read_list(path)
+    aliases: dict[str, str] = {}  # on disk -> the name that the table writes
+    for role, index in numbered(network, dims):
+        spelling = role.spellings[scheme_of(path)]
+        for alias in spelling.aliases if spelling else ():
+            aliases[alias.format(n=index)] = spelling.name.format(n=index) if spelling else ""
+    assert {aliases.get(name, name): shape for name, shape in shapes.items()}.items() <= expected.items()
+    optional = {target.name for target in targets(network, scheme_of(path), dims) if target.optional}
+    assert set(expected) - optional <= {aliases.get(name, name) for name in shapes}
+
+
+def test_every_table_and_every_release_has_a_list() -> None:
+    lists = {(scheme_of(path), name_of(path)) for path in LISTS}
+    wanted = {(scheme, network.name) for network, scheme in TABLES if network not in DENOISERS}
+    for family in FAMILIES:
+        denoiser = family.components.get("dit") or family.components["expert.high"]
+        wanted |= {(scheme, release.name) for release in family.releases for scheme in denoiser.schemes}
+    # wav2vec2's official and hub names are the same
+    assert wanted - lists == {("official", "wav2vec2-large-xlsr")}
+
+
+@pytest.mark.parametrize("path", [path for path in LISTS if scheme_of(path) == "official"], ids=list_id)
+def test_released_files_have_the_fingerprints_of_diffsynth(path: Path) -> None:
+    release = release_of(path)
+    assert fingerprint(read_list(path)) == (release.fingerprint if release else FINGERPRINTS[list_id(path)])
+
+
+def test_the_diffusers_vae_and_the_released_wav2vec2_have_the_fingerprints_of_diffsynth() -> None:
+    (vae,) = [path for path in LISTS if list_id(path) == "hub/wan-vae-2.1"]
+    assert fingerprint(read_list(vae)) == FINGERPRINTS["hub/wan-vae-2.1"]
+    speech = architecture("wav2vec2-large-xlsr")  # weight_g and weight_v, unlike the list from the module
+    assert fingerprint(expand(speech, "official", speech.full)) == "06be60f3a4526586d8431cd038a71486"
+
+
+def test_a_fingerprint_does_not_depend_on_order_and_reads_tensors_as_well_as_shapes() -> None:
+    shapes: dict[str, Shape] = {"b.weight": (2, 3), "a": ()}
+    assert fingerprint(shapes) == fingerprint(dict(reversed(shapes.items()))) == fingerprint(refs(shapes))
+    # printf 'a,a:,b.weight,b.weight:2_3' | md5sum
+    assert fingerprint(shapes) == "615f158bcce31a546053e5575d95674e"
+
+
+# Names against the libraries' own conversion: each value is a tag, so that a swap of equal shapes is seen.
+
+
+def renamed(network: Architecture, dims: Mapping[str, int]) -> dict[str, str]:
+    """Returns hub name -> official name, through the canonical names."""
+    official = {target.sources: target.name for target in targets(network, "official", dims)}
+    return {target.name: official[target.sources] for target in targets(network, "hub", dims)}
+
+
+@pytest.mark.parametrize(
+    "name", ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"]
+)
+def test_denoiser_names_agree_with_the_conversion_of_diffusers(name: str) -> None:
+    network, dims = released(name)
+    tags = {name: name for name in expand(network, "official", dims)}
+    assert renamed(network, dims) == convert_wan_transformer_to_diffusers(tags)
+
+
+def test_flf2v_names_agree_with_the_conversion_of_diffusers_but_for_the_name_it_forgets() -> None:
+    network, dims = released("wan2.1-flf2v-14b")
+    converted = convert_wan_transformer_to_diffusers({name: name for name in expand(network, "official", dims)})
+    # diffusers 0.42.1 leaves this one as it is, though its own class calls it pos_embed
+    converted["condition_embedder.image_embedder.pos_embed"] = converted.pop("img_emb.emb_pos")
+    assert renamed(network, dims) == converted
+
+
+def test_vae_2_1_names_agree_with_the_conversion_of_diffusers() -> None:
+    network, dims = released("wan-vae-2.1")
+    tags = {name: name for name in expand(network, "official", dims)}
+    assert renamed(network, dims) == convert_wan_vae_to_diffusers(tags)
+
+
+def library_model(network: Architecture) -> torch.nn.Module:
+    """Returns the library's own class in the tiny sizes, without weights."""
+    dims = network.tiny
+    config: dict[str, Any] = {}
+    for key, size in network.config["hub"]:
+        if "*" not in key:
+            config[key] = size_of(size, dims)
+    with torch.device("meta"):
+        match network.name:
+            case "umt5":
+                return UMT5EncoderModel(UMT5Config(**config, d_kv=dims["attn"] // dims["heads"]))  # type: ignore[no-any-return]
+            case "clip-vit-h":
+                return CLIPVisionModelWithProjection(CLIPVisionConfig(**config, projection_dim=dims["joint"]))  # type: ignore[no-any-return]
+            case "wav2vec2-large-xlsr":
+                layers = {"conv_dim": (dims["conv"],) * 7, "conv_bias": True, "feat_extract_norm": "layer"}
+                return Wav2Vec2ForCTC(Wav2Vec2Config(**config, **layers, do_stable_layer_norm=True))  # type: ignore[no-any-return]
+            case "wan-vae-2.1":
+                return AutoencoderKLWan(**config)  # type: ignore[no-any-return]
+            case "wan-vae-2.2":
+                return AutoencoderKLWan(**config, out_channels=12, patch_size=2, is_residual=True)  # type: ignore[no-any-return]
+            case _:
+                if "image" in dims:
+                    config |= {"image_dim": dims["image"], "added_kv_proj_dim": dims["d"]}
+                if network.name == "wan-flf2v":
+                    config |= {"pos_embed_seq_len": 514}
+                head = dims["d"] // dims["heads"]
+                return WanTransformer3DModel(**config, attention_head_dim=head)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "network", [network for network in ARCHITECTURES if "hub" in network.schemes], ids=lambda n: n.name
+)
+def test_the_library_builds_the_tiny_sizes_with_our_names_and_shapes(network: Architecture) -> None:
+    ours = refs(expand(network, "hub", network.tiny))
+    theirs = {name: tuple(tensor.shape) for name, tensor in library_model(network).state_dict().items()}
+    (fit, *_) = fits(refs(theirs))
+    assert (fit.architecture, fit.differences) == (network, 0)
+    assert {size: network.tiny[size] for size in fit.dims} == fit.dims
+    renamed_by_library = set(theirs) - set(ours)  # tied and reparametrised names
+    assert len(renamed_by_library) == {"umt5": 1, "wav2vec2-large-xlsr": 2}.get(network.name, 0)
+
+
+# Tables as such
+
+
+@pytest.mark.parametrize(("network", "scheme"), TABLES, ids=TABLE_IDS)
+@pytest.mark.parametrize("size", ["full", "tiny"])
+def test_every_canonical_tensor_is_written_once_or_has_no_home(
+    network: Architecture, scheme: Scheme, size: str
+) -> None:
+    dims = network.full if size == "full" else network.tiny
+    written = [source for target in targets(network, scheme, dims) for source in target.sources]
+    assert len(written) == len(set(written))
+    everything = [role.name.format(n=index, m=index) for role, index in numbered(network, dims)]
+    assert sorted(written + homeless(network, scheme, dims)) == sorted(everything)
+
+
+@pytest.mark.parametrize(("network", "scheme"), TABLES, ids=TABLE_IDS)
+def test_fused_tensors_have_all_their_parts_and_one_number_per_name(network: Architecture, scheme: Scheme) -> None:
+    parts: dict[str, list[int]] = {}
+    whole: dict[str, int] = {}
+    for role in network.roles:
+        spelling = role.spellings[scheme]
+        if spelling is not None:
+            assert letter_of(spelling.name) == letter_of(role.name)
+            parts.setdefault(spelling.name, []).extend(spelling.parts)
+            whole[spelling.name] = spelling.of
+    assert {name: sorted(found) for name, found in parts.items()} == {
+        name: list(range(count)) for name, count in whole.items()
+    }
+
+
+def test_clip_is_fused_and_transposed_in_the_official_file_and_its_text_half_has_no_home_in_the_hub() -> None:
+    clip = architecture("clip-vit-h")
+    official = {target.name: target for target in targets(clip, "official", clip.full)}
+    qkv = official["visual.transformer.31.attn.to_qkv.weight"]
+    assert qkv.shape == (3840, 1280)
+    assert qkv.sources == tuple(f"visual.blocks.31.attn.{letter}.weight" for letter in "qkv")
+    assert official["visual.head"].transposed
+    assert official["visual.head"].shape == (1280, 1024)
+    assert official["visual.cls_embedding"].shape == (1, 1, 1280)
+    assert len(homeless(clip, "hub", clip.full)) == 392  # 391 textual and log_scale
+    assert not homeless(clip, "official", clip.full)
+
+
+def test_a_vocabulary_lists_the_whole_family_with_known_or_released_counts() -> None:
+    family = next(family for family in FAMILIES if family.name == "wan2.2-t2v-a14b")
+    names = vocabulary(family)
+    assert len(names) == len(set(names)) == 2 * 1095 + 242 + 194
+    assert ("expert.low/blocks.39.ffn.up.weight", "linear", 39) in names
+    assert ("expert.high/head.proj.bias", "bias", None) in names
+    tiny = vocabulary(family, {"expert.high": family.components["expert.high"].tiny})
+    assert {block for name, _, block in tiny if name.startswith("expert.high/")} == {None, 0, 1, 2}
+    assert ("expert.low/blocks.39.ffn.up.weight", "linear", 39) in tiny
+
+
+def test_s2v_counts_its_injectors_apart_from_its_blocks_and_has_no_hub_names() -> None:
+    s2v = architecture("wan-s2v")
+    assert s2v.schemes == ("official",)
+    family = next(family for family in FAMILIES if family.components.get("dit") is s2v)
+    injectors = [entry for entry in vocabulary(family) if entry[0].startswith("dit/audio_injector.11.")]
+    assert len(injectors) == 12
+    assert {block for _, _, block in injectors} == {None}
+    assert "casual_audio_encoder.weights" in expand(s2v, "official", s2v.full)  # sic
+    assert any(name.startswith("dit/causal_audio_encoder.") for name, _, _ in vocabulary(family))
+
+
+def test_kinds_say_what_recipes_select_by() -> None:
+    family = next(family for family in FAMILIES if family.name == "wan2.2-s2v-14b")
+    kinds = {name: kind for name, kind, _ in vocabulary(family)}
+    assert kinds["dit/blocks.0.modulation"] == "modulation"
+    assert kinds["dit/head.modulation"] == "modulation"
+    assert kinds["dit/blocks.0.self_attn.norm_q.weight"] == "norm"
+    assert kinds["dit/blocks.0.cross_attn.norm_in.bias"] == "bias"
+    assert kinds["dit/patch_embedding.weight"] == "conv"
+    assert kinds["dit/causal_audio_encoder.state_weights"] == "constant"
+    assert kinds["text_encoder/token_embedding.weight"] == "embed"
+    assert kinds["vae/decoder.norm_out.weight"] == "norm"
+    blocks = [kind for name, kind in kinds.items() if name.startswith("dit/blocks.")]
+    assert blocks.count("linear") == 400  # 10 a block
+
+
+def test_families_import_fast_and_without_torch() -> None:
+    code = "import sys, wanconv.families; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
