@@ -11,7 +11,7 @@ import pytest
 from header_lists import architecture, part, refs, tiny_part
 
 from wanconv.errors import InputError, Unrecognised, UsageError, WanconvError
-from wanconv.families import ARCHITECTURES, DENOISERS, FAMILIES, expand, identify
+from wanconv.families import ARCHITECTURES, DENOISERS, FAMILIES, expand, homeless, identify, targets
 from wanconv.tensors import Architecture, Checkpoint, Family, Part, Scheme, Shape
 
 T2V, I2V, TI2V = architecture("wan-t2v"), architecture("wan-i2v"), architecture("wan-ti2v")
@@ -144,6 +144,15 @@ def test_clip_without_its_projection_is_whole_in_the_hub_only() -> None:
     assert "image_encoder/visual.head.proj.weight" not in component.tensors
     error = refusal(Unrecognised, folder(part("clip.pth", without(tiny(CLIP), "visual.head"))))
     assert error.details == ("missing: visual.head",)
+
+
+def test_a_hub_file_tells_nothing_about_the_text_half_which_is_then_asked_for_in_its_released_size() -> None:
+    component = identify(folder(tiny_part("image_encoder/m.safetensors", CLIP, "hub"))).components["image_encoder"]
+    held = {name.partition("/")[2] for name in component.tensors}
+    wanted = {source for target in targets(CLIP, "official", component.dims) for source in target.sources}
+    assert len(wanted - held) == len(homeless(CLIP, "hub", component.dims)) == 392
+    assert held <= wanted
+    assert {source for target in targets(CLIP, "hub", component.dims) for source in target.sources} == held
 
 
 def test_shared_components_alone_are_the_first_family_that_has_them() -> None:
@@ -472,3 +481,16 @@ def test_a_shape_of_the_wrong_rank_does_not_stop_the_report() -> None:
     error = refusal(Unrecognised, folder(scalar))
     assert "wrongly shaped" in error.message
     assert error.details[0].startswith("shape of patch_embedding.weight: found (), expected (d, 16, 1, 2, 2)")
+
+
+def test_a_network_of_size_zero_is_no_network() -> None:
+    shapes = {name: tuple(0 if size == 128 else size for size in shape) for name, shape in tiny(T2V).items()}
+    error = refusal(Unrecognised, folder(part("a.safetensors", shapes)))
+    assert "0 missing, 0 unknown, 91 wrongly shaped" in error.message
+
+
+@pytest.mark.parametrize("name", ["wan2.1-vace", "wan2.2-animate"])
+def test_a_relative_that_is_not_built_yet_is_unrecognised_by_what_it_has_more(name: str) -> None:
+    extra = {"wan2.1-vace": "vace_patch_embedding.weight", "wan2.2-animate": "pose_patch_embedding.weight"}[name]
+    error = refusal(Unrecognised, folder(part("a.safetensors", tiny(T2V) | {extra: (128, 96, 1, 2, 2)})))
+    assert error.details == (f"unknown: {extra}",)

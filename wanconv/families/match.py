@@ -230,5 +230,5 @@ def _solve(role: Role, spelling: Spelling, shape: Shape) -> Iterator[tuple[str, 
         factor, symbol, divisor = parse_size(size)
         if axis == 0:  # fused: (3 * d, ...)
             factor, divisor = factor * spelling.of, divisor * len(spelling.parts)
-        if length * divisor % factor == 0:
+        if length and length * divisor % factor == 0:
             yield symbol, length * divisor // factor

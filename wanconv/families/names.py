@@ -72,9 +72,10 @@ def fill(template: str, index: int | str | None) -> str:
 
 def numbered(architecture: Architecture, dims: Mapping[str, int]) -> Iterator[tuple[Role, int | None]]:
     """Yields every role with every number it stands for; neighbours that share a placeholder go block by block."""
+    counts = {**architecture.full, **dims}
     for letter, group in groupby(architecture.roles, key=lambda role: letter_of(role.name)):
         rows = tuple(group)
-        for index in range(dims[letter]) if letter else (None,):
+        for index in range(counts[letter]) if letter else (None,):
             yield from ((role, index) for role in rows)
 
 
@@ -84,7 +85,11 @@ def block_of(role: Role, index: int | None) -> int | None:
 
 
 def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> list[Target]:
-    """Returns what a scheme wants on disk, in the table's order; roles without a home there are left out."""
+    """Returns what a scheme wants on disk, in the table's order; roles without a home there are left out.
+
+    Sizes that `dims` does not know are the released ones (CLIP's text half, read from a hub file).
+    """
+    assert scheme in architecture.schemes, f"{architecture.name} has no {scheme} names"
     slots: dict[str, tuple[Role, Spelling, dict[int, str]]] = {}
     for role, index in numbered(architecture, dims):
         spelling = role.spellings.get(scheme)
@@ -94,7 +99,7 @@ def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int])
     return [
         Target(
             name=name,
-            shape=shape_on_disk(role, spelling, dims),
+            shape=shape_on_disk(role, spelling, {**architecture.full, **dims}),
             sources=tuple(source for _, source in sorted(sources.items())),
             transposed=spelling.transposed,
             optional=spelling.optional,
