@@ -42,12 +42,10 @@ FINGERPRINTS = {  # facts/families.md section 0: DiffSynth-Studio's hashes of th
 def test_every_list_is_covered_exactly_and_gives_its_sizes(path: Path) -> None:
     network, dims = released(name_of(path))
     shapes = read_list(path)
-    found = fits(refs(shapes))
-    assert found[0].differences == 0
-    assert found[0].architecture is network
-    assert scheme_of(path) in {fit.scheme for fit in found}
-    assert {fit.architecture for fit in found} == {network}
-    assert {size: dims[size] for size in found[0].dims} == found[0].dims
+    (fit,) = fits(refs(shapes))
+    assert (fit.architecture, fit.differences) == (network, 0)
+    assert fit.scheme == scheme_of(path) or network.name == "wav2vec2-large-xlsr"  # both schemes spell it alike
+    assert {size: dims[size] for size in fit.dims} == fit.dims
 
 
 @pytest.mark.parametrize("path", LISTS, ids=list_id)

@@ -62,13 +62,17 @@ class Fit:
 
 
 def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
-    """Returns every fit that names at least one of the tensors, the nearest first; an exact one has no differences."""
+    """Returns the exact fit alone, or every fit that names at least one of the tensors, the nearest first.
+
+    An exact one has no differences. Where both schemes spell a network alike, it is the official one.
+    """
     groups = _group(tensors)
     candidates = [table for table in _tables() if not table.keys.isdisjoint(groups)]
-    whole = [table for table in candidates if _covered(table, groups) == len(tensors)]
-    exact = [fit for fit in (_fit(table, tensors, groups) for table in whole) if not fit.differences]
-    if exact:
-        return exact
+    for table in candidates:
+        if _covered(table, groups) == len(tensors):
+            fit = _fit(table, tensors, groups)
+            if not fit.differences:
+                return [fit]
     return sorted((_fit(table, tensors, groups) for table in candidates), key=lambda fit: fit.differences)
 
 
