@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 
 
 class WanconvError(Exception):
-    """`message` says what and where, `hint` starts with what to do; `details` are further lines, the first ten shown."""
+    """`message` says what and where, `hint` starts with what to do; `details` are further lines (ten are shown)."""
 
     code = "error"
     exit_code = 1

@@ -11,7 +11,7 @@ Severity = Literal["note", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing a user should know: where, what, and what would fix it. A failure carries its error code (errors.py)."""
+    """One thing a user should know: where, what, what would fix it. A failure carries its error code (errors.py)."""
 
     severity: Severity
     where: str

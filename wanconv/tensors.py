@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 class DType:
     """How one element is stored; `code` is its name in a safetensors header.
 
-    Float dtypes carry what a cast needs: `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
+    Floats carry what a cast needs: `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
     """
 
     name: str
@@ -131,8 +131,8 @@ class Spelling:
 
     `parts` of `of` equal row blocks of the named tensor hold the role (fused qkv: part 0 of 3 is q); `transposed` says
     that the two axes are swapped there; `shape` overrides the role's shape where a scheme adds axes of length one.
-    `aliases` are further names under which the same tensor may stand, instead or once more (tied weights). Files of the
-    scheme may lack an `optional` tensor.
+    `aliases` are further names under which the same tensor may stand, instead or once more (tied weights). Files of
+    the scheme may lack an `optional` tensor.
     """
 
     name: str

@@ -1,10 +1,10 @@
 """Writes weight files block by block on several threads: journaled, hashed on the way, synced, resumable.
 
 Every byte of an output file has its place before the first one is read: an `Image` is literals (headers) and payloads.
-The files' bytes are cut into blocks. A worker takes the next block, fills it, writes it at its offset (O_DIRECT where the
-file system has it, so that written bytes do not push the source out of the page cache) and notes its digest in the
-journal. Blocks are hashed in file order by whichever worker completes the run, so digests cost no second pass and memory
-stays at a few blocks. A block that an earlier run noted is read back and compared, never trusted.
+The files' bytes are cut into blocks. A worker takes the next block, fills it, writes it at its offset (O_DIRECT where
+the file system has it, so that written bytes do not push the source out of the page cache) and notes its digest in the
+journal. Blocks are hashed in file order by whichever worker completes the run, so digests cost no second pass and
+memory stays at a few blocks. A block that an earlier run noted is read back and compared, never trusted.
 """
 
 import hashlib
@@ -261,7 +261,7 @@ class _Writer:
                 with state.lock:
                     state.ready[ticket] = (buffer, nbytes)
                 self._hash_ready()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
                 with state.lock:
                     state.errors[ticket] = error
                     state.stopped = True
@@ -332,7 +332,7 @@ def write_images(
 ) -> list[Written]:
     """Writes `images` below `folder` and returns their digests, in order.
 
-    `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`; it runs on `jobs` threads.
+    `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`, on any of `jobs` threads.
     `progress` is told the bytes that are done. Raises what `fill` raises (of several, the first in file order),
     OutputError where a file cannot be written, Interrupted on Ctrl-C.
     """
@@ -375,7 +375,7 @@ def _sync_folder(folder: Path) -> None:
 def publish(folder: Path, target: Path) -> None:
     """Makes `folder` appear as `target`, at once: one rename, synced."""
     try:
-        os.rename(folder, target)
+        folder.rename(target)
     except OSError as error:
         raise describe_output_error(error, target) from error
     _sync_folder(target.parent)

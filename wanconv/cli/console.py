@@ -109,7 +109,10 @@ def _table(table: Table) -> RichTable:
         name = table.columns[index]
         numeric = name.endswith("_nbytes") or any(isinstance(row[index], int) for row in table.rows)
         shown.add_column(
-            name.removesuffix("_nbytes").replace("_", " "), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0
+            name.removesuffix("_nbytes").replace("_", " "),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=index == 0,
         )
     for row in table.rows:
         cells = []

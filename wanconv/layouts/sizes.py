@@ -22,7 +22,7 @@ def heads(model: Model, component: Component) -> int:
     width = component.dims["d"]
     if width % _HEAD_DIM:
         raise Refused(
-            f"{component.part.path} is {width} wide, and without its config.json nothing says how many attention heads it has",
+            f"{component.part.path} is {width} wide, and without its config.json nothing says how many heads it has",
             "put the config.json of the checkpoint beside it",
         )
     return width // _HEAD_DIM

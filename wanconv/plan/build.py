@@ -50,7 +50,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a conversion will do. `documents` are derived files (path -> bytes), `copies` sidecars (path -> source path)."""
+    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source)."""
 
     model: Model
     recipe: Recipe
@@ -240,7 +240,7 @@ def _moved(sidecar: str, source: Layout, layout: Layout) -> str | None:
 
 
 def _findings(model: Model, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
-    """Returns what a user should know before: overrides, fallbacks, what is absent, what a client gains nothing from."""
+    """Returns what a user should know before: overrides, fallbacks, what is absent, what brings a client nothing."""
     findings = [
         Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
         for component in model.absent

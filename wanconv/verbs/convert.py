@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wanconv import __version__
 from wanconv.checkpoint.writer import Written, write_file, write_images
-from wanconv.errors import InputError, NotFinite, OutputError, UsageError
+from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.plan import Plan, by_component, by_rule, conversion_memory, plan
 from wanconv.report import Finding, Report
@@ -79,7 +79,7 @@ def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, pro
     """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values called for."""
     folder = workspace.folder
     made, written = _write_weights(made, workspace, options, progress)
-    files = {path: content for path, content in made.documents.items()}
+    files = dict(made.documents)
     files["README.md"] = model_card(made, options.base_model)
     for path, copied in made.copies.items():
         files[path] = _read_sidecar(copied)
@@ -215,7 +215,7 @@ def _finished(out: Path, key: str, force: bool, progress: Progress) -> list[Find
         out, known, total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
     )
     if failures:
-        raise UsageError(
+        raise DigestMismatch(
             f"{out} holds this conversion, but damaged",
             "--force writes it again",
             [f"{failure.where}: {failure.message}" for failure in failures],

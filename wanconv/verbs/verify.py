@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import REGISTRY, InputError, Refused
+from wanconv.errors import REGISTRY, CheckFailed, DigestMismatch, InputError, NotFinite, Refused
 from wanconv.families import homeless, identify
 from wanconv.families.identify import Expert
 from wanconv.formats.plain import Caster
@@ -145,9 +145,9 @@ def _check_listed(root: Path, listed: Sequence[Listed], progress: Progress, jobs
     for line in listed:
         name = PurePosixPath(line.path)
         if name.is_absolute() or ".." in name.parts:
-            findings.append(_failure(line.path, f"{line.origin} names a file outside of the folder", "check-failed"))
+            findings.append(_failure(line.path, f"{line.origin} names a file outside of the folder", CheckFailed.code))
         elif not (root / line.path).is_file():
-            findings.append(_failure(line.path, f"is missing, and {line.origin} lists it", "check-failed"))
+            findings.append(_failure(line.path, f"is missing, and {line.origin} lists it", CheckFailed.code))
         else:
             inside.append(line)
     tell = total(progress, "checking digests", sum((root / line.path).stat().st_size for line in inside))
@@ -157,10 +157,12 @@ def _check_listed(root: Path, listed: Sequence[Listed], progress: Progress, jobs
         for line in lines:
             digest = found[line.path]
             if isinstance(digest, OSError):
-                findings.append(_failure(line.path, f"cannot be read: {digest.strerror}", "unreadable"))
+                findings.append(_failure(line.path, f"cannot be read: {digest.strerror}", InputError.code))
             elif digest != line.digest:
                 findings.append(
-                    _failure(line.path, f"{algorithm} is {digest}, and {line.origin} says {line.digest}", "digest")
+                    _failure(
+                        line.path, f"{algorithm} is {digest}, and {line.origin} says {line.digest}", DigestMismatch.code
+                    )
                 )
     return findings
 
@@ -179,13 +181,17 @@ def _compare(model: Model, source: Model, progress: Progress, jobs: int) -> tupl
     """Returns how near each format came to its bound, and the first bad element of every tensor that breaks it."""
     ours, theirs = model.tensors, source.tensors
     findings = [
-        Finding("failure", name, "is in the source and not here", "convert again", "check-failed")
+        Finding("failure", name, "is in the source and not here", "convert again", CheckFailed.code)
         for name in theirs
         if name not in ours and not _is_homeless(model, name)
     ]
     findings += [
         Finding(
-            "failure", name, "is here and not in the source", "compare with the model it was made from", "check-failed"
+            "failure",
+            name,
+            "is here and not in the source",
+            "compare with the model it was made from",
+            CheckFailed.code,
         )
         for name in ours
         if name not in theirs
@@ -221,7 +227,7 @@ def _compare_tensor(
 ) -> tuple[Finding | None, float]:
     if source.shape != stored.shape:
         message = f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"
-        return Finding("failure", source.name, message, "convert again", "check-failed"), inf
+        return Finding("failure", source.name, message, "convert again", CheckFailed.code), inf
     worst = 0.0
     for start, count in runs(0, source.numel):
         try:
@@ -229,7 +235,7 @@ def _compare_tensor(
                 reader.values(source, start, count), other.values(stored, start, count), start
             )
         except Refused as error:  # a change between dtypes that no format makes
-            return Finding("failure", source.name, error.message, "convert again", "check-failed"), inf
+            return Finding("failure", source.name, error.message, "convert again", CheckFailed.code), inf
         worst = max(worst, ratio)
         if violation is not None:
             finite = isfinite(violation.source) and isfinite(violation.stored)
@@ -238,7 +244,7 @@ def _compare_tensor(
                 f"more than {violation.bound:.3g} apart"
             )
             return Finding(
-                "failure", source.name, message, "convert again", "check-failed" if finite else "not-finite"
+                "failure", source.name, message, "convert again", CheckFailed.code if finite else NotFinite.code
             ), worst
     return None, worst
 

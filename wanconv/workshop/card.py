@@ -31,7 +31,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         *head,
         "---",
         "",
-        f"# {model.release.name if model.release else model.family.name}, {plan.recipe.name}, {plan.layout.name} layout",
+        f"# {(model.release or model.family).name}, {plan.recipe.name}, {plan.layout.name} layout",
         "",
         f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
         f"{size} bytes of weights, written by wanconv" + (f" from {base}." if base else "."),

@@ -28,7 +28,7 @@ class Options:
     base_model: str | None = None
     hash_source: bool = False
     force: bool = False
-    jobs: int = field(default_factory=lambda: max(2, min(4, os.cpu_count() or 2)))
+    jobs: int = field(default_factory=lambda: min(8, (os.cpu_count() or 1) + 1))
     block_nbytes: int = BLOCK_NBYTES
 
 

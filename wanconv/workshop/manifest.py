@@ -14,7 +14,7 @@ import xxhash
 from wanconv import __version__
 from wanconv.checkpoint import header_digest, open_checkpoint
 from wanconv.checkpoint.writer import Written
-from wanconv.errors import InputError
+from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.plan import Plan
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, TensorRef
@@ -55,7 +55,7 @@ def known_digest(root: Path, path: str) -> str | None:
 
 
 def plan_key(plan: Plan) -> str:
-    """Returns what makes two conversions the same: sources by size and header, recipe, layout, and every byte's place."""
+    """Returns what makes two conversions the same: sources by size and header, recipe, layout, each byte's place."""
     table = [
         [[file["path"], file["nbytes"], file["header_sha256"]] for file in source_files(plan.model.checkpoint)],
         plan.recipe.text,
@@ -201,17 +201,17 @@ def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], j
     for file in listed:
         path, digest = file.path, found[file.path]
         if isinstance(digest, FileNotFoundError):
-            findings.append(Finding("failure", path, "is missing", "convert again", "check-failed"))
+            findings.append(Finding("failure", path, "is missing", "convert again", CheckFailed.code))
         elif isinstance(digest, OSError):
             findings.append(
-                Finding("failure", path, f"cannot be read: {digest.strerror}", "check the disk", "unreadable")
+                Finding("failure", path, f"cannot be read: {digest.strerror}", "check the disk", InputError.code)
             )
         elif digest != file.sha256:
             size = (folder / path).stat().st_size
             message = f"sha256 is {digest}, not {file.sha256}"
             if size != file.nbytes:
                 message = f"is {size} bytes long, not {file.nbytes}"
-            findings.append(Finding("failure", path, message, "convert again", "digest"))
+            findings.append(Finding("failure", path, message, "convert again", DigestMismatch.code))
             findings += _changed_tensors(folder, path, manifest)
     return findings
 
@@ -231,7 +231,7 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
 
 
 def _changed(name: str, path: str) -> Finding:
-    return Finding("failure", name, f"its bytes in {path} have changed", "convert again", "digest")
+    return Finding("failure", name, f"its bytes in {path} have changed", "convert again", DigestMismatch.code)
 
 
 def _digest_tensor(ref: TensorRef) -> str:

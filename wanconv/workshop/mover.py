@@ -30,7 +30,7 @@ class Sources:
         self._lock = threading.Lock()
 
     def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where they are not all there."""
+        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
         offset = ref.offset + first * DTYPES[ref.dtype].itemsize
         try:
             descriptor = self._open(ref.file)

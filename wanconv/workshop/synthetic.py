@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.naming import nearest
 from wanconv.plan import Slot, lay_out
-from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release, Shape
+from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 from wanconv.workshop.progress import Progress, total
 
 _POOL_NUMEL = 1 << 22
@@ -52,7 +51,9 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     known = releases()
     if options.release not in known:
         guess = nearest(options.release, known)
-        raise UsageError(f"there is no release {options.release!r}", f"did you mean {guess}?" if guess else ", ".join(known))
+        raise UsageError(
+            f"there is no release {options.release!r}", f"did you mean {guess}?" if guess else ", ".join(known)
+        )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "name a folder that does not exist yet")
     family, release = known[options.release]
@@ -114,7 +115,7 @@ def _files(
 
 
 class _Values:
-    """Made-up numbers: N(0, 0.02) for weights, near one for norms; the same for the same key and seed, read anywhere."""
+    """Made-up numbers: N(0, 0.02), norms near one; the same for the same key and seed, wherever reading starts."""
 
     def __init__(self, slots: Mapping[str, Slot], kinds: Mapping[str, Kind], seed: int) -> None:
         self._slots, self._kinds, self._seed = slots, kinds, seed
@@ -140,7 +141,9 @@ def _tokenizer(layout: Layout, wanted: Sequence[str], dims: Mapping[str, Mapping
     folder = layout.folders["tokenizer"]
     special = ["<pad>", "</s>", "<unk>"]
     letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"-()"]
-    vocabulary = [[token, 0.0] for token in special] + [[letter, -float(rank)] for rank, letter in enumerate(letters, 1)]
+    vocabulary = [[token, 0.0] for token in special] + [
+        [letter, -float(rank)] for rank, letter in enumerate(letters, 1)
+    ]
     assert len(vocabulary) <= dims["text_encoder"]["vocab"]
     prefix = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
     tokenizer = {

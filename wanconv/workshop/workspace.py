@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wanconv.checkpoint.writer import Journal, describe_output_error, publish, sync_folders, write_file
-from wanconv.errors import UsageError
+from wanconv.errors import InputError, UsageError
 from wanconv.workshop import manifest
 
 _PRIVATE = ".wanconv"
@@ -45,7 +45,7 @@ class Workspace:
         shutil.rmtree(self.folder)
 
     def finish(self, out: Path) -> Path | None:
-        """Makes the folder appear as OUT. Returns where a folder went that wanconv had not written and --force replaced."""
+        """Makes the folder appear as OUT. Returns where --force put a folder that wanconv had not written."""
         sync_folders(self.folder)
         shutil.rmtree(self._private, ignore_errors=True)
         replaced = None
@@ -68,7 +68,7 @@ def _aside(out: Path) -> Path:
 
 @contextmanager
 def open_workspace(out: Path, key: str, done: str, force: bool) -> Iterator[Workspace]:
-    """Opens OUT.partial under a lock: new, or left by an earlier run with the same `key` (or finished, with plan `done`).
+    """Opens OUT.partial under a lock: new, or left by a run with the same `key` (or finished, with plan `done`).
 
     Raises UsageError for one that another process holds or another conversion left (`force` starts over).
     """
@@ -114,6 +114,6 @@ def is_complete(folder: Path, done: str) -> bool:
     """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
     try:
         known = manifest.read(folder)
-    except Exception:
+    except InputError:
         return False
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, lambda nbytes: None)
