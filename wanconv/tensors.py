@@ -146,7 +146,7 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Role:
-    """One row of a vocabulary: its `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
+    """One row of a vocabulary: `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
 
     Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None has no home
     for the role (CLIP's text half in diffusers).

@@ -224,6 +224,21 @@ def verify(
     show(report)
 
 
+@app.command(epilog=_examples("wanconv demo --dir demo-output"))
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.")] = Path("demo-output"),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a tiny Wan 2.2 A14B, plan, convert and verify it: the whole way in seconds."""
+    from wanconv.verbs.demo import demo as verb
+
+    with progress() as tell:
+        report = verb(folder, tell)
+    show(report)
+
+
 def _expert(value: str | None) -> Literal["high", "low"] | None:
     match value:
         case None | "high" | "low":

@@ -42,8 +42,9 @@ class Layout:
 
     `places` maps a component, or `<component>:<architecture>` where file names differ, to its place; `folders` maps a
     group of sidecars to its folder. `documents` derives the JSON files from a model (path -> value); `derived` are
-    globs of files that such documents replace when a model comes from this layout. `coarse` are formats that the client loads
-    but gains nothing from, `refused` families without a home, each with a sentence. `loader` is the code that was read.
+    globs of files that such documents replace when a model comes from this layout. `coarse` are formats that the client
+    loads but gains nothing from, `refused` families without a home, each with a sentence. `loader` is the code that was
+    read.
     """
 
     name: str
