@@ -1,6 +1,7 @@
 """Canonical names, `<component>/<path>`, and the glob patterns that select them.
 
-Segments end at `/` and `.`. `*` is one segment or a part of one, `**` any number of segments, `{a,b}` alternatives.
+Segments end at `/` and `.`. `*` is one segment or a part of one, `{a,b}` are alternatives, and every other character
+stands for itself. `**` at the end is all that follows; `**.` and `**/` are any number of whole segments, none as well.
 A pattern always means the whole name.
 """
 
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 _TOKEN = re.compile(r"\*\*[./]|\*\*|\*|\{|\}|,|[^*{},]+")
+_PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** beside a part of a segment
 
 
 @lru_cache(maxsize=512)
@@ -37,6 +39,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
                 out.append(re.escape(token))
     if depth:
         raise ValueError("a brace is not closed")
+    if _PARTIAL.search(pattern):
+        raise ValueError("** stands for whole segments: put a . or / beside it, or write * for a part of one")
     return re.compile("".join(out))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from wanconv.errors import Refused, UsageError
+from wanconv.families import FAMILIES
 from wanconv.formats import FORMATS
 from wanconv.naming import check, matches, nearest
 from wanconv.tensors import Kind
@@ -85,12 +86,10 @@ def parse(name: str, text: str) -> Recipe:
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
         problems.append(f"schema must be {SCHEMA}, not {table.get('schema')!r}")
-    if not isinstance(table.get("summary"), str):
+    if not isinstance(table.get("summary"), str) or not table["summary"].strip():
         problems.append("summary must be one sentence")
     families = table.get("families", ["**"])
-    if not _strings(families):
-        problems.append("families must be a list of globs")
-        families = []
+    problems += _family_problems(families)
     tables = table.get("rule", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(rule, dict) for rule in tables):
         problems.append("there must be at least one [[rule]]")
@@ -106,22 +105,20 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     found = _unknown(table, _RULE_KEYS, where)
     match, kind, blocks = table.get("match"), table.get("kind", []), table.get("blocks", [])
     scale, fallback, optional = table.get("scale", "none"), table.get("fallback"), table.get("optional", False)
-    if isinstance(match, str):
-        try:
-            check(match)
-        except ValueError as error:
-            found.append(f"{where}: match {match!r}: {error}")
-    else:
+    if not isinstance(match, str):
         found.append(f"{where}: match must be a glob on canonical names")
+    elif reason := _bad_glob(match):
+        found.append(f"{where}: match {match!r}: {reason}")
     kinds = [kind] if isinstance(kind, str) else kind
-    if not isinstance(kinds, list) or any(one not in get_args(Kind) for one in kinds):
-        found.append(f"{where}: kind must be of {', '.join(get_args(Kind))}")
-    if not isinstance(blocks, list) or any(type(block) is not int for block in blocks):
-        found.append(f"{where}: blocks must be a list of whole numbers")
+    if not isinstance(kinds, list) or ("kind" in table and not kinds):
+        found.append(f"{where}: kind must be one or a list of {', '.join(get_args(Kind))}")
+    else:
+        found += [_not_one_of(f"{where}: kind", one, get_args(Kind)) for one in kinds if one not in get_args(Kind)]
+    if not isinstance(blocks, list) or (not blocks and "blocks" in table) or any(type(n) is not int for n in blocks):
+        found.append(f"{where}: blocks must be a list of whole numbers, such as [0, 1, -1]")
     for key, value in (("format", table.get("format")), ("fallback", fallback)):
-        if value not in FORMATS and not (key == "fallback" and value is None):
-            guess = nearest(str(value), FORMATS)
-            found.append(f"{where}: {key} must be of {', '.join(FORMATS)}" + (f" – {guess}?" if guess else ""))
+        if value not in tuple(FORMATS) and not (key == "fallback" and value is None):
+            found.append(_not_one_of(f"{where}: {key}", value, tuple(FORMATS)))
     target = FORMATS.get(str(table.get("format")))
     if target is not None and scale not in target.scales:
         found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {scale!r}")
@@ -152,8 +149,30 @@ def _unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> l
     return out
 
 
-def _strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+def _not_one_of(what: str, value: object, known: Sequence[str]) -> str:
+    guess = nearest(str(value), known)
+    return f"{what} must be of {', '.join(known)}, not {value!r}" + (f" – {guess}?" if guess else "")
+
+
+def _bad_glob(pattern: str) -> str | None:
+    try:
+        check(pattern)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _family_problems(globs: object) -> list[str]:
+    if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
+        return ["families must be a list of globs"]
+    known = [family.name for family in FAMILIES]
+    problems = []
+    for glob in globs:
+        if reason := _bad_glob(glob):
+            problems.append(f"families: {glob!r}: {reason}")
+        elif not any(matches(glob, family) for family in known):
+            problems.append(f"families: no family is called {glob!r}; known: {', '.join(known)}")
+    return problems
 
 
 def assign(recipe: Recipe, family: str, vocabulary: Sequence[tuple[str, Kind, int | None]]) -> Mapping[str, int]:
