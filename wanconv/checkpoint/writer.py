@@ -77,22 +77,29 @@ def describe_output_error(error: OSError, path: Path) -> OutputError:
 
 
 class Journal:
-    """Digests of the blocks that were written, one JSON line each; a torn last line is ignored."""
+    """Digests of the blocks that were written, one JSON line each; a torn line is ignored."""
 
     def __init__(self, path: Path) -> None:
         self._known: dict[tuple[str, int], str] = {}
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    image, block, digest = json.loads(line)
-                except ValueError:
-                    continue
-                if digest is None:
-                    self._known = {key: value for key, value in self._known.items() if key[0] != image}
-                else:
-                    self._known[image, block] = digest
         self._path = path
-        self._stream = path.open("ab", buffering=0)
+        try:
+            self._stream = path.open("a+b", buffering=0)
+            self._stream.seek(0)
+            lines = self._stream.read().split(b"\n")
+        except OSError as error:
+            raise describe_output_error(error, path) from error
+        for line in lines:
+            self._recall(line)
+
+    def _recall(self, line: bytes) -> None:
+        try:
+            image, block, digest = json.loads(line)
+            if digest is None:
+                self._known = {key: value for key, value in self._known.items() if key[0] != image}
+            else:
+                self._known[image, block] = digest
+        except (ValueError, TypeError):
+            pass  # torn, or no line of ours: the block is made again
 
     def known(self, image: str, block: int) -> str | None:
         return self._known.get((image, block))
