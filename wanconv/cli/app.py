@@ -1,7 +1,8 @@
 """The commands: one thin function each, with its options and examples."""
 
-import signal
+import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,16 +11,19 @@ import typer
 from wanconv import __version__
 from wanconv.cli.console import SETTINGS, fail, progress, show
 from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
+from wanconv.naming import nearest
 
 app = typer.Typer(
     name="wanconv",
     help="Pre-bake video diffusion checkpoints: inspect, convert, verify. Exit codes: 0 done · 1 a check failed · "
     "2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or overflow · 7 cannot write · "
     "130 interrupted, resumable.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),  # users of other converters type --dry_run
+    },
 )
 
 
@@ -39,11 +43,6 @@ def _complete_layout(incomplete: str) -> list[str]:
     return [name for name in LAYOUTS if name.startswith(incomplete)]
 
 
-def _set_json(value: bool) -> bool:
-    SETTINGS.json = SETTINGS.json or value
-    return value
-
-
 def _set_quiet(value: bool) -> bool:
     SETTINGS.quiet = SETTINGS.quiet or value
     return value
@@ -54,7 +53,7 @@ def _set_verbose(value: bool) -> bool:
     return value
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.", callback=_set_json)]
+Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
 ]
@@ -63,22 +62,36 @@ Verbose = Annotated[
 ]
 Source = Annotated[Path, typer.Argument(help="A model folder, or one weight file.", show_default="the current folder")]
 Expert = Annotated[
-    str | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.", metavar="high|low")
+    Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
 Layout = Annotated[
     str | None,
-    typer.Option(help="The client to write for.", show_default="the source's own", autocompletion=_complete_layout),
+    typer.Option(
+        help="The client to write for: official or diffusers.",
+        show_default="the source's own",
+        autocompletion=_complete_layout,
+        envvar="WANCONV_LAYOUT",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, max=64, help="Threads.", show_default="one per core and one more", envvar="WANCONV_JOBS"
+    ),
 ]
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
         typer.echo(f"wanconv {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 @app.command(
@@ -96,7 +109,7 @@ def inspect(
     """Say what a checkpoint is: family, components, naming, dtypes, sizes. Reads headers only."""
     from wanconv.verbs.inspect import inspect as verb
 
-    show(verb(path, _expert(expert), tuple(exclude or ()), tensors))
+    show(verb(path, expert, tuple(exclude or ()), tensors))
 
 
 @app.command(
@@ -161,28 +174,26 @@ def convert(
         bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, max=64, help="Threads.", envvar="WANCONV_JOBS")
-    ] = None,
+    jobs: Jobs = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Convert a checkpoint by a recipe: streamed, resumable, and whole or not there at all."""
     from wanconv.verbs import convert as verbs
-    from wanconv.workshop.job import Options
+    from wanconv.workshop.job import Options, default_jobs
 
     options = Options(
         recipe=recipe,
         layout=layout,
         out=out,
         shard_nbytes=None if shard_size is None else _nbytes(shard_size, "--shard-size"),
-        expert=_expert(expert),
+        expert=expert,
         exclude=tuple(exclude or ()),
         base_model=base_model,
         hash_source=hash_source,
         force=force,
-        **({} if jobs is None else {"jobs": jobs}),
+        jobs=jobs or default_jobs(),
     )
     if dry_run:
         show(verbs.preview(source, options))
@@ -207,9 +218,7 @@ def verify(
     ] = None,
     expert: Expert = None,
     exclude: Exclude = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, max=64, help="Threads.", envvar="WANCONV_JOBS")
-    ] = None,
+    jobs: Jobs = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -217,8 +226,9 @@ def verify(
     """Check headers, cover and digests; with --against, each element within its format's bound."""
     from wanconv.verbs.verify import Options
     from wanconv.verbs.verify import verify as verb
+    from wanconv.workshop.job import default_jobs
 
-    options = Options(against, tuple(sums or ()), _expert(expert), tuple(exclude or ()), jobs or 2)
+    options = Options(against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs())
     with progress() as tell:
         report = verb(path, options, tell)
     show(report)
@@ -239,13 +249,6 @@ def demo(
     show(report)
 
 
-def _expert(value: str | None) -> Literal["high", "low"] | None:
-    match value:
-        case None | "high" | "low":
-            return value
-    raise UsageError(f"--expert is high or low, not {value}", "say --expert high or --expert low")
-
-
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -254,30 +257,36 @@ def _nbytes(text: str, option: str) -> int:
     unit = text.strip().upper()[len(digits) :]
     try:
         value = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise UsageError(f"{option} {text} is no size", "write it as 5GB, 500MB or 2GiB") from None
     if value < 10**6:
         raise UsageError(f"{option} {text} is below 1 MB", "choose a larger one")
     return value
 
 
-def main() -> None:
-    """Runs the command line; every WanconvError becomes two lines and its exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    arguments = [_hyphens(argument) for argument in sys.argv[1:]]
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command and exits; every WanconvError becomes a sentence, a hint and its exit code."""
+    SETTINGS.json = "--json" in arguments  # known before parsing: an error in the options is JSON, too
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     try:
-        app(arguments, prog_name="wanconv")
+        code = app(arguments, prog_name="wanconv", standalone_mode=False)
     except WanconvError as error:
         fail(error)
-    except KeyboardInterrupt:
-        fail(Interrupted("stopped"))
+    except typer.TyperException as error:
+        fail(_usage_error(error))
     except MemoryError:
         fail(OutputError("out of memory", "close other programs, or lower --jobs"))
+    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+        fail(Interrupted("stopped"))
+    sys.exit(code)
 
 
-def _hyphens(argument: str) -> str:
-    """Accepts underscores in option names, which users of other converters type."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+def _usage_error(error: typer.TyperException) -> UsageError:
+    """Returns Typer's complaint about the arguments as ours, with its guess as the hint."""
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    message, _, command_guess = (error.message if option else error.format_message()).partition(" Did you mean ")
+    guess = command_guess.rstrip("?") or nearest(option, getattr(error, "possibilities", None) or ())
+    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word, not ours
+    command = context.command_path if context else "wanconv"
+    return UsageError(message, f"did you mean {guess}?" if guess else f"run {command} --help")

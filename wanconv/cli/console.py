@@ -1,12 +1,13 @@
 """The only place that prints or exits: reports, errors and progress.
 
-A verb's report goes to stdout, as tables or, with --json, as JSON; progress and errors go to stderr.
+A verb's result goes to stdout, as tables or, with --json, as JSON; findings, progress and errors go to stderr.
 """
 
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
@@ -24,10 +25,11 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
-from wanconv.errors import Interrupted, WanconvError
+from wanconv.errors import Interrupted, OutputError, WanconvError
 from wanconv.report import Finding, Report, Table
 
 _SHOWN = 10
+_WIDE = 240  # columns of a table that goes into a file or a pipe
 _STYLES = {"note": "dim", "warning": "yellow", "failure": "red"}
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
@@ -60,40 +62,54 @@ def size(nbytes: int) -> str:
 
 def show(report: Report) -> NoReturn:
     """Prints a report and ends the process with its exit code."""
-    if SETTINGS.json:
-        sys.stdout.write(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    elif not SETTINGS.quiet or report.exit_code:
-        _print(report, _console())
-    sys.stdout.flush()
+    _end_quietly_on_a_broken_pipe()
+    try:
+        if SETTINGS.json:
+            _print_json(report)
+        elif not SETTINGS.quiet:
+            _print_result(report)
+    except OSError as error:
+        fail(OutputError(f"the report cannot be printed: {error.strerror}", "free space where the output goes"))
+    if not SETTINGS.json:
+        _print_findings(report.findings)
     sys.exit(report.exit_code)
 
 
-def _console() -> Console:
-    """Returns stdout's console; where it is no terminal, lines are as wide as they need to be."""
-    console = Console()
-    return console if console.is_terminal else Console(width=240)
+def _end_quietly_on_a_broken_pipe() -> None:
+    """Ends the process where the reader of its output has gone (`| head`), as other tools do; all work is done."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-def _print(report: Report, console: Console) -> None:
-    console.print(f"[bold]{escape(report.title)}[/bold]")
+def _print_json(report: Report) -> None:
+    print(json.dumps(report.to_json(), indent=2, allow_nan=False), flush=True)
+
+
+def _print_result(report: Report) -> None:
+    """Prints title, figures and tables on stdout; where it is no terminal, lines are as wide as they need to be."""
+    console = Console(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, emoji=False, width=_WIDE)
+    console.print(f"[bold]{escape(report.title)}[/bold]", soft_wrap=True)
     for name, value in report.figures.items():
         label, shown = (
             (name[:-7], size(value)) if name.endswith("_nbytes") and isinstance(value, int) else (name, value)
         )
-        console.print(f"  {escape(label.replace('_', ' ')):<18} {escape(str(shown))}")
+        console.print(f"  {escape(label.replace('_', ' ')):<18} {escape(str(shown))}", soft_wrap=True)
     for table in report.tables:
         console.print()
         console.print(_table(table))
-    failures = [finding for finding in report.findings if finding.severity == "failure"]
-    others = [finding for finding in report.findings if finding.severity != "failure"]
-    for group in (failures, others):
-        if group:
-            console.print()
-        shown_findings = group if SETTINGS.verbose else group[:_SHOWN]
-        for finding in shown_findings:
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    """Prints failures, then warnings, then notes on stderr, the first ten of each; quiet: the failures alone."""
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    for severity in ("failure",) if SETTINGS.quiet else ("failure", "warning", "note"):
+        group = [finding for finding in findings if finding.severity == severity]
+        shown = group if SETTINGS.verbose else group[:_SHOWN]
+        for finding in shown:
             console.print(_line(finding))
-        if len(group) > len(shown_findings):
-            console.print(f"  … and {len(group) - len(shown_findings)} more (-v shows them)")
+        if len(group) > len(shown):
+            console.print(f"  … and {len(group) - len(shown)} more (-v shows them)")
 
 
 def _line(finding: Finding) -> str:
@@ -124,34 +140,32 @@ def _table(table: Table) -> RichTable:
 
 
 def fail(error: WanconvError) -> NoReturn:
-    """Prints an error – what and where, then a hint – and ends the process with its exit code."""
+    """Prints an error – what and where, details, then a hint – and ends the process with its exit code."""
+    _end_quietly_on_a_broken_pipe()
+    hint = error.hint
+    if isinstance(error, Interrupted):
+        hint = f"run the same command to go on: {shlex.join(['wanconv', *sys.argv[1:]])}"
     if SETTINGS.json:
-        value = {"schema": "wanconv.error/1", "ok": False, "exit_code": error.exit_code}
-        value["error"] = {
-            "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
-            "details": list(error.details),
-        }
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(f"[red]error\\[{error.code}][/red]: {escape(error.message)}", highlight=False)
-    details = error.details if SETTINGS.verbose else error.details[:_SHOWN]
-    for line in details:
-        console.print(f"  {escape(line)}", highlight=False)
-    if len(error.details) > len(details):
-        console.print(f"  … and {len(error.details) - len(details)} more (-v shows them)", highlight=False)
-    hint = shlex.join(["wanconv", *sys.argv[1:]]) + " goes on" if isinstance(error, Interrupted) else error.hint
+        verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+        finding = Finding("failure", "", error.message, hint, error.code)
+        details = {"lines": error.details} if error.details else {}
+        _print_json(Report(verb, error.message, {}, (), [finding], details, error.exit_code))
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"[red]error\\[{error.code}][/red]: {escape(error.message)}")
+    shown = error.details if SETTINGS.verbose else error.details[:_SHOWN]
+    for line in shown:
+        console.print(f"  {escape(line)}")
+    if len(error.details) > len(shown):
+        console.print(f"  … and {len(error.details) - len(shown)} more (-v shows them)")
     if hint:
-        console.print(f"[dim]hint[/dim]: {escape(hint)}", highlight=False)
+        console.print(f"[dim]hint[/dim]: {escape(hint)}")
     sys.exit(error.exit_code)
 
 
 @contextmanager
 def progress() -> Iterator[Tell]:
     """Yields a function that shows (what, bytes done, bytes in all) with rate and time left; only on a terminal."""
-    console = Console(stderr=True)
-    if SETTINGS.quiet or not console.is_terminal:
+    if SETTINGS.quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
     columns = (
@@ -161,7 +175,7 @@ def progress() -> Iterator[Tell]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int) -> None:

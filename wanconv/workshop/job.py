@@ -15,6 +15,11 @@ from wanconv.plan import Plan, plan
 from wanconv.recipe import load
 
 
+def default_jobs() -> int:
+    """Returns how many threads keep every core at work: one more than there are, for one of them waits for the disk."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What `convert` is asked for; None leaves the choice to the source."""
@@ -28,7 +33,7 @@ class Options:
     base_model: str | None = None
     hash_source: bool = False
     force: bool = False
-    jobs: int = field(default_factory=lambda: min(8, (os.cpu_count() or 1) + 1))
+    jobs: int = field(default_factory=default_jobs)
     block_nbytes: int = BLOCK_NBYTES
 
 
