@@ -148,8 +148,8 @@ class Spelling:
 class Role:
     """One row of a vocabulary: `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
 
-    Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None has no home
-    for the role (CLIP's text half in diffusers).
+    Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None has no
+    home for the role (CLIP's text half in diffusers).
     """
 
     name: str

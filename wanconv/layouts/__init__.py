@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 from wanconv.layouts.diffusers import DIFFUSERS
+from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.tensors import Model
 
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (OFFICIAL, DIFFUSERS)}
 
-__all__ = ["LAYOUTS", "Json", "Layout", "Override", "Place", "source_layout"]
+__all__ = ["LAYOUTS", "Json", "Layout", "Override", "Place", "loading_dtype", "source_layout"]
 
 
 def source_layout(model: Model) -> Layout:

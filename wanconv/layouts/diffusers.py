@@ -1,5 +1,6 @@
 """The layout of diffusers pipelines: one folder per component, model_index.json above them."""
 
+from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.tensors import Component, Model
@@ -98,6 +99,7 @@ def _text_encoder(component: Component) -> Json:
         "dropout_rate": 0.1,
         "pad_token_id": 0,
         "eos_token_id": 1,
+        "torch_dtype": _dtype(component),
     }
 
 
@@ -115,7 +117,12 @@ def _image_encoder(component: Component) -> Json:
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-05,
         "projection_dim": 1024,
+        "torch_dtype": _dtype(component),
     }
+
+
+def _dtype(component: Component) -> str:
+    return loading_dtype({tensor.dtype for tensor in component.tensors.values()})
 
 
 def _scheduler(model: Model) -> Json:

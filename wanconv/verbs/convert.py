@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
-from contextlib import closing
+import threading
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from wanconv.tensors import Model
 from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
 from wanconv.workshop.job import Options, prepare, target_folder
-from wanconv.workshop.mover import Mover, NeedsFallback
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.workspace import Workspace, is_complete, open_workspace
+
+_READ_AHEAD_NBYTES = 2 << 30
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -62,6 +65,8 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
     finished = _finished(out, key, options.force, progress)
     if finished is not None:
         return _report(made, out, [*finished, *made.findings], "was there already and is as it should be")
+    _read_ahead(made)
+    _confirm(made)
     with open_workspace(out, _state_key(made, key, options), key, options.force) as workspace:
         if not is_complete(workspace.folder, key):
             _check_space(made, workspace.folder)
@@ -73,6 +78,29 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
             Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it")
         )
     return _report(made, out, findings, "written")
+
+
+def _read_ahead(made: Plan) -> None:
+    """Has the kernel read what is converted first: the disk works while torch is imported."""
+    refs = [piece.ref for step in made.steps for piece in step.tensor.pieces]
+
+    def advise() -> None:
+        left = _READ_AHEAD_NBYTES
+        for ref in refs:
+            if left <= 0:
+                return
+            with suppress(OSError), ref.file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
+            left -= ref.nbytes
+
+    threading.Thread(target=advise, daemon=True).start()
+
+
+def _confirm(made: Plan) -> None:
+    from wanconv.workshop.mover import Mover  # imports torch, which a plan does without
+
+    with Mover(made) as mover:
+        mover.confirm()
 
 
 def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, progress: Progress) -> Plan:
@@ -100,14 +128,12 @@ def _write_weights(
 ) -> tuple[Plan, list[Written]]:
     """Writes every weight file. An overflow that a rule foresees ends the attempt: the plan is made again with the
     fallbacks of every tensor that needs one, and what was written under the same header is kept."""
-    model, confirmed = made.model, False
+    from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
+
     while True:
-        made = plan(model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
+        made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
         with Mover(made) as mover, closing(workspace.journal()) as journal:
             try:
-                if not confirmed:
-                    mover.confirm()
-                    confirmed = True
                 tell = total(progress, "converting", sum(image.nbytes for image in made.images))
                 images = made.images
                 return made, write_images(
@@ -115,7 +141,7 @@ def _write_weights(
                 )
             except NeedsFallback:
                 workspace.remember(workspace.overflowing | mover.overflowing())
-            except (NotFinite, InputError):
+            except NotFinite:
                 workspace.discard()
                 raise
 

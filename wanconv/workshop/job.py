@@ -17,7 +17,7 @@ from wanconv.recipe import load
 
 def default_jobs() -> int:
     """Returns how many threads keep every core at work: one more than there are, for one of them waits for the disk."""
-    return min(8, (os.cpu_count() or 1) + 1)
+    return min(8, (os.cpu_count() or 1) + 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""What lies beside the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
+
+import os
+from collections.abc import Mapping, Set
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from wanconv.layouts import Json, Layout, loading_dtype, source_layout
+from wanconv.plan.files import to_json
+from wanconv.report import Finding
+from wanconv.tensors import Component, Model
+
+_OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the model card
+
+
+def beside(
+    model: Model, layout: Layout, stored: Mapping[str, Set[str]]
+) -> tuple[dict[str, bytes], dict[str, Path], list[Finding]]:
+    """Returns documents (path -> bytes), copies (path -> source), and findings about what is left out.
+
+    Within a layout the source's own files stand; from another one, the layout's documents take their place. `stored`
+    are each component's dtypes in the output: a config that states one states what they are now.
+    """
+    source = source_layout(model)
+    documents = dict(layout.documents(model))
+    copies: dict[str, Path] = {}
+    findings: list[Finding] = []
+    configs = {_config_beside(one): one for one in model.components.values() if one.config is not None}
+    unowned = {_config_beside(one) for one in model.components.values()} - configs.keys()
+    for sidecar in model.checkpoint.sidecars:
+        if sidecar in unowned:
+            findings.append(Finding("note", sidecar, "belongs to none of the weights and is left out"))
+        elif sidecar in configs:
+            owner = configs[sidecar]
+            path = _config_path(layout, owner)
+            if source is layout and path is not None and owner.config is not None:
+                documents[path] = owner.config
+                if {tensor.dtype for tensor in owner.tensors.values()} == stored[owner.name]:
+                    copies[path] = model.checkpoint.root / sidecar  # byte for byte: no dtype in it can be wrong now
+        elif source is layout:
+            copies[sidecar] = model.checkpoint.root / sidecar
+        elif (target := _moved(sidecar, source, layout)) is None:
+            findings.append(Finding("note", sidecar, f"has no place in the {layout.name} layout and is left out"))
+        elif target not in documents and not any(fnmatchcase(sidecar, glob) for glob in source.derived):
+            copies[target] = model.checkpoint.root / sidecar
+    if "README.md" in copies:
+        copies["README.source.md"] = copies["README.md"]
+    copies = {path: file for path, file in copies.items() if path not in _OURS}
+    for name, component in model.components.items():
+        path = _config_path(layout, component)
+        if path in documents:
+            documents[path] = _restated(documents[path], stored[name])
+    return {path: to_json(value) for path, value in documents.items() if path not in copies}, copies, findings
+
+
+def _config_beside(component: Component) -> str:
+    return os.path.join(component.part.folder, "config.json")
+
+
+def _config_path(layout: Layout, component: Component) -> str | None:
+    place = layout.place(component.name, component.architecture.name)
+    return None if place is None else place.prefix + "config.json"
+
+
+def _moved(sidecar: str, source: Layout, layout: Layout) -> str | None:
+    """Returns a sidecar's path in another layout: in the client's folder for its group, or where it is."""
+    for group, folder in source.folders.items():
+        if sidecar.startswith(f"{folder}/"):
+            home = layout.folders.get(group)
+            return None if home is None else home + sidecar[len(folder) :]
+    return sidecar
+
+
+def _restated(config: Json, dtypes: Set[str]) -> Json:
+    """Returns a config whose dtype, if it states one, can hold every tensor as it is stored now."""
+    stated = {key: loading_dtype(dtypes) for key in ("dtype", "torch_dtype") if config.get(key) is not None}
+    return {**config, **stated}
