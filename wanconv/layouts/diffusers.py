@@ -116,7 +116,7 @@ def _image_encoder(component: Component) -> Json:
         "patch_size": 14,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-05,
-        "projection_dim": 1024,
+        "projection_dim": dims.get("joint", 1024),
         "torch_dtype": _dtype(component),
     }
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wanconv import recipe as recipes
@@ -12,9 +12,10 @@ from wanconv.checkpoint.writer import Image
 from wanconv.errors import Refused
 from wanconv.families import targets, vocabulary
 from wanconv.formats import FORMATS
-from wanconv.layouts import Layout, Override, source_layout
+from wanconv.layouts import Layout, Override, Place, source_layout
 from wanconv.naming import matches
-from wanconv.plan.files import Slot, lay_out, to_json
+from wanconv.plan.files import Slot, lay_out
+from wanconv.plan.sidecars import beside
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, Component, Model, ModelTensor
@@ -102,48 +103,85 @@ def plan(
 
     `overflowing` are canonical tensors whose values are known to exceed their rule's format: they take its fallback.
     """
-    problems: list[str] = []
-    findings: list[Finding] = []
-    if layout.refused and model.family.name in layout.refused:
-        raise Refused(
-            f"{model.family.name} has no {layout.name} layout: {layout.refused[model.family.name]}",
-            f"choose another --layout; the source's own is {source_layout(model).name}",
-        )
-    steps = _steps(model, recipe, layout, overflowing, problems)
+    refusals: list[Refused] = []
+    steps: dict[str, Step] = {}
     images: list[Image] = []
     outputs: dict[str, Output] = {}
-    documents = {path: to_json(value) for path, value in layout.documents(model).items()}
+    documents: dict[str, bytes] = {}
+    findings: list[Finding] = []
+    with _collected(refusals):
+        steps = _steps(model, recipe, layout, overflowing)
+    if layout.refused and model.family.name in layout.refused:
+        raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
+    stored: dict[str, set[str]] = {}
     for component in model.components.values():
-        place = layout.place(component.name, component.architecture.name)
-        if place is None:
-            problems.append(
-                f"{component.name}: the {layout.name} layout has no place for {component.architecture.name}"
+        with _collected(refusals):
+            made, left_out = _outputs(component, layout, steps)
+            files, index = lay_out(
+                _place(component, layout), [output.slot for output in made], shard_nbytes or layout.shard_nbytes
             )
-            continue
-        made = _outputs(component, layout, steps, problems, findings)
-        outputs |= {output.slot.key: output for output in made}
-        component_images, index = lay_out(place, [output.slot for output in made], shard_nbytes or layout.shard_nbytes)
-        images += component_images
-        documents |= index
-    if problems:
+            stored[component.name] = {output.slot.dtype for output in made}
+            outputs |= {output.slot.key: output for output in made}
+            images += files
+            documents |= index
+            findings += left_out
+    with _collected(refusals):
+        derived, copies, left_out = beside(model, layout, {name: stored.get(name, set()) for name in model.components})
+        findings = _findings(model, recipe, layout, list(steps.values())) + findings + left_out
+    if refusals:
+        raise _all_of(refusals)
+    return Plan(model, recipe, layout, tuple(images), outputs, documents | derived, copies, tuple(findings))
+
+
+@contextmanager
+def _collected(refusals: list[Refused]) -> Iterator[None]:
+    """Keeps a refusal for later, so that all of them can be told at once."""
+    try:
+        yield
+    except Refused as refusal:
+        refusals.append(refusal)
+
+
+def _all_of(refusals: Sequence[Refused]) -> Refused:
+    """Returns one refusal that says all of them: first what each is about, then its lines."""
+    first, *others = refusals
+    if not others:
+        return first
+    details = [*(other.message for other in others), *(line for refusal in refusals for line in refusal.details)]
+    more = f"{len(others)} more reason" + ("s" if len(others) > 1 else "")
+    return Refused(f"{first.message}; and {more}", first.hint, details)
+
+
+def _no_layout(model: Model, layout: Layout, reason: str) -> Refused:
+    own = source_layout(model).name
+    return Refused(
+        f"{model.family.name} has no {layout.name} layout: {reason}",
+        f"choose another --layout; the source's own is {own}",
+    )
+
+
+def _place(component: Component, layout: Layout) -> Place:
+    place = layout.place(component.name, component.architecture.name)
+    if place is None:
         raise Refused(
-            f"recipe {recipe.name} cannot be written in the {layout.name} layout",
-            "choose another recipe or layout; the lines above name each tensor",
-            problems,
+            f"the {layout.name} layout has no place for {component.name}, {component.architecture.name}",
+            f"leave it out: {_excluding(component)}",
         )
-    copies = _copies(model, layout, documents, findings)
-    documents = {path: content for path, content in documents.items() if path not in copies}
-    findings = _findings(model, layout, list(steps.values())) + findings
-    return Plan(model, recipe, layout, tuple(images), outputs, documents, copies, tuple(findings))
+    return place
 
 
-def _steps(
-    model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str], problems: list[str]
-) -> dict[str, Step]:
-    """Returns canonical name -> step for every tensor of the model; what no format takes goes to `problems`."""
+def _excluding(component: Component) -> str:
+    """Returns the option that leaves a component out."""
+    folder = component.part.folder
+    return f"--exclude '{folder}/*'" if folder else " ".join(f"--exclude '{file}'" for file in component.part.files)
+
+
+def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
+    """Returns canonical name -> step for every tensor of the model; raises Refused for those that no format takes."""
     dims = {name: component.dims for name, component in model.components.items()}
     decided = recipes.assign(recipe, model.family.name, vocabulary(model.family, dims))
-    steps = {}
+    overflowing = _with_companions(model, layout, overflowing)
+    steps, problems = {}, []
     for name, tensor in model.tensors.items():
         index = decided[name]
         rule = recipe.rules[index]
@@ -164,7 +202,25 @@ def _steps(
         if DTYPES[dtype].holds(DTYPES[tensor.dtype]):
             fallback = None
         steps[name] = Step(tensor, chosen, dtype, index, fallback, reason)
+    if problems:
+        raise Refused(
+            f"recipe {recipe.name} does not fit the numbers of {model.checkpoint.root}",
+            "give the rule that takes them another format or a fallback",
+            problems,
+        )
     return steps
+
+
+def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) -> frozenset[str]:
+    """Returns the tensors and those that share a tensor on disk with one: fused q, k and v have one format."""
+    if not overflowing:
+        return overflowing
+    together = (
+        {f"{component.name}/{source}" for source in target.sources}
+        for component in model.components.values()
+        for target in targets(component.architecture, layout.scheme, component.dims)
+    )
+    return overflowing.union(*(names for names in together if names & overflowing))
 
 
 def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
@@ -174,78 +230,60 @@ def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
     return not (exact and override.unless_exact)
 
 
-def _outputs(
-    component: Component,
-    layout: Layout,
-    steps: Mapping[str, Step],
-    problems: list[str],
-    findings: list[Finding],
-) -> list[Output]:
-    """Returns the tensors that `layout` stores for a component, in the order of its table."""
-    made, housed = [], set()
+def _outputs(component: Component, layout: Layout, steps: Mapping[str, Step]) -> tuple[list[Output], list[Finding]]:
+    """Returns the tensors that `layout` stores for a component, in the order of its table, and what has no home in it.
+
+    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
+    """
+    made: list[Output] = []
+    housed: set[str] = set()
+    missing: list[str] = []
+    mixed: list[str] = []
     for target in targets(component.architecture, layout.scheme, component.dims):
         names = [f"{component.name}/{source}" for source in target.sources]
-        housed.update(names)
-        missing = [name for name in names if name not in component.tensors]
-        parts = [steps[name] for name in names if name in steps]
-        if missing and target.optional:
+        absent = [name for name in names if name not in component.tensors]
+        if target.optional and (absent or component.scheme != layout.scheme):  # the client reads files without it
             continue
-        if missing:
-            problems += [
-                f"{name}: the {layout.name} layout needs it, and the source does not hold it" for name in missing
-            ]
+        housed.update(names)
+        missing += absent
+        parts = [steps[name] for name in names if name in steps]
+        if len({part.dtype for part in parts}) > 1:
+            mixed.append(", ".join(f"{part.tensor.name} as {part.format}" for part in parts))
         elif len(parts) == len(names):
-            if len({part.dtype for part in parts}) > 1:
-                problems.append(f"{', '.join(names)}: one tensor in {layout.name}, so they need one format")
             slot = Slot(f"{component.name}/{target.name}", target.name, parts[0].dtype, target.shape)
             made.append(Output(slot, tuple(parts), target.transposed))
-    homeless = [name for name in component.tensors if name not in housed]
-    if homeless:
-        findings.append(
-            Finding(
-                "note",
-                component.name,
-                f"{len(homeless)} tensors have no home in the {layout.name} layout and are left out: "
-                + ", ".join(homeless[:3])
-                + (" …" if len(homeless) > 3 else ""),
-            )
+    if missing:
+        raise Refused(
+            f"{component.name}: the {layout.name} layout needs {len(missing)} tensors that the source does not hold",
+            f"leave it out, and take the {layout.name} file of it as it is published: {_excluding(component)}",
+            [f"not in the source: {name}" for name in missing],
         )
-    return made
+    if mixed:
+        raise Refused(
+            f"{component.name}: the {layout.name} layout stores as one tensor what the recipe gives several formats",
+            "give them one format",
+            mixed,
+        )
+    homeless = [name for name in component.tensors if name not in housed]
+    return made, [_homeless(component, layout, homeless)] if homeless else []
 
 
-def _copies(model: Model, layout: Layout, documents: Mapping[str, bytes], findings: list[Finding]) -> dict[str, Path]:
-    """Returns where each sidecar goes: into the client's folder for its group, or to the path that it has."""
-    source = source_layout(model)
-    copies = {}
-    for sidecar in model.checkpoint.sidecars:
-        target: str | None = sidecar
-        if source is not layout:
-            target = _moved(sidecar, source, layout)
-        if target is None:
-            findings.append(Finding("note", sidecar, f"has no place in the {layout.name} layout and is left out"))
-        elif target in ("wanconv.json", "README.md"):
-            if target == "README.md":
-                copies["README.source.md"] = model.checkpoint.root / sidecar
-        elif source is layout or not any(fnmatchcase(sidecar, glob) for glob in source.derived):
-            copies[target] = model.checkpoint.root / sidecar
-    return copies
+def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Finding:
+    some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    message = f"{len(names)} tensors have no home in the {layout.name} layout and are left out: {some}"
+    return Finding("note", component.name, message)
 
 
-def _moved(sidecar: str, source: Layout, layout: Layout) -> str | None:
-    for group, folder in source.folders.items():
-        if sidecar.startswith(f"{folder}/"):
-            home = layout.folders.get(group)
-            return None if home is None else home + sidecar[len(folder) :]
-    return sidecar
-
-
-def _findings(model: Model, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
+def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
     """Returns what a user should know before: overrides, fallbacks, what is absent, what brings a client nothing."""
     findings = [
         Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
         for component in model.absent
     ]
     findings += [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
+    if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):
+        sentence = f"{model.family.name} has one denoiser: what the recipe says of the experts is done to it"
+        findings.append(Finding("note", "dit", sentence))
     for reason, names in _grouped((step.reason, step.tensor.name) for step in steps if step.reason):
         findings.append(Finding("note", _some(names), f"stored as {_formats(steps, names)}: {reason}"))
     undecided = [step.tensor.name for step in steps if step.fallback]

@@ -35,8 +35,9 @@ def beside(
             path = _config_path(layout, owner)
             if source is layout and path is not None and owner.config is not None:
                 documents[path] = owner.config
-                if {tensor.dtype for tensor in owner.tensors.values()} == stored[owner.name]:
-                    copies[path] = model.checkpoint.root / sidecar  # byte for byte: no dtype in it can be wrong now
+                unchanged = {tensor.dtype for tensor in owner.tensors.values()} == stored[owner.name]
+                if unchanged or _restated(owner.config, stored[owner.name]) == owner.config:
+                    copies[path] = model.checkpoint.root / sidecar  # byte for byte
         elif source is layout:
             copies[sidecar] = model.checkpoint.root / sidecar
         elif (target := _moved(sidecar, source, layout)) is None:
