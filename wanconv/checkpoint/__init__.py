@@ -2,7 +2,7 @@
 
 from wanconv.checkpoint.archive import Archive
 from wanconv.checkpoint.files import Entry, Header
-from wanconv.checkpoint.open import header_digest, open_checkpoint, read_header
+from wanconv.checkpoint.open import check_file, header_digest, open_checkpoint, read_header
 from wanconv.checkpoint.pth import build_archive, confirm
 from wanconv.checkpoint.safetensors import build_header
 
@@ -12,6 +12,7 @@ __all__ = [
     "Header",
     "build_archive",
     "build_header",
+    "check_file",
     "confirm",
     "header_digest",
     "open_checkpoint",

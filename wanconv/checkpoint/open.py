@@ -95,7 +95,7 @@ def _open_file(path: Path) -> Checkpoint:
         part = _single(root, name)
     sidecars = ("config.json",) if os.path.lexists(root / "config.json") else ()
     for sidecar in sidecars:
-        _check_file(root, sidecar)
+        check_file(root, sidecar)
     if pointers := _pointers(root, sidecars):
         raise combined(pointers, root)
     return Checkpoint(root, (part,), sidecars)
@@ -116,7 +116,7 @@ def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
         try:
             if file not in present:
                 raise InputError(f"{root / file} is missing: {path} lists it", "Download it, or do not exclude it.")
-            _check_file(root, file)
+            check_file(root, file)
             header = read_header(root / file)
             check_shard(root / file, promised, header)
             tensors |= header.tensors
@@ -166,14 +166,14 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
                     folders.append(path)
                     continue
                 try:
-                    _check_file(root, path)
+                    check_file(root, path)
                     files.append(path)
                 except InputError as error:
                     problems.append(error)
     return sorted(files), sorted(problems, key=lambda error: error.message)
 
 
-def _check_file(root: Path, path: str) -> None:
+def check_file(root: Path, path: str) -> None:
     """Raises InputError unless `path` is a readable regular file that is not linked to from outside the checkpoint."""
     if not printable(path):
         raise InputError(f"{root} holds a file named {path!r}", "Rename it, or exclude it.")

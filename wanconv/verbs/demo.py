@@ -1,5 +1,6 @@
 """demo: the whole way on a tiny model: make a checkpoint, plan, convert, verify against the source."""
 
+import shutil
 from pathlib import Path
 
 from wanconv.report import Report
@@ -16,8 +17,8 @@ def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> R
     """Makes a tiny Wan 2.2 A14B in `folder`/source and its conversion in `folder`/converted; returns the proof."""
     source, converted = folder / "source", folder / "converted"
     if not source.exists():
-        synthetic.make(source, synthetic.Options("wan2.2-t2v-a14b"), progress)
-    options = Options(_RECIPE, layout="diffusers", out=converted)
+        _make(source, progress)
+    options = Options(_RECIPE, layout="diffusers", out=converted, force=True)  # the folder is the demo's own
     planned = preview(source, options)
     written = convert(source, options, progress)
     proof = verify.verify(converted, verify.Options(against=source), progress)
@@ -26,8 +27,17 @@ def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> R
     figures = {
         "source": f"{source}: a tiny {planned.figures['family']} with made-up numbers, official layout",
         "converted": f"{converted}: {written.figures['recipe']}",
-        "verified": f"{proof.figures['cover']}; {proof.figures['manifest']}; every element within its bound",
+        "verified": f"{proof.figures['cover']}; digests of {proof.figures['digests']}; every element within its bound",
         "look_at": f"{converted / 'README.md'}, {converted / 'wanconv.json'}",
         "next": f"wanconv inspect {converted} --tensors · wanconv convert {source} -r fp8-plain -n · wanconv recipes",
     }
     return Report("demo", "from a checkpoint to a proof", figures, (*planned.tables, *proof.tables), written.findings)
+
+
+def _make(source: Path, progress: Progress) -> None:
+    """Makes the tiny model beside its place and moves it there: a run that is stopped leaves no half of it."""
+    unfinished = source.with_name("source.partial")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    synthetic.make(unfinished, synthetic.Options("wan2.2-t2v-a14b"), progress)
+    unfinished.rename(source)

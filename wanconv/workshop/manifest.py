@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import xxhash
 
 from wanconv import __version__
-from wanconv.checkpoint import header_digest, open_checkpoint
+from wanconv.checkpoint import check_file, header_digest, read_header
+from wanconv.checkpoint.files import printable, regular_file, strict_json
 from wanconv.checkpoint.writer import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
+from wanconv.families.identify import Expert
 from wanconv.plan import Plan
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, TensorRef
@@ -22,6 +25,7 @@ from wanconv.tensors import Checkpoint, TensorRef
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _CHUNK_NBYTES = 4 << 20
+_MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Json = dict[str, object]
@@ -109,22 +113,22 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
 
 
 def read(folder: Path) -> Json | None:
-    """Returns a folder's manifest, None where there is none; raises InputError for one that cannot be understood."""
+    """Returns a folder's manifest, None where there is none; raises InputError for one that cannot be trusted."""
     path = folder / NAME
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "check the file's permissions") from None
-    try:
-        manifest = json.loads(text)
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not _well_formed(manifest):
-        raise InputError(
-            f"{path} is no manifest of this wanconv", "convert again, or check with the wanconv that wrote it"
-        )
+    check_file(folder, NAME)
+    with regular_file(path) as file:
+        fault = f"it has {file.size} bytes" if file.size > _MAX_NBYTES else ""
+        manifest = None if fault else strict_json(file.read(0, file.size), str(path))
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        fault = fault or f"its schema is not {SCHEMA}"
+    else:
+        fault = _fault(manifest)
+    if fault:
+        message = f"{path} is no manifest that this wanconv wrote: {fault}"
+        raise InputError(message, "convert again, or check with the wanconv that wrote it")
+    assert isinstance(manifest, dict)
     return manifest
 
 
@@ -134,22 +138,51 @@ def files(manifest: Json) -> list[Written]:
     return [Written(str(one["path"]), int(one["nbytes"]), str(one["sha256"]), {}) for one in entries]
 
 
-def _well_formed(manifest: Json) -> bool:
-    files, tensors = manifest.get("files"), manifest.get("tensors")
+def source_options(manifest: Json) -> tuple[Expert | None, tuple[str, ...]]:
+    """Returns --expert and --exclude as the conversion had them: what it saw of its source."""
+    options: Json = manifest["options"]  # type: ignore[assignment]  # read() has checked it, and what follows
+    expert: Expert | None = options["expert"]  # type: ignore[assignment]
+    return expert, tuple(options["exclude"])  # type: ignore[arg-type]
+
+
+def _fault(manifest: Json) -> str:
+    """Returns what is wrong with the fields that are read again; all of it may come from anybody."""
+    files, tensors, options = manifest.get("files"), manifest.get("tensors"), manifest.get("options")
+    if not isinstance(manifest.get("plan"), str):
+        return "it names no plan"
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        return "it lists no files"
+    for file in files:
+        path, nbytes, digest = file.get("path"), file.get("nbytes"), file.get("sha256")
+        if not isinstance(path, str) or not is_inside(path):
+            return f"{path!r} is no file of a folder"
+        if type(nbytes) is not int or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            return f"size or sha256 of {path} is none"
+    listed = {file["path"] for file in files}
+    if not isinstance(tensors, dict):
+        return "it lists no tensors"
+    for name, entry in tensors.items():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "xxh3_128")):
+            return f"its entry of {name} is none"
+        if entry.get("file") not in listed:
+            return f"{name} is in {entry.get('file')!r}, which it does not list"
+    if not isinstance(options, dict) or options.get("expert") not in (None, "high", "low"):
+        return "it has no options"
+    exclude = options.get("exclude")
+    if not isinstance(exclude, list) or not all(isinstance(glob, str) for glob in exclude):
+        return "its option exclude is no list"
+    return ""
+
+
+def is_inside(path: str) -> bool:
+    """True for the plain relative path of a file: no root, no `..`, no `.`, no backslash, no control character."""
+    pure = PurePosixPath(path)
     return (
-        isinstance(files, list)
-        and all(
-            isinstance(file, dict)
-            and isinstance(file.get("path"), str)
-            and isinstance(file.get("nbytes"), int)
-            and isinstance(file.get("sha256"), str)
-            for file in files
-        )
-        and isinstance(tensors, dict)
-        and all(
-            isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("file", "name", "xxh3_128"))
-            for entry in tensors.values()
-        )
+        str(pure) == path
+        and not pure.is_absolute()
+        and not {"..", "."} & {*pure.parts, path}
+        and "\\" not in path
+        and printable(path)
     )
 
 
@@ -195,43 +228,55 @@ def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], j
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed.
     """
-    listed = files(manifest)
-    found = digest_files(folder, [file.path for file in listed], "sha256", progress, jobs)
-    findings = []
-    for file in listed:
-        path, digest = file.path, found[file.path]
-        if isinstance(digest, FileNotFoundError):
-            findings.append(Finding("failure", path, "is missing", "convert again", CheckFailed.code))
-        elif isinstance(digest, OSError):
-            findings.append(
-                Finding("failure", path, f"cannot be read: {digest.strerror}", "check the disk", InputError.code)
-            )
+    findings, readable = [], []
+    for file in files(manifest):
+        if finding := unreadable(folder, file.path):
+            findings.append(finding)
+        elif (size := (folder / file.path).stat().st_size) != file.nbytes:
+            findings.append(_failure(file.path, f"is {size} bytes long, not {file.nbytes}"))
+        else:
+            readable.append(file)
+    found = digest_files(folder, [file.path for file in readable], "sha256", progress, jobs)
+    for file in readable:
+        digest = found[file.path]
+        if isinstance(digest, OSError):
+            message = f"cannot be read: {digest.strerror}"
+            findings.append(Finding("failure", file.path, message, "check the disk", InputError.code))
         elif digest != file.sha256:
-            size = (folder / path).stat().st_size
-            message = f"sha256 is {digest}, not {file.sha256}"
-            if size != file.nbytes:
-                message = f"is {size} bytes long, not {file.nbytes}"
-            findings.append(Finding("failure", path, message, "convert again", DigestMismatch.code))
-            findings += _changed_tensors(folder, path, manifest)
+            findings.append(_failure(file.path, f"sha256 is {digest}, not {file.sha256}"))
+            findings += _changed_tensors(folder, file.path, manifest)
     return findings
+
+
+def unreadable(folder: Path, path: str) -> Finding | None:
+    """Returns what keeps a listed file from being read: missing, a link to elsewhere, no file at all."""
+    if not os.path.lexists(folder / path):
+        return Finding("failure", path, "is missing", "get the file again, or convert again", CheckFailed.code)
+    try:
+        check_file(folder, path)
+    except InputError as error:
+        return Finding("failure", path, error.message, error.hint, error.code)
+    return None
+
+
+def _failure(where: str, message: str) -> Finding:
+    return Finding("failure", where, message, "convert again", DigestMismatch.code)
 
 
 def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
+    """Returns a failure for every tensor of a changed weight file that is not what the manifest says."""
+    entries: dict[str, dict[str, str]] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
+    expected = {name: entry for name, entry in entries.items() if entry["file"] == path}
     try:
-        parts = open_checkpoint(folder / path).parts
+        tensors = read_header(folder / path).tensors if expected else {}
     except InputError:
         return []  # the header itself is broken, and the headers' own check says how
-    entries: dict[str, dict[str, str]] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
-    expected = {entry["name"]: (name, entry["xxh3_128"]) for name, entry in entries.items() if entry["file"] == path}
-    findings = []
-    for name, ref in parts[0].tensors.items():
-        if name in expected and _digest_tensor(ref) != expected[name][1]:
-            findings.append(_changed(expected[name][0], path))
-    return findings
-
-
-def _changed(name: str, path: str) -> Finding:
-    return Finding("failure", name, f"its bytes in {path} have changed", "convert again", DigestMismatch.code)
+    digests = {name: _digest_tensor(ref) for name, ref in tensors.items()}
+    return [
+        _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is gone from {path}")
+        for name, entry in expected.items()
+        if digests.get(entry["name"]) != entry["xxh3_128"]
+    ]
 
 
 def _digest_tensor(ref: TensorRef) -> str:

@@ -1,0 +1,118 @@
+"""The proof of a conversion: every element of every tensor within its format's bound of the source, streamed."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from math import isfinite, prod
+
+import torch
+
+from wanconv.errors import CheckFailed, NotFinite, Refused
+from wanconv.families import DENOISERS, homeless
+from wanconv.formats.plain import Caster, Violation
+from wanconv.report import Finding, Table
+from wanconv.tensors import Model, ModelTensor, Shape
+from wanconv.workshop.mover import Reader, Sources, runs
+from wanconv.workshop.progress import Progress, total
+
+_COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
+
+
+def compare(model: Model, source: Model, progress: Progress, jobs: int) -> tuple[Table, list[Finding]]:
+    """Returns how near each format came to its bound, and a failure for every tensor that breaks it or has no twin."""
+    if stranger := _stranger(model, source):
+        return Table("formats", _COLUMNS, ()), [stranger]
+    ours, theirs = model.tensors, source.tensors
+    findings = _without_twin(model, source)
+    both = [name for name in theirs if name in ours]
+    tell = total(progress, "comparing", sum(theirs[name].nbytes for name in both))
+    lock, local, sources = threading.Lock(), threading.local(), Sources()
+    seen: dict[tuple[str, str], tuple[int, int, float]] = {}
+
+    def one(name: str) -> Finding | None:
+        if not hasattr(local, "tools"):
+            local.tools = Reader(sources), Reader(sources), Caster()
+        finding, ratio = _compare_tensor(theirs[name], ours[name], *local.tools)
+        pair = theirs[name].dtype, ours[name].dtype
+        with lock:
+            tensors, elements, worst = seen.get(pair, (0, 0, 0.0))
+            seen[pair] = tensors + 1, elements + ours[name].numel, max(worst, ratio)
+            tell(theirs[name].nbytes)
+        return finding
+
+    torch.set_num_threads(1)  # the pool's threads are the parallelism
+    with closing(sources), ThreadPoolExecutor(jobs) as pool:
+        findings += [finding for finding in pool.map(one, both) if finding is not None]
+    rows = tuple(
+        (*pair, tensors, elements, round(worst, 6) if worst <= 1.0 else "broken")
+        for pair, (tensors, elements, worst) in sorted(seen.items())
+    )
+    return Table("formats", _COLUMNS, rows), findings
+
+
+def _stranger(model: Model, source: Model) -> Finding | None:
+    """Returns a failure where the two are different networks: one sentence instead of one for every tensor."""
+    ours, theirs = model.components, source.components
+    shared = ours.keys() & theirs.keys()
+    two_families = model.family is not source.family and all(set(DENOISERS) & part.keys() for part in (ours, theirs))
+    if shared and not two_families and all(ours[name].architecture is theirs[name].architecture for name in shared):
+        return None
+    message = (
+        f"is no source of this: it is {source.family.name} ({', '.join(theirs)}), "
+        f"and this is {model.family.name} ({', '.join(ours)})"
+    )
+    return _failure(str(source.checkpoint.root), message, "give the folder that it was made from")
+
+
+def _without_twin(model: Model, source: Model) -> list[Finding]:
+    """Returns a failure for every component, and in shared ones every tensor, that only one side has."""
+    ours, theirs = model.components, source.components
+    findings = [_failure(name, "is in the source and not here") for name in theirs if name not in ours]
+    findings += [
+        _failure(name, "is here and not in the source", "give the folder that it was made from")
+        for name in ours
+        if name not in theirs
+    ]
+    for name in (name for name in theirs if name in ours):
+        component, other = ours[name], theirs[name]
+        left_out = {f"{name}/{path}" for path in homeless(component.architecture, component.scheme, component.dims)}
+        missing = other.tensors.keys() - component.tensors.keys() - left_out
+        extra = component.tensors.keys() - other.tensors.keys()
+        findings += [_failure(tensor, "is in the source and not here") for tensor in sorted(missing)]
+        findings += [_failure(tensor, "is here and not in the source") for tensor in sorted(extra)]
+    return findings
+
+
+def _compare_tensor(
+    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader, caster: Caster
+) -> tuple[Finding | None, float]:
+    """Returns the first bad element, if any, and the largest error / bound seen."""
+    worst = 0.0
+    if source.shape != stored.shape:
+        return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
+    for start, count in runs(0, source.numel):
+        try:
+            violation, ratio = caster.first_violation(
+                reader.values(source, start, count), other.values(stored, start, count), start
+            )
+        except Refused as error:  # a change between dtypes that no format makes
+            return _failure(source.name, error.message), worst
+        worst = max(worst, ratio)
+        if violation is not None:
+            return _bad_element(source, violation), worst
+    return None, worst
+
+
+def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
+    message = f"element {_position(bad.index, tensor.shape)} is {bad.stored:.9g}, and {bad.source:.9g} in the source: "
+    if not isfinite(bad.source) or not isfinite(bad.stored):
+        return Finding("failure", tensor.name, message + "not finite", "convert again", NotFinite.code)
+    return _failure(tensor.name, message + (f"more than {bad.bound:.3g} apart" if bad.bound else "not the same"))
+
+
+def _position(index: int, shape: Shape) -> list[int]:
+    return [index // prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
+
+
+def _failure(where: str, message: str, fix: str = "convert again") -> Finding:
+    return Finding("failure", where, message, fix, CheckFailed.code)
