@@ -222,7 +222,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["journal", "missing/journal"])
 def test_a_journal_that_cannot_be_opened_is_an_output_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "journal").mkdir()
-    with pytest.raises(OutputError, match="cannot write .*journal"):
+    with pytest.raises(OutputError, match=r"cannot write .*journal"):
         Journal(tmp_path / name)
 
 

@@ -20,9 +20,10 @@ from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
 from wanconv.workshop.job import Options, prepare, target_folder
 from wanconv.workshop.progress import Progress, total
-from wanconv.workshop.workspace import Workspace, is_complete, open_workspace
+from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
 
 _READ_AHEAD_NBYTES = 2 << 30
+_SAMPLE_NBYTES = 1 << 16
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -31,7 +32,8 @@ def preview(source: Path, options: Options) -> Report:
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
     findings = list(made.findings)
-    free = _free_nbytes(out)
+    with writing(out):
+        free = _free_nbytes(out)
     if free < made.nbytes:
         findings.append(
             Finding(
@@ -61,17 +63,18 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
     made = prepare(source, options)
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
-    key = manifest.plan_key(made)
-    finished = _finished(out, key, options.force, progress)
-    if finished is not None:
-        return _report(made, out, [*finished, *made.findings], "was there already and is as it should be")
+    key = manifest.plan_key(made, options.base_model)
+    if _is_finished(made, out, key, options, progress):
+        how = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
+        proof = Finding("note", str(out), how, "wanconv verify --against compares every element")
+        return _report(made, out, [proof, *made.findings], "was there already and is as it should be")
     _read_ahead(made)
     _confirm(made)
     with open_workspace(out, _state_key(made, key, options), key, options.force) as workspace:
-        if not is_complete(workspace.folder, key):
+        if not workspace.complete:
             _check_space(made, workspace.folder)
             made = _write_all(made, key, workspace, options, progress)
-        replaced = workspace.finish(out)
+        replaced = workspace.finish(out, options.force)
     findings = list(made.findings)
     if replaced is not None:
         findings.append(
@@ -106,7 +109,16 @@ def _confirm(made: Plan) -> None:
 def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, progress: Progress) -> Plan:
     """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values called for."""
     folder = workspace.folder
-    made, written = _write_weights(made, workspace, options, progress)
+    try:
+        made, written = _write_weights(made, workspace, options, progress)
+    except NotFinite:
+        workspace.discard()
+        raise
+    if _state_key(made, key, options) != workspace.key:
+        workspace.discard()
+        raise InputError(
+            f"{made.model.checkpoint.root} changed while it was read", "run again when nothing writes to it"
+        )
     files = dict(made.documents)
     files["README.md"] = model_card(made, options.base_model)
     for path, copied in made.copies.items():
@@ -133,17 +145,14 @@ def _write_weights(
     while True:
         made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
         with Mover(made) as mover, closing(workspace.journal()) as journal:
+            tell = total(progress, "converting", sum(image.nbytes for image in made.images))
+            images = made.images
             try:
-                tell = total(progress, "converting", sum(image.nbytes for image in made.images))
-                images = made.images
                 return made, write_images(
                     workspace.folder, images, mover.fill, journal, tell, options.jobs, options.block_nbytes
                 )
             except NeedsFallback:
                 workspace.remember(workspace.overflowing | mover.overflowing())
-            except NotFinite:
-                workspace.discard()
-                raise
 
 
 def _read_sidecar(path: Path) -> bytes:
@@ -202,51 +211,88 @@ def _report(made: Plan, out: Path, findings: list[Finding] | tuple[Finding, ...]
 
 
 def _refuse_source(model: Model, source: Path, out: Path) -> None:
-    """Refuses an OUT that is the source, holds it or lies in it, by any path that leads there."""
-    root = source.resolve() if source.is_dir() else source.resolve().parent
-    target = out.resolve()
-    homes = {
-        root,
-        *((model.checkpoint.root / file).resolve().parent for part in model.checkpoint.parts for file in part.files),
-    }
-    if source.is_file() and target != root and root not in target.parents[:-1]:
-        homes.discard(root)
-    for home in homes:
-        if target == home or (home in target.parents and source.is_dir()) or target in home.parents:
-            raise UsageError(f"{out} is, holds or lies in the source {source}", "choose an --out beside the source")
+    """Refuses an OUT (and its OUT.partial) that is the source, holds it or lies in it, by any path that leads there."""
+    root, home = _real(source), _real(model.checkpoint.root)
+    named = [home / file for part in model.checkpoint.parts for file in part.files]
+    own = {root, *named, *map(_real, named)}
+    for folder in (out, partial_folder(out) if out.name else out):
+        target = _real(folder)
+        inside = source.is_dir() and root in target.parents
+        if inside or any(target == path or target in path.parents for path in own):
+            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an --out beside the source")
 
 
-def _finished(out: Path, key: str, force: bool, progress: Progress) -> list[Finding] | None:
-    """Returns None where OUT is still to be written, [] where it holds this very conversion, verified."""
-    if out.is_symlink():
-        raise UsageError(f"{out} is a link", "name the folder itself with --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    known = None
-    if out.is_dir():
-        try:
-            known = manifest.read(out)
-        except InputError:
-            known = None
-    if force:
-        return None
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
+
+
+def _is_finished(made: Plan, out: Path, key: str, options: Options, progress: Progress) -> bool:
+    """True where OUT holds this very conversion, verified; False where it is to be written. Else raises."""
+    with writing(out):
+        if out.is_symlink():
+            raise UsageError(f"{out} is a link", "name the folder itself with --out")
+        if options.force or is_free(out):
+            return False
+        known = _manifest(out)
     if known is None:
         raise UsageError(f"{out} exists and wanconv did not write it", "choose another --out, or --force to replace it")
+    held = f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')})"
     if known["plan"] != key:
         raise UsageError(
-            f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')})",
-            "choose another --out, or --force to replace it",
+            f"{held}, or its source or --base-model has changed", "choose another --out, or --force to replace it"
         )
-    failures = manifest.check_files(
-        out, known, total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
-    )
-    if failures:
+    tell = total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
+    if failures := manifest.check_files(out, known, tell):
         raise DigestMismatch(
             f"{out} holds this conversion, but damaged",
             "--force writes it again",
             [f"{failure.where}: {failure.message}" for failure in failures],
         )
-    return []
+    if (differs := _first_difference(made, out, known, options.shard_nbytes)) is not None:
+        raise UsageError(
+            f"{held}: its source had other numbers, for instance in {differs}",
+            "choose another --out, or --force to replace it",
+        )
+    return True
+
+
+def _manifest(out: Path) -> manifest.Json | None:
+    try:
+        return manifest.read(out)
+    except InputError:
+        return None
+
+
+def _first_difference(made: Plan, out: Path, known: manifest.Json, shard_nbytes: int | None) -> str | None:
+    """Returns a tensor of OUT that this source would not give: the header of a fine-tune is that of its base.
+
+    The middle of every tensor is made again and compared. OUT is known to be undamaged.
+    """
+    from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
+
+    formats: dict[str, dict[str, str]] = known["tensors"]  # type: ignore[assignment]  # read() has checked it
+    fallen = frozenset(
+        step.tensor.name
+        for step in made.steps
+        if step.fallback and formats.get(step.tensor.name, {}).get("format") == step.fallback
+    )
+    made = plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
+    with Mover(made) as mover:
+        for image in made.images:
+            with (out / image.path).open("rb") as stream:
+                for payload in image.payloads:
+                    nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
+                    start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
+                    sample = bytearray(nbytes)
+                    stream.seek(payload.offset + start)
+                    try:
+                        mover.fill(payload.key, start, memoryview(sample))
+                        same = stream.read(nbytes) == sample
+                    except NeedsFallback:
+                        same = False
+                    if not same:
+                        return made.outputs[payload.key].steps[0].tensor.name
+    return None
 
 
 def _recipe_name(known: manifest.Json) -> object:
@@ -257,6 +303,11 @@ def _recipe_name(known: manifest.Json) -> object:
 def _state_key(made: Plan, key: str, options: Options) -> str:
     """Returns what a resumed run must share with the one it goes on from: the same source files, untouched."""
     root = made.model.checkpoint.root
-    files = sorted({file for part in made.model.checkpoint.parts for file in part.files})
-    stats = [[file, (root / file).stat().st_size, (root / file).stat().st_mtime_ns] for file in files]
+    stats = []
+    for file in sorted({file for part in made.model.checkpoint.parts for file in part.files}):
+        try:
+            known = (root / file).stat()
+        except OSError as error:
+            raise InputError(f"{root / file} cannot be read: {error.strerror}", "check the file") from None
+        stats.append([file, known.st_size, known.st_mtime_ns])
     return hashlib.sha256(json.dumps([key, stats, options.block_nbytes, __version__]).encode()).hexdigest()

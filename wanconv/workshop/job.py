@@ -54,7 +54,8 @@ def prepare(source: Path, options: Options) -> Plan:
 def target_folder(source: Path, options: Options) -> Path:
     """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
     if options.out is not None:
-        return Path.cwd() / options.out
+        out = Path.cwd() / options.out
+        return out.resolve() if out.name == ".." else out
     resolved = source.resolve()
     stem = resolved.stem if resolved.is_file() else resolved.name
     return resolved.parent / f"{stem}-{Path(options.recipe).stem}"

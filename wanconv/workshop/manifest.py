@@ -58,15 +58,25 @@ def known_digest(root: Path, path: str) -> str | None:
     return etag if _SHA256.fullmatch(etag) else None
 
 
-def plan_key(plan: Plan) -> str:
-    """Returns what makes two conversions the same: sources by size and header, recipe, layout, each byte's place."""
+def plan_key(plan: Plan, base_model: str | None) -> str:
+    """Returns what makes two conversions the same: sources by size and header, sidecars, recipe, layout, base model,
+    each byte's place. Raises InputError for a sidecar that cannot be read."""
     table = [
         [[file["path"], file["nbytes"], file["header_sha256"]] for file in source_files(plan.model.checkpoint)],
         plan.recipe.text,
         plan.layout.name,
         plan.identity,
+        base_model,
+        [[path, _sidecar_digest(copied)] for path, copied in sorted(plan.copies.items())],
     ]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+
+def _sidecar_digest(path: Path) -> str:
+    try:
+        return digest_file(path, "sha256", lambda nbytes: None)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
 
 def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json], options: Json) -> bytes:
@@ -226,9 +236,11 @@ def digest_files(
 def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], jobs: int = 2) -> list[Finding]:
     """Returns a failure for every file of the manifest that is missing, of another size or of other bytes.
 
-    A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed.
+    A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed: they come last.
     """
-    findings, readable = [], []
+    findings: list[Finding] = []
+    changed: list[Finding] = []
+    readable: list[Written] = []
     for file in files(manifest):
         if finding := unreadable(folder, file.path):
             findings.append(finding)
@@ -244,8 +256,8 @@ def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], j
             findings.append(Finding("failure", file.path, message, "check the disk", InputError.code))
         elif digest != file.sha256:
             findings.append(_failure(file.path, f"sha256 is {digest}, not {file.sha256}"))
-            findings += _changed_tensors(folder, file.path, manifest)
-    return findings
+            changed += _changed_tensors(folder, file.path, manifest)
+    return findings + changed
 
 
 def unreadable(folder: Path, path: str) -> Finding | None:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,16 @@ _PRIVATE = ".wanconv"
 
 
 class Workspace:
-    """An OUT.partial that this process owns. `overflowing` are the tensors that are known to need their fallback."""
+    """An OUT.partial that this process owns.
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        self._private = folder / _PRIVATE
-        self._state = self._private / "state.json"
+    `found` is the key of the run that left it, `complete` says that only the rename is missing, `overflowing` are the
+    tensors that are known to need their fallback.
+    """
+
+    def __init__(self, folder: Path, key: str, complete: bool) -> None:
+        self.folder, self.key, self.complete = folder, key, complete
+        self.private = folder / _PRIVATE
+        self._state = self.private / "state.json"
         self.found: str | None = None
         self.overflowing: frozenset[str] = frozenset()
         try:
@@ -31,7 +36,13 @@ class Workspace:
             pass
 
     def journal(self) -> Journal:
-        return Journal(self._private / "journal")
+        return Journal(self.private / "journal")
+
+    def start(self) -> None:
+        """Begins anew: nothing of an earlier run is left, its journal least of all."""
+        self._clear()
+        self.private.mkdir()
+        self.remember(frozenset())
 
     def remember(self, overflowing: frozenset[str]) -> None:
         """Saves what a resumed run must know."""
@@ -42,72 +53,126 @@ class Workspace:
 
     def discard(self) -> None:
         """Removes everything: after a refusal because of data there is nothing to go on from."""
-        shutil.rmtree(self.folder)
+        with writing(self.folder):
+            self._clear()
+            self.folder.rmdir()
 
-    def finish(self, out: Path) -> Path | None:
-        """Makes the folder appear as OUT. Returns where --force put a folder that wanconv had not written."""
-        sync_folders(self.folder)
-        shutil.rmtree(self._private, ignore_errors=True)
+    def finish(self, out: Path, force: bool) -> Path | None:
+        """Makes the folder appear as OUT. Returns where `force` put what stood there and was not wanconv's alone."""
+        with writing(self.folder):
+            self._prune()
+            sync_folders(self.folder)
+            if self.private.exists():
+                shutil.rmtree(self.private)
+            sync_folders(self.folder)
         replaced = None
-        if out.exists() and any(out.iterdir()) if out.is_dir() else out.exists():
-            replaced = _aside(out)
-            publish(out, replaced)
+        with writing(out):
+            if not is_free(out):
+                if not force:
+                    raise UsageError(f"{out} appeared during the run", "move it away and run the same command again")
+                replaced = _aside(out)
+                publish(out, replaced)
         publish(self.folder, out)
-        if replaced is not None and (replaced / manifest.NAME).exists():
-            shutil.rmtree(replaced)
+        if replaced is not None and _is_ours_alone(replaced):
+            with writing(replaced):
+                shutil.rmtree(replaced)
             return None
         return replaced
 
+    def _clear(self) -> None:
+        """Empties the folder. What marks it as ours goes last, so that a run killed here can be forced again."""
+        for entry in sorted(self.folder.iterdir(), key=self.private.__eq__):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-def _aside(out: Path) -> Path:
-    number = 1
-    while (aside := out.with_name(f"{out.name}.replaced-{number}")).exists():
-        number += 1
-    return aside
+    def _prune(self) -> None:
+        """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
+        listed = _listed(self.folder)
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+            if path == self.private or self.private in path.parents:
+                continue
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif str(path.relative_to(self.folder)) not in listed:
+                path.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError into the OutputError that says why `path` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise describe_output_error(error, path) from error
+
+
+def partial_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def is_free(out: Path) -> bool:
+    """True where OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
+    return not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
 
 
 @contextmanager
 def open_workspace(out: Path, key: str, done: str, force: bool) -> Iterator[Workspace]:
     """Opens OUT.partial under a lock: new, or left by a run with the same `key` (or finished, with plan `done`).
 
-    Raises UsageError for one that another process holds or another conversion left (`force` starts over).
+    Raises UsageError for one that another process holds, that another conversion left (`force` starts over) or that
+    wanconv did not make.
     """
-    folder = out.with_name(out.name + ".partial")
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another --out")
-    try:
+    folder = partial_folder(out)
+    with writing(folder):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise describe_output_error(error, folder) from error
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"another wanconv is writing {folder}", "wait for it, or choose another --out") from None
-        workspace = Workspace(folder, key)
-        if workspace.found != key and not is_complete(folder, done):
-            if any(folder.iterdir()):
-                if not force:
-                    raise UsageError(
-                        f"{folder} was left by another conversion, or its source has changed since",
-                        "--force starts over; or choose another --out",
-                    )
-                for entry in list(folder.iterdir()):
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-            _start(workspace)
+        with writing(folder):
+            _lock(descriptor, folder)
+            _refuse_links(folder)
+            workspace = _resumed(folder, key, done, force)
         yield workspace
     finally:
         os.close(descriptor)
 
 
-def _start(workspace: Workspace) -> None:
-    private = workspace.folder / _PRIVATE
+def _lock(descriptor: int, folder: Path) -> None:
+    busy = UsageError(f"another wanconv is writing {folder}", "wait for it, or choose another --out")
     try:
-        private.mkdir()
-    except OSError as error:
-        raise describe_output_error(error, private) from error
-    workspace.remember(frozenset())
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise busy from None
+    if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+        raise busy  # it has just finished, and what we locked is its OUT
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raises UsageError for what would be written through: a file with a second name may be the source's."""
+    for path in folder.rglob("*"):
+        mode, names = path.lstat().st_mode, path.lstat().st_nlink
+        if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and names == 1):
+            raise UsageError(
+                f"{path} is a link, or a file with a second name: wanconv does not write through it",
+                f"remove {folder}, or choose another --out",
+            )
+
+
+def _resumed(folder: Path, key: str, done: str, force: bool) -> Workspace:
+    workspace = Workspace(folder, key, is_complete(folder, done))
+    if workspace.found == key or workspace.complete:
+        return workspace
+    if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
+        if workspace.found is None and not _listed(folder):
+            raise UsageError(f"{folder} is in the way: wanconv did not make it", "move it, or choose another --out")
+        if not force:
+            raise UsageError(
+                f"{folder} was left by another conversion, or its source has changed since",
+                "--force starts over; or choose another --out",
+            )
+    workspace.start()
+    return workspace
 
 
 def is_complete(folder: Path, done: str) -> bool:
@@ -117,3 +182,26 @@ def is_complete(folder: Path, done: str) -> bool:
     except InputError:
         return False
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, lambda nbytes: None)
+
+
+def _aside(out: Path) -> Path:
+    number = 1
+    while os.path.lexists(aside := out.with_name(f"{out.name}.replaced-{number}")):
+        number += 1
+    return aside
+
+
+def _listed(folder: Path) -> set[str]:
+    """Returns the files that a folder's manifest lists, and itself; none where there is no manifest of ours."""
+    try:
+        known = manifest.read(folder)
+    except InputError:
+        known = None
+    return set() if known is None else {manifest.NAME, *(file.path for file in manifest.files(known))}
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    listed = _listed(folder)
+    return bool(listed) and all(
+        path.is_dir() or str(path.relative_to(folder)) in listed for path in folder.rglob("*") if path != folder
+    )

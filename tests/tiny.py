@@ -1,0 +1,58 @@
+"""Tiny checkpoints that a test may spoil, and what a folder holds, to be compared."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.workshop import synthetic
+
+
+def make(folder: Path, release: str = "wan2.1-t2v-1.3b", *components: str, layout: str = "official") -> Path:
+    return synthetic.make(folder, synthetic.Options(release, components=components, layout=layout))
+
+
+def copy(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+def poke(file: Path, name: str, index: int, value: float) -> None:
+    """Overwrites one element of a tensor on disk; `index` may be negative."""
+    (part,) = open_checkpoint(file).parts
+    ref = part.tensors[name]
+    element = torch.tensor([value], dtype=torch.float32).to(TORCH_DTYPES[ref.dtype]).view(torch.uint8)
+    with file.open("r+b") as stream:
+        stream.seek(ref.offset + index % ref.numel * element.numel())
+        stream.write(bytes(element.tolist()))
+
+
+def dtype_of(file: Path, name: str) -> torch.dtype:
+    with safe_open(file, "pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor.dtype
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Returns path -> sha256 of every file below a folder, whatever it is."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Returns digests() of a converted folder, where the manifest counts without `tool`."""
+    manifest = json.loads((out / "wanconv.json").read_bytes())
+    del manifest["tool"]
+    return digests(out) | {"wanconv.json": json.dumps(manifest)}
+
+
+def weight_files(out: Path) -> list[Path]:
+    return sorted(path for path in out.rglob("*") if path.suffix in (".safetensors", ".pth"))
