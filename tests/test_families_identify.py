@@ -494,3 +494,20 @@ def test_a_relative_that_is_not_built_yet_is_unrecognised_by_what_it_has_more(na
     extra = {"wan2.1-vace": "vace_patch_embedding.weight", "wan2.2-animate": "pose_patch_embedding.weight"}[name]
     error = refusal(Unrecognised, folder(part("a.safetensors", tiny(T2V) | {extra: (128, 96, 1, 2, 2)})))
     assert error.details == (f"unknown: {extra}",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"{", "is no JSON: Expecting"), (b"\xff\xfe{", "is no JSON: "), (b"[1]", "holds no JSON object")],
+)
+def test_a_config_that_is_broken_is_an_error_and_not_ignored(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    error = refusal(InputError, Checkpoint(tmp_path, (tiny_part("a.safetensors", T2V),), ("config.json",)))
+    assert error.message.startswith(f"{tmp_path / 'config.json'} {said}")
+
+
+def test_a_broken_model_index_is_an_error_where_it_should_tell_the_expert(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_bytes(b"")
+    part = tiny_part("transformer/diffusion_pytorch_model.safetensors", T2V, "hub")
+    error = refusal(InputError, Checkpoint(tmp_path, (part,), ("model_index.json",)))
+    assert error.message.startswith(f"{tmp_path / 'model_index.json'} is no JSON")

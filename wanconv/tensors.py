@@ -1,6 +1,5 @@
 """Plain data that every room shares: dtypes, tensors on disk, roles, families, models."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,16 +112,6 @@ class Checkpoint:
     root: Path
     parts: tuple[Part, ...]
     sidecars: tuple[str, ...] = ()
-
-    def config(self, path: str) -> Mapping[str, object] | None:
-        """Returns a JSON sidecar as a dict; None where there is no such sidecar or it holds no JSON object."""
-        if path not in self.sidecars:
-            return None
-        try:
-            value = json.loads((self.root / path).read_bytes())
-        except ValueError:
-            return None
-        return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)

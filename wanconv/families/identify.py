@@ -4,6 +4,7 @@ Two Wan 2.2 experts have the same names and shapes, so only a folder, a file nam
 them apart; what told is kept as evidence.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _EXPERT_FILES: tuple[tuple[str, Expert], ...] = (
 # fmt: on
 
 _SHOWN = 10
+_CONFIG_HINT = "Download it again; without a config.json, sizes come from the weights."
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -
 
 
 def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:
-    index = checkpoint.config(os.path.join(os.path.dirname(part.folder), "model_index.json"))
+    index = _read_json(checkpoint, os.path.join(os.path.dirname(part.folder), "model_index.json"))
     return None if index is None else index.get("boundary_ratio")
 
 
@@ -280,7 +282,23 @@ def _config(checkpoint: Checkpoint, claim: _Claim, claims: Sequence[_Claim]) -> 
     taken = {other.part.folder for other in claims if other.component in DENOISERS}
     if claim.component not in DENOISERS and claim.part.folder in taken:
         return None, path
-    return checkpoint.config(path), path
+    return _read_json(checkpoint, path), path
+
+
+def _read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
+    """Returns a sidecar's JSON object; None where there is no such sidecar."""
+    if path not in checkpoint.sidecars:
+        return None
+    file = checkpoint.root / path
+    try:
+        value = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", "Check the permissions and the disk.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON: {error}", _CONFIG_HINT) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds no JSON object", _CONFIG_HINT)
+    return value
 
 
 def _check_config(config: Mapping[str, object], path: str, claim: _Claim, family: Family) -> dict[str, int]:
