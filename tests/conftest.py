@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,3 +28,19 @@ def offline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", _connect_here)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Returns tiny(release, layout="official"): a tiny checkpoint, made once for all tests and not to be changed."""
+    from wanconv.workshop import synthetic  # brings torch, which tests without checkpoints need not wait for
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(release: str, layout: str = "official") -> Path:
+        if (release, layout) not in made:
+            folder = tmp_path_factory.mktemp("tiny") / f"{release}-{layout}"
+            made[release, layout] = synthetic.make(folder, synthetic.Options(release, layout=layout))
+        return made[release, layout]
+
+    return get
