@@ -14,15 +14,6 @@ from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table as RichTable
 
 from wanconv.errors import Interrupted, OutputError, WanconvError
@@ -168,6 +159,16 @@ def progress() -> Iterator[Tell]:
     if SETTINGS.quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

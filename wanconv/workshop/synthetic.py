@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import Image, Journal, write_file, write_images
+from wanconv.checkpoint.writer import Image, Journal, describe_output_error, write_file, write_images
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES, fill, identify, targets
 from wanconv.families.names import numbered
@@ -62,7 +62,10 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     wanted = [name for name in family.components if name in (options.components or default)]
     dims = {name: _dims(name, family.components[name], release, options) for name in wanted}
     images, slots, kinds, documents = _files(family, layout, dims, options)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise describe_output_error(error, folder) from error
     tell = total(progress, "making", sum(image.nbytes for image in images))
     values = _Values(slots, kinds, options.seed)
     journal = folder / ".journal"

@@ -1,0 +1,387 @@
+"""The command line as its users meet it: help, speed, exit codes, streams, JSON, signals."""
+
+import hashlib
+import json
+import os
+import pty
+import re
+import resource
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import COMMAND, run
+
+from wanconv import __version__, recipe
+from wanconv.layouts import LAYOUTS
+from wanconv.workshop import synthetic
+
+VERBS = ("inspect", "recipes", "convert", "verify", "demo")
+OPTIONS = {
+    "inspect": ("--tensors", "--expert", "--exclude", "--json", "--quiet", "-q", "--verbose", "-v"),
+    "recipes": ("--on", "--layout", "--json", "--quiet", "--verbose"),
+    "convert": (
+        "--recipe", "-r", "--layout", "--out", "-o", "--output", "--dry-run", "-n", "--jobs", "-j", "--exclude",
+        "--shard-size", "--force", "--expert", "--base-model", "--hash-source", "--json", "--quiet", "--verbose",
+        "WANCONV_RECIPE", "WANCONV_LAYOUT", "WANCONV_JOBS",
+    ),
+    "verify": ("--against", "--sums", "--expert", "--exclude", "--jobs", "--json", "--quiet", "--verbose"),
+    "demo": ("--dir", "--json", "--quiet", "--verbose"),
+}  # fmt: skip
+HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "huggingface_hub")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+    return Path(shutil.copytree(tiny("wan2.1-t2v-1.3b"), tmp_path_factory.mktemp("cli") / "source"))
+
+
+@pytest.fixture(scope="module")
+def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a checkpoint of 0.4 GB: it takes long enough to convert to be stopped on the way."""
+    folder = tmp_path_factory.mktemp("long") / "source"
+    return synthetic.make(folder, synthetic.Options("wan2.1-t2v-1.3b", "full", blocks=1, components=("dit",)))
+
+
+def test_the_bare_command_shows_its_help_and_is_a_usage_error(tmp_path: Path) -> None:
+    done = run(cwd=tmp_path)
+    assert done.returncode == 2
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+def test_version(tmp_path: Path) -> None:
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"wanconv {__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_the_options_and_ends_with_examples(verb: str, tmp_path: Path) -> None:
+    done = run(verb, "--help", cwd=tmp_path, COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [option for option in OPTIONS[verb] if option not in done.stdout] == []
+    examples = [line.strip() for line in done.stdout.partition("Examples")[2].splitlines() if line.strip()]
+    assert examples
+    assert all(line.startswith(f"wanconv {verb}") for line in examples)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "convert --help",
+        "recipes",
+        "recipes fp8-plain",
+        "recipes bf16 --on source",
+        "inspect source",  # text encoder and VAE are .pth
+        "convert source -r bf16 --layout diffusers --dry-run",
+        "verify source",
+    ],
+)
+def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: str, source: Path) -> None:
+    probe = (
+        "import atexit, sys; from wanconv.cli import main; "
+        f"atexit.register(lambda: print('loaded:', *(set(sys.modules) & set({HEAVY})))); main()"
+    )
+    command = [sys.executable, "-c", probe, *shlex.split(arguments)]
+    done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded:"
+    assert list(source.glob("*.pth"))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "recipes", "inspect source"])
+def test_the_quick_commands_are_quick(arguments: str, source: Path) -> None:
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(*arguments.split(), cwd=source.parent)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(once() for _ in range(3)) < 0.4  # processor time: a busy machine stretches the time on the wall
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        ("convrt", "No such command 'convrt'", "did you mean 'convert'?"),
+        ("frobnicate", "No such command 'frobnicate'", "run wanconv --help"),
+        (
+            "convert source",
+            "Missing option '--recipe' / '-r' (env var: 'WANCONV_RECIPE')",
+            "run wanconv convert --help",
+        ),
+        ("convert source --recpe bf16", "No such option: --recpe", "did you mean --recipe?"),
+        ("inspect source more", "Got unexpected extra argument(s) (more)", "run wanconv inspect --help"),
+        ("inspect --expert middle", "'middle' is not one of 'high', 'low'", "run wanconv inspect --help"),
+        ("verify source -j 0", "Input should be greater than or equal to 1", "run wanconv verify --help"),
+        ("convert source -r bf17", "there is no recipe 'bf17'", "did you mean bf16?"),
+        ("convert source -r bf16 --layout difusers", "there is no layout 'difusers'", "did you mean diffusers?"),
+        ("convert source -r bf16 --shard-size 5XB", "--shard-size 5XB is no size", "write it as 5GB"),
+        ("convert source -r bf16 --shard-size infGB", "--shard-size infGB is no size", "write it as 5GB"),
+        ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
+        ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
+        ("recipes --on source", "--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC"),
+        ("recipes none.toml", "recipe none.toml cannot be read", "check the path"),
+    ],
+)
+def test_a_wrong_command_is_told_in_a_sentence_and_a_hint(
+    arguments: str, message: str, hint: str, source: Path
+) -> None:
+    done = run(*arguments.split(), cwd=source.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith("error[usage]: ")
+    assert message in first
+    assert last.startswith("hint: " + hint)
+
+
+def test_options_may_be_spelled_with_underscores(source: Path) -> None:
+    done = run("convert", source, "--recipe=bf16", "--dry_run", "--base_model", "a/b_c", cwd=source.parent)
+    assert done.returncode == 0
+    assert done.stdout.startswith("plan: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        ("inspect source --tensors", 0),
+        ("recipes", 0),
+        ("recipes keep", 0),
+        ("recipes keep --on source", 0),
+        ("convert source -r keep -n", 0),
+        ("convert source -r keep -o converted", 0),
+        ("verify converted --against source", 0),
+        ("demo --dir demo", 0),
+        ("verify source --sums wrong.md5", 4),
+        ("inspect nowhere", 3),
+        ("convert source -r nothing", 2),
+        ("convert source", 2),
+        ("convert source -r bf16 --frobnicate", 2),
+        ("verify nowhere", 3),
+        ("demo --dir source/config.json", 7),
+    ],
+)
+def test_json_is_one_document_on_stdout_whatever_happens(arguments: str, exit_code: int, source: Path) -> None:
+    (source.parent / "wrong.md5").write_text("0" * 32 + "  config.json\n")
+    done = run(*arguments.split(), "--json", cwd=source.parent)
+    report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (done.returncode, report["exit_code"], report["ok"]) == (exit_code, exit_code, exit_code == 0)
+    assert report["schema"] == "wanconv.report/1"
+    assert report["verb"] == arguments.split()[0]
+    assert {"title", "figures", "tables", "findings"} <= report.keys()
+    assert all(finding["code"] for finding in report["findings"] if finding["severity"] == "failure")
+    assert exit_code == 0 or [one for one in report["findings"] if one["severity"] == "failure"]
+    assert (exit_code == 0) <= (done.stderr == "")
+
+
+@pytest.mark.parametrize("arguments", ["recipes", "inspect .", "convert . -r bf16 -n", "verify ."])
+def test_quiet_prints_nothing_when_all_is_well(arguments: str, source: Path) -> None:
+    done = run(*arguments.split(), "-q", cwd=source)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_quiet_prints_failures(source: Path, tmp_path: Path) -> None:
+    sums = tmp_path / "wrong.md5"
+    sums.write_text("0" * 32 + "  config.json\n")
+    done = run("verify", source, "-q", "--sums", sums, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("failure config.json: md5 is ")
+
+
+def test_ten_lines_of_a_long_list_are_shown_and_all_with_v(source: Path, tmp_path: Path) -> None:
+    sums = tmp_path / "missing.md5"
+    sums.write_text("".join("0" * 32 + f"  file{number}\n" for number in range(12)))
+    short, long = (run("verify", source, "--sums", sums, *more, cwd=tmp_path) for more in ([], ["-v"]))
+    assert (short.stderr.count("is missing"), long.stderr.count("is missing")) == (10, 12)
+    assert "… and 2 more (-v shows them)" in short.stderr
+
+
+def test_results_go_to_stdout_and_findings_to_stderr(source: Path) -> None:
+    done = run("verify", source, cwd=source.parent)
+    assert "408" not in done.stdout
+    assert "tensors, every one known" in done.stdout
+    assert done.stderr.startswith("warning ")
+
+
+def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> str:
+    """Returns what a command shows where stdout and stderr are a terminal."""
+    leader, follower = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env={**clean, "TERM": "xterm", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+    ):
+        os.close(follower)
+        shown = bytearray()
+        while True:
+            try:
+                chunk = os.read(leader, 1 << 16)
+            except OSError:  # Linux: EIO where the other side is closed
+                break
+            if not chunk:
+                break
+            shown += chunk
+    os.close(leader)
+    return shown.decode()
+
+
+@pytest.fixture
+def list_of_all(source: Path, tmp_path: Path) -> Path:
+    """Returns a digest list that is right but for one file."""
+    sums = tmp_path / "list.sha256"
+    digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.rglob("*") if path.is_file()}
+    lines = [f"{digest}  {path.relative_to(source)}\n" for path, digest in digests.items()]
+    sums.write_text("".join(lines) + "0" * 64 + "  config.json\n")
+    return sums
+
+
+def test_a_terminal_gets_colour_and_progress_and_no_color_is_honoured(source: Path, list_of_all: Path) -> None:
+    verify = ["verify", str(source), "--sums", str(list_of_all)]
+    coloured, plain = on_a_terminal(*verify, cwd=source), on_a_terminal(*verify, cwd=source, NO_COLOR="1")
+    assert "checking digests" in coloured
+    assert re.search(r"\x1b\[[\d;]*3\dm", coloured)  # a colour
+    assert not re.search(r"\x1b\[[\d;]*3\dm", plain)
+
+
+def test_elsewhere_there_is_no_progress_and_no_escape_sequence(source: Path, list_of_all: Path) -> None:
+    done = run("verify", source, "--sums", list_of_all, cwd=source)
+    assert done.returncode == 4
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "checking digests" not in done.stderr
+
+
+@pytest.mark.parametrize("more", ["", "--json"])
+def test_a_broken_pipe_is_no_traceback(more: str, source: Path) -> None:
+    line = f"{shlex.join(COMMAND)} inspect . --tensors {more} | head -1"
+    done = subprocess.run(["bash", "-c", line], cwd=source, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_a_full_disk_under_the_report_is_told(source: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, "recipes"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 7
+    assert done.stderr.startswith("error[output]: the report cannot be printed: No space left on device\nhint: ")
+
+
+def test_closed_output_is_no_traceback(source: Path) -> None:
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        line = f"{shlex.join(COMMAND)} inspect {closed}"
+        done = subprocess.run(["bash", "-c", line], cwd=source, capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["[red]", ":smile:", "-under_score ü"])
+def test_a_path_is_printed_as_it_is(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / name).symlink_to(source)
+    done = run("inspect", f"./{name}", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, name)
+
+
+def test_a_file_name_that_is_no_text_is_no_traceback(source: Path, tmp_path: Path) -> None:
+    out = os.fsencode(tmp_path) + b"/\xff"
+    command = [os.fsencode(part) for part in (*COMMAND, "convert", str(source), "-r", "keep", "-n", "-o")]
+    done = subprocess.run([*command, out], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_settings_come_from_the_environment(source: Path) -> None:
+    environment = {"WANCONV_RECIPE": "fp32", "WANCONV_LAYOUT": "diffusers", "WANCONV_JOBS": "1"}
+    done = run("convert", source, "-n", "--json", cwd=source.parent, **environment)
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["recipe"].startswith("fp32: ")
+    assert figures["layout"].startswith("diffusers ")
+    more = run("convert", source, "-n", "--json", cwd=source.parent, **environment | {"WANCONV_JOBS": "3"})
+    assert json.loads(more.stdout)["figures"]["conversion_memory_nbytes"] > figures["conversion_memory_nbytes"]
+
+
+def completions(line: str, cwd: Path) -> set[str]:
+    """Returns what bash would offer after `line`."""
+    words = line.split(" ")
+    environment = {
+        "_WANCONV_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    return set(run(cwd=cwd, **environment).stdout.split())
+
+
+def test_the_shell_completes_commands_recipes_and_layouts(tmp_path: Path) -> None:
+    assert completions("wanconv ", tmp_path) == set(VERBS)
+    assert completions("wanconv convert --recipe ", tmp_path) == set(recipe.names())
+    assert completions("wanconv convert -r fp8", tmp_path) == {name for name in recipe.names() if name[:3] == "fp8"}
+    assert completions("wanconv recipes ", tmp_path) == set(recipe.names())
+    assert completions("wanconv convert --layout ", tmp_path) == set(LAYOUTS)
+
+
+def test_out_of_memory_is_told(tmp_path: Path) -> None:
+    names = ",".join(
+        f'"tensor{index:06}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for index in range(150_000)
+    )
+    header = ("{" + names + "}").encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (130 << 20, 130 << 20))
+
+    done = subprocess.run(
+        [*COMMAND, "inspect", "."], cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit
+    )
+    assert done.returncode == 7
+    assert done.stderr.startswith("error[output]: out of memory\nhint: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_convert_names_the_command_that_finishes_it(
+    number: signal.Signals, long_job: Path, tmp_path: Path
+) -> None:
+    command = [*COMMAND, "convert", str(long_job), "--recipe", "fp16", "--out", "a folder", "--jobs", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        wait_for(tmp_path / "a folder.partial" / ".wanconv" / "journal")
+        running.send_signal(number)
+        output, errors = running.communicate(timeout=30)
+    assert (running.returncode, output) == (130, "")
+    first, last = errors.splitlines()
+    assert first.startswith("error[interrupted]: stopped")
+    resume = last.removeprefix("hint: run the same command to go on: ")
+    assert shlex.split(resume) == ["wanconv", *command[len(COMMAND) :]]
+    assert not (tmp_path / "a folder").exists()
+    done = run(*shlex.split(resume)[1:], cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "a folder" / "wanconv.json").exists()
+
+
+def wait_for(path: Path) -> None:
+    """Waits until a file holds something."""
+    until = time.monotonic() + 30
+    while not (path.exists() and path.stat().st_size):
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.005)
+
+
+def test_ctrl_c_before_anything_is_quiet(tmp_path: Path) -> None:
+    """Python itself is interruptible for some hundredths of a second; from there on there is no traceback."""
+    ready = "import sys; sys.argv = ['wanconv', 'recipes']; from wanconv.cli import main; print(flush=True); main()"
+    for delay in (0.0, 0.05, 0.1, 0.15):
+        with subprocess.Popen(
+            [sys.executable, "-c", ready], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdout is not None
+            running.stdout.readline()
+            time.sleep(0.01 + delay)
+            running.send_signal(signal.SIGINT)
+            _, errors = running.communicate(timeout=30)
+        assert "Traceback" not in errors
+        assert running.returncode in (130, 0)
