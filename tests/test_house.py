@@ -22,7 +22,7 @@ MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" 
 FLOORS = [
     ["tensors", "errors", "naming", "report", "metrics"],
     ["checkpoint", "formats", "families", "hubs", "engine"],
-    ["layouts", "recipe"],
+    ["layouts", "recipe", "verdict"],
     ["plan"],
     ["workshop"],
     [f"verbs.{verb}" for verb in ("download", "inspect", "convert", "verify", "validate", "recipes")],
