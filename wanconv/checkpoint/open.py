@@ -180,7 +180,7 @@ def check_file(root: Path, path: str) -> None:
     where = root / path
     with explained(where):
         mode = where.stat().st_mode
-        if where.is_symlink():
+        if os.path.realpath(where) != os.path.join(os.path.realpath(root), path):  # a link, or below one
             if stat.S_ISDIR(mode):
                 raise InputError(f"{where} links to a folder; that is not followed", "Copy the folder, or exclude it.")
             if not _is_own_link(root, where):
