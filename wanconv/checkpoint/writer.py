@@ -364,7 +364,11 @@ def write_file(path: Path, content: bytes) -> Written:
 
 def sync_folders(root: Path) -> None:
     """Syncs the directory entries of `root` and everything below it."""
-    for folder, _, _ in os.walk(root, topdown=False):
+
+    def fail(error: OSError) -> None:  # by default, os.walk leaves out what it cannot list
+        raise describe_output_error(error, root) from error
+
+    for folder, _, _ in os.walk(root, topdown=False, onerror=fail):
         _sync_folder(Path(folder))
 
 

@@ -187,8 +187,9 @@ def _free_nbytes(out: Path) -> int:
 
 def _check_space(made: Plan, folder: Path) -> None:
     """Raises OutputError where the disk has less room than is still to be written."""
-    there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-    needed, free = made.nbytes - there, shutil.disk_usage(folder).free
+    with writing(folder):
+        there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
+        needed, free = made.nbytes - there, shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
             f"{folder.parent} has {free} bytes free, and {needed} are needed", "free space or choose another --out"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wanconv.checkpoint.writer import Journal, describe_output_error, publish, sync_folders, write_file
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.workshop import manifest
 
 _PRIVATE = ".wanconv"
@@ -87,6 +87,8 @@ class Workspace:
     def _prune(self) -> None:
         """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
         listed = _listed(self.folder)
+        if not listed:
+            raise OutputError(f"{self.folder} cannot be read back", "check the disk, then run the same command again")
         for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
             if path == self.private or self.private in path.parents:
                 continue
