@@ -1,0 +1,387 @@
+"""The Wan denoiser in plain torch, block by block: Wan 2.1 T2V, Wan 2.2 T2V-A14B, I2V-A14B and TI2V-5B.
+
+    wan = Wan(WanSizes.of(dims, shape), PRESETS["official"])      # on the meta device: no memory
+    fetch = partial(source.tensors, "expert.high")                # weights.Fetch: prefix -> named tensors
+    velocity = wan.denoise(fetch, latents, timestep, context)     # all of it, or step by step:
+
+    state = wan.embed(fetch, latents, timestep, context)
+    for n in range(wan.sizes.blocks):
+        state = wan.block(n, fetch, state)                        # the block's weights come and go here
+    velocity = wan.unembed(fetch, state)
+
+A sample is a video's noisy latents, cut into patches of 1 × 2 × 2. Every block adds three things to the residual stream
+x (B, N, d): self-attention over all N patches, with rotary positions on three axes; cross-attention to the text; and a
+feed-forward. The timestep enters through six vectors per block that shift, scale and gate self-attention and
+feed-forward; a learned table `modulation` is added to what all blocks share.
+
+Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/families/wan.py. Weights arrive in any
+float dtype and are cast at each use, one linear at a time, as `numerics` says. A timestep is never narrowed. The
+timesteps of a batch are embedded once per distinct value and looked up per sample or per token: expanding them to
+(1, N, 6, d), as the official code does, takes 9.3 GB at 720p.
+
+Definition: Wan-Video/Wan2.2 wan/modules/model.py; tests compare with huggingface/diffusers' WanTransformer3DModel.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from wanconv.engine.numerics import FP32, Numerics
+from wanconv.engine.weights import Fetch
+from wanconv.tensors import Shape
+
+TEXT_TOKENS = 512
+PATCH = (1, 2, 2)
+_EPSILON = 1e-6
+_THETA = 10000.0
+
+
+@dataclass(frozen=True, slots=True)
+class WanSizes:
+    """d: width; ffn: hidden width; text: width of the context; freq: length of the timestep's sinusoid."""
+
+    d: int
+    ffn: int
+    heads: int
+    blocks: int
+    text: int
+    freq: int
+    channels_in: int
+    channels_out: int
+
+    @classmethod
+    def of(cls, dims: Mapping[str, int], shape: Callable[[str], Shape]) -> "WanSizes":
+        """Returns the sizes of a component from its dims (families) and its shapes by canonical name."""
+        return cls(
+            d=dims["d"],
+            ffn=dims["ffn"],
+            heads=dims["heads"],
+            blocks=dims["n"],
+            text=dims["text"],
+            freq=dims["freq"],
+            channels_in=shape("patch_embedding.weight")[1],
+            channels_out=shape("head.proj.weight")[0] // (PATCH[0] * PATCH[1] * PATCH[2]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What the blocks hand on: `x` changes from block to block, the rest is theirs in common.
+
+    x (B, N, d); context (B, 512, d). `time` (T, d) and `modulation` (T, 6, d) have a row per distinct timestep, `which`
+    (B,) or (B, N) says which row is whose. `rotation` (N, 1, d / heads / 2) complex; `grid`: patches (F, H, W).
+    """
+
+    x: Tensor
+    context: Tensor
+    time: Tensor
+    modulation: Tensor
+    which: Tensor
+    rotation: Tensor
+    grid: tuple[int, int, int]
+
+
+class Linear(nn.Module):
+    """x Wᵀ + b in the dtype that it is told; weight (out, in)."""
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(rows), requires_grad=False)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias.to(self.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over all heads at once, squares and result in the dtypes of the numerics."""
+
+    def __init__(self, d: int, numerics: Numerics) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d), requires_grad=False)
+        self.numerics = numerics
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.numerics.rms == torch.float16:  # what no library kernel does: squares that end at 65504
+            x = x.to(torch.float16)
+            return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + _EPSILON) * self.weight.to(x.dtype)
+        # The official norm rounds to the dtype of x before it multiplies by float32 weights.
+        dtype = self.numerics.qk_norm
+        if dtype == torch.float32 != x.dtype:
+            return F.rms_norm(x, x.shape[-1:], eps=_EPSILON).to(dtype) * self.weight.to(dtype)
+        return F.rms_norm(x.to(dtype), x.shape[-1:], self.weight.to(dtype), _EPSILON)
+
+
+class LayerNorm(nn.Module):
+    """The norm before cross-attention, the only one with parameters of its own."""
+
+    def __init__(self, d: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(d), requires_grad=False)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(
+            x.to(self.dtype), x.shape[-1:], self.weight.to(self.dtype), self.bias.to(self.dtype), _EPSILON
+        )
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (Linear(sizes.d, sizes.d, numerics.linear) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(sizes.d, numerics), RMSNorm(sizes.d, numerics)
+        self.heads, self.dtype = sizes.heads, numerics.linear
+
+    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
+        q, k, v = self.norm_q(self.q(x)), self.norm_k(self.k(x)), self.v(x)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))  # (B, N, heads, d / heads)
+        y: Tensor = self.o(attention(rotate(q, rotation).to(self.dtype), rotate(k, rotation).to(self.dtype), v))
+        return y
+
+
+class CrossAttention(nn.Module):
+    """Looks at all 512 text tokens: the zeros that pad a short prompt are embedded and not masked, as officially.
+
+    `norm_in` is not a norm of k's or v's input, but of x, before q.
+    """
+
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.norm_in = LayerNorm(sizes.d, numerics.modulation)
+        self.q, self.k, self.v, self.o = (Linear(sizes.d, sizes.d, numerics.linear) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(sizes.d, numerics), RMSNorm(sizes.d, numerics)
+        self.heads, self.dtype = sizes.heads, numerics.linear
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = self.norm_q(self.q(self.norm_in(x))), self.norm_k(self.k(context)), self.v(context)
+        q, k, v = (part.to(self.dtype).unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        y: Tensor = self.o(attention(q, k, v))
+        return y
+
+
+class FeedForward(nn.Module):
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.up = Linear(sizes.ffn, sizes.d, numerics.linear)
+        self.down = Linear(sizes.d, sizes.ffn, numerics.linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return y
+
+
+class Block(nn.Module):
+    """x + gate · self_attn(modulate(x)), + cross_attn(x), + gate · ffn(modulate(x))."""
+
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 6, sizes.d), requires_grad=False)
+        self.self_attn = SelfAttention(sizes, numerics)
+        self.cross_attn = CrossAttention(sizes, numerics)
+        self.ffn = FeedForward(sizes, numerics)
+        self.dtype, self.residual = numerics.modulation, numerics.residual
+
+    def forward(self, state: State) -> Tensor:
+        e = self.modulation.to(self.dtype) + state.modulation.to(self.dtype)  # (T, 6, d)
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = (
+            per_token(row, state.which) for row in e.unbind(1)
+        )
+        x = state.x
+        x = self.gated(x, self.self_attn(modulate(x, shift_attn, scale_attn), state.rotation), gate_attn)
+        x = x + self.cross_attn(x, state.context).to(x.dtype)
+        return self.gated(x, self.ffn(modulate(x, shift_ffn, scale_ffn)), gate_ffn)
+
+    def gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        return torch.addcmul(x.to(self.dtype), y.to(self.dtype), gate).to(self.residual)
+
+
+class Head(nn.Module):
+    """A modulated layer norm and the projection to patches of velocity."""
+
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.modulation = nn.Parameter(torch.empty(1, 2, sizes.d), requires_grad=False)
+        self.proj = Linear(PATCH[0] * PATCH[1] * PATCH[2] * sizes.channels_out, sizes.d, numerics.head)
+        self.dtype = numerics.modulation
+
+    def forward(self, state: State) -> Tensor:
+        e = self.modulation.to(self.dtype) + state.time.to(self.dtype).unsqueeze(1)  # (T, 2, d)
+        shift, scale = (per_token(row, state.which) for row in e.unbind(1))
+        y: Tensor = self.proj(modulate(state.x, shift, scale))
+        return y
+
+
+class PatchEmbedding(nn.Module):
+    """Latents (B, C, F, H, W) -> (B, d, F, H / 2, W / 2)."""
+
+    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(sizes.d, sizes.channels_in, *PATCH), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(sizes.d), requires_grad=False)
+        self.dtype = numerics.patch
+
+    def forward(self, latents: Tensor) -> Tensor:
+        weight, bias = self.weight.to(self.dtype), self.bias.to(self.dtype)
+        return F.conv3d(latents.to(self.dtype), weight, bias, stride=PATCH)
+
+
+class Embedding(nn.Module):
+    """Two linears `in` and `out` with an activation between them."""
+
+    def __init__(self, d: int, width: int, dtype: torch.dtype, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.add_module("in", Linear(d, width, dtype))  # a keyword
+        self.out = Linear(d, d, dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.activation(self.get_submodule("in")(x)))
+        return y
+
+
+class Wan(nn.Module):
+    """The denoiser on the meta device. Methods take `fetch`, which hands over the weights below a canonical prefix."""
+
+    def __init__(self, sizes: WanSizes, numerics: Numerics = FP32) -> None:
+        super().__init__()
+        self.sizes, self.numerics = sizes, numerics
+        with torch.device("meta"):
+            self.patch_embedding = PatchEmbedding(sizes, numerics)
+            self.text_embedding = Embedding(sizes.d, sizes.text, numerics.linear, _gelu)
+            self.time_embedding = Embedding(sizes.d, sizes.freq, numerics.time, F.silu)
+            self.time_projection = Linear(6 * sizes.d, sizes.d, numerics.condition)
+            self.blocks = nn.ModuleList(Block(sizes, numerics) for _ in range(sizes.blocks))
+            self.head = Head(sizes, numerics)
+
+    @torch.inference_mode()
+    def denoise(
+        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """Returns the predicted velocity ε - x₀ (B, C_out, F, H, W), float32; arguments as for `embed`."""
+        state = self.embed(fetch, latents, timestep, context, condition)
+        for n in range(self.sizes.blocks):
+            state = self.block(n, fetch, state)
+        return self.unembed(fetch, state)
+
+    @torch.inference_mode()
+    def embed(
+        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None = None
+    ) -> State:
+        """Returns the state before the first block.
+
+        latents (B, C, F, H, W), H and W even; timestep in 0 … 1000, int64 or float32 or wider: (B,), or (B, N) where
+        tokens differ (`first_frame_clean`); context (B, L ≤ 512, text): encoded text, cut to its true length or zero
+        from there on; condition (B, C', F, H, W): I2V's mask and image latents, channels after the noise's.
+        """
+        assert timestep.dtype in (torch.int64, torch.float32, torch.float64), "bf16 has 8 bits: 999 would become 1000"
+        if condition is not None:
+            latents = torch.cat((latents, condition.to(latents.dtype)), dim=1)
+        frames, height, width = (size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True))
+        x = self._run("patch_embedding", self.patch_embedding, fetch, latents)
+        values, which = torch.unique(timestep, return_inverse=True)
+        angles = self.numerics.angles
+        time = self._run("time_embedding", self.time_embedding, fetch, sinusoid(values, self.sizes.freq, angles))
+        time = time.to(self.numerics.condition)
+        modulation = self._run("time_projection", self.time_projection, fetch, F.silu(time))
+        padded = F.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1]))
+        return State(
+            x=x.flatten(2).transpose(1, 2).contiguous().to(self.numerics.residual),
+            context=self._run("text_embedding", self.text_embedding, fetch, padded),
+            time=time,
+            modulation=modulation.view(-1, 6, self.sizes.d),
+            which=which,
+            rotation=rotations((frames, height, width), self.sizes.d // self.sizes.heads, angles, x.device),
+            grid=(frames, height, width),
+        )
+
+    @torch.inference_mode()
+    def block(self, n: int, fetch: Fetch, state: State) -> State:
+        """Returns the state after block n; its weights are fetched here and let go."""
+        return replace(state, x=self._run(f"blocks.{n}", self.blocks[n], fetch, state))
+
+    @torch.inference_mode()
+    def unembed(self, fetch: Fetch, state: State) -> Tensor:
+        """Returns the velocity (B, C_out, F, H, W) of the state after the last block, float32."""
+        patches = self._run("head", self.head, fetch, state).float()
+        (frames, height, width), channels = state.grid, self.sizes.channels_out
+        p, q, r = PATCH
+        return (  # (B, F·H·W, p·q·r·C) -> (B, C, F·p, H·q, W·r)
+            patches.view(-1, frames, height, width, p, q, r, channels)
+            .permute(0, 7, 1, 4, 2, 5, 3, 6)
+            .reshape(-1, channels, frames * p, height * q, width * r)
+        )
+
+    def _run(self, name: str, module: nn.Module, fetch: Fetch, argument: object) -> Tensor:
+        """Returns module(argument) with the tensors below `name`, no more and no fewer."""
+        weights = {key.removeprefix(f"{name}."): tensor for key, tensor in fetch(name).items()}
+        result: Tensor = functional_call(module, weights, (argument,), strict=True)
+        return result
+
+
+def first_frame_clean(timestep: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Returns (B, N) timesteps of tokens: 0 in the first latent frame, which is given, elsewhere the sample's (B,).
+
+    TI2V-5B with an image (Wan-Video/Wan2.2 wan/textimage2video.py, i2v). `grid`: patches (F, H, W), N = F · H · W.
+    """
+    frames, height, width = grid
+    tokens = timestep[:, None].expand(-1, frames * height * width).clone()
+    tokens[:, : height * width] = 0
+    return tokens
+
+
+def per_token(rows: Tensor, which: Tensor) -> Tensor:
+    """Looks up (T, d) for which (B,) -> (B, 1, d), or (B, N) -> (B, N, d)."""
+    found = rows[which]
+    return found.unsqueeze(1) if which.dim() == 1 else found
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Returns norm(x) · (1 + scale) + shift, in their dtype."""
+    return torch.addcmul(shift, F.layer_norm(x.to(shift.dtype), x.shape[-1:], eps=_EPSILON), 1 + scale)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns softmax(q·kᵀ / √c)·v of (B, N, heads, c), as (B, N, heads · c); not masked."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def rotations(grid: tuple[int, int, int], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns exp(i · position · θ) (F·H·W, 1, width / 2), complex: pairs for time, then height, then width.
+
+    Axes have 2·(width // 6) of `width` channels each, time has the rest: 44, 42, 42 of 128.
+    """
+    side = 2 * (width // 6)
+    parts = []
+    for axis, channels in enumerate((width - 2 * side, side, side)):
+        frequency = 1.0 / _THETA ** (torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
+        angle = torch.outer(torch.arange(grid[axis], dtype=torch.float64, device=device), frequency)
+        around = [1, 1, 1, channels // 2]
+        around[axis] = grid[axis]
+        parts.append(torch.polar(torch.ones_like(angle), angle).view(around).expand(*grid, -1))
+    return torch.cat(parts, dim=-1).flatten(0, 2).unsqueeze(1).to(dtype.to_complex())
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns neighbouring channels of (B, N, heads, c) as complex numbers, in the precision of `rotation`."""
+    pairs = torch.view_as_complex(x.to(rotation.dtype.to_real()).view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
+
+
+def sinusoid(timestep: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Returns (T, width) of (T,): cosines, then sines, of timestep · 10000^(-i / half); float32."""
+    half = width // 2
+    frequency = torch.pow(_THETA, -torch.arange(half, dtype=dtype, device=timestep.device) / half)
+    angle = torch.outer(timestep.to(dtype), frequency)
+    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
