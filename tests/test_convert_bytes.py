@@ -29,7 +29,7 @@ def contents(source: Path, out: Path, options: Options) -> dict[str, str]:
 def test_threads_and_blocks_do_not_show_in_the_bytes(source: Path, tmp_path: Path, layout: str) -> None:
     options = Options("experts-bf16-rest-fp16", layout=layout)
     expected = contents(source, tmp_path / "whole", options)
-    for jobs, block in ((1, 1 << 16), (2, 1 << 20), (5, 1 << 16), (5, 12 << 10)):
+    for jobs, block in ((1, 1 << 16), (2, 1 << 20), (5, 12 << 10)):
         assert (
             contents(source, tmp_path / f"{jobs}-{block}", replace(options, jobs=jobs, block_nbytes=block)) == expected
         )
@@ -50,7 +50,7 @@ def test_neither_the_place_nor_the_spelling_of_source_and_out_show_in_the_bytes(
     assert contents(Path("somewhere else/../link"), Path("relative"), options) == expected
 
 
-@pytest.mark.parametrize("stops", [[0.1], [0.5], [0.95], [0.2, 0.4, 0.6, 0.8]])
+@pytest.mark.parametrize("stops", [[0.1, 0.5, 0.95], [0.99]])
 def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
     source: Path, tmp_path: Path, stops: Sequence[float]
 ) -> None:
