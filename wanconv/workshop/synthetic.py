@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import Image, Journal, describe_output_error, write_file, write_images
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES, fill, identify, targets
+from wanconv.families.identify import Expert
 from wanconv.families.names import numbered
+from wanconv.formats import FORMATS
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.naming import nearest
@@ -48,16 +50,19 @@ def releases() -> dict[str, tuple[Family, Release]]:
 
 def make(folder: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Path:
     """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
-    known = releases()
-    if options.release not in known:
-        guess = nearest(options.release, known)
-        raise UsageError(
-            f"there is no release {options.release!r}", f"did you mean {guess}?" if guess else ", ".join(known)
-        )
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty", "name a folder that does not exist yet")
-    family, release = known[options.release]
+    _check_known("release", options.release, releases())
+    family, release = releases()[options.release]
+    _check_known("layout", options.layout, LAYOUTS)
+    _check_known("dtype", options.dtype, [name for name in FORMATS if name != "keep"])
+    for component in options.components:
+        _check_known(f"component of {family.name}", component, family.components)
     layout = LAYOUTS[options.layout]
+    if layout.refused and family.name in layout.refused:
+        raise UsageError(
+            f"{family.name} has no {layout.name} layout: {layout.refused[family.name]}", "name another one"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already", "name a folder that does not exist yet, or is empty")
     default = tuple(family.components) if options.scale == "tiny" else DENOISERS
     wanted = [name for name in family.components if name in (options.components or default)]
     dims = {name: _dims(name, family.components[name], release, options) for name in wanted}
@@ -74,13 +79,28 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     journal.unlink()
     for path, content in (documents | _tokenizer(layout, wanted, dims)).items():
         write_file(folder / path, content)
-    model = identify(open_checkpoint(folder))
+    model = identify(open_checkpoint(folder), _lone_expert(wanted))
     known_heads = {
         name: replace(component, dims={**component.dims, **dims[name]}) for name, component in model.components.items()
     }
     for path, value in layout.documents(replace(model, components=known_heads)).items():
         write_file(folder / path, json.dumps(value, indent=2).encode() + b"\n")
     return folder
+
+
+def _check_known(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        guess = nearest(name, known)
+        raise UsageError(
+            f"there is no {what} {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(known)}"
+        )
+
+
+def _lone_expert(components: Sequence[str]) -> Expert | None:
+    """Returns the role of the only expert, which a lone `transformer` folder does not tell."""
+    experts: dict[str, Expert] = {"expert.high": "high", "expert.low": "low"}
+    found = [experts[name] for name in components if name in experts]
+    return found[0] if len(found) == 1 else None
 
 
 def _dims(name: str, architecture: Architecture, release: Release, options: Options) -> dict[str, int]:
