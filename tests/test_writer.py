@@ -1,6 +1,7 @@
 """The writer: every byte in its place, digests that are true, a journal that is never believed."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -91,6 +92,26 @@ def test_a_file_system_without_direct_writes_gets_the_same_bytes(
         return opened(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", without_direct)
+    check(tmp_path, write(tmp_path))
+
+
+def test_a_file_system_that_opens_for_direct_writes_and_refuses_them_gets_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = os.pwrite
+
+    def refused(descriptor: int, view: memoryview, offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return written(descriptor, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", refused)
+    check(tmp_path, write(tmp_path))
+
+
+def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, view, offset: written(descriptor, view[:4096], offset))
     check(tmp_path, write(tmp_path))
 
 

@@ -7,6 +7,7 @@ journal. Blocks are hashed in file order by whichever worker completes the run, 
 memory stays at a few blocks. A block that an earlier run noted is read back and compared, never trusted.
 """
 
+import errno
 import hashlib
 import json
 import mmap
@@ -153,7 +154,12 @@ class _File:
         """Writes `view` at `start`; aligned runs bypass the page cache, an unaligned tail does not."""
         direct = len(view) // _ALIGNMENT * _ALIGNMENT if self._direct >= 0 else 0
         try:
-            _pwrite_all(self._direct, view[:direct], start)
+            try:
+                _pwrite_all(self._direct, view[:direct], start)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # some file systems open with O_DIRECT and refuse its writes
+                    raise
+                direct = 0
             _pwrite_all(self._plain, view[direct:], start + direct)
         except OSError as error:
             raise describe_output_error(error, self.path) from error
