@@ -193,3 +193,15 @@ def test_one_value_beyond_fp16_is_not_lost_to_the_dtype_of_the_others(
     assert json.loads((out / "text_encoder" / "config.json").read_bytes())["torch_dtype"] == "float32"
     encoder = UMT5EncoderModel.from_pretrained(out / "text_encoder")
     assert encoder.encoder.block[1].layer[0].SelfAttention.q.weight[0, 0].item() == 70144.0  # 70000 in bf16
+
+
+@pytest.mark.parametrize("file", ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"])
+def test_a_component_that_many_pipelines_share_gets_no_pipeline(
+    file: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    convert(tiny("wan2.2-t2v-a14b") / file, Options("keep", layout="diffusers", out=out))
+    (name,) = identify(open_checkpoint(out)).components
+    assert sorted(path.name for path in out.iterdir()) == sorted(["README.md", "wanconv.json", name])
+    _, info = CLASSES[name].from_pretrained(out / name, output_loading_info=True)
+    assert not any(info.values())

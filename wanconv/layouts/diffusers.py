@@ -1,5 +1,6 @@
 """The layout of diffusers pipelines: one folder per component, model_index.json above them."""
 
+from wanconv.families import DENOISERS
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads
 from wanconv.layouts.types import Json, Layout, Override, Place
@@ -167,6 +168,8 @@ def _documents(model: Model) -> dict[str, Json]:
             "image_encoder": _image_encoder,
         }[name](component)
         documents[DIFFUSERS.places[name].prefix + "config.json"] = config
+    if not any(name in DENOISERS for name in model.components):  # nothing tells which pipeline the others are of
+        return documents
     documents["scheduler/scheduler_config.json"] = _scheduler(model)
     if "image_encoder" in model.components:
         documents["image_processor/preprocessor_config.json"] = _IMAGE_PROCESSOR

@@ -10,7 +10,7 @@ from pathlib import Path
 from wanconv import recipe as recipes
 from wanconv.checkpoint.writer import Image
 from wanconv.errors import Refused
-from wanconv.families import targets, vocabulary
+from wanconv.families import DENOISERS, targets, vocabulary
 from wanconv.formats import FORMATS
 from wanconv.layouts import Layout, Override, Place, source_layout
 from wanconv.naming import matches
@@ -279,6 +279,7 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
     findings = [
         Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
         for component in model.absent
+        if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
     findings += [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
     if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.families import identify
+from wanconv.families import DENOISERS, identify
 from wanconv.families.identify import Expert
 from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
@@ -13,7 +13,10 @@ from wanconv.tensors import Component, Model
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
     """Returns family, release, components, naming, dtypes and sizes; `tensors` lists every one. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
-    findings = [Finding("note", name, f"absent ({model.family.name} has one)") for name in model.absent]
+    family, absent = model.family.name, model.absent
+    if not any(name in DENOISERS for name in model.components):
+        family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
+    findings = [Finding("note", name, f"absent ({family} has one)") for name in absent]
     findings += [Finding("note", name, f"its role comes from {why}") for name, why in model.evidence.items()]
     findings += [
         Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
@@ -22,7 +25,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     ]
     dtypes = _dtypes(list(model.components.values()))
     figures: dict[str, object] = {
-        "family": model.family.name,
+        "family": family,
         "release": model.release.name if model.release else "none: not a released size",
         "layout": source_layout(model).name,
         "tensors": len(model.tensors),

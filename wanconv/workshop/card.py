@@ -1,5 +1,6 @@
 """The model card of a converted folder: what it is, what it was made from, how to load it."""
 
+from wanconv.families import DENOISERS
 from wanconv.plan import Plan, by_component
 from wanconv.tensors import DTYPES
 
@@ -10,13 +11,16 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     """Returns README.md. `base_model_relation` stands there only where numbers were narrowed: Hugging Face has no word
     for a change of layout (its values are adapter, merge, quantized, finetune)."""
     model = plan.model
+    whole = any(name in DENOISERS for name in model.components)  # without one, nothing tells the family
+    networks = ", ".join(component.architecture.name for component in model.components.values())
+    name = (model.release or model.family).name if whole else networks
     base = base_model or (model.release.repository if model.release else None)
     narrowed = any(not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
     head = [
         *([f"base_model: {base}"] if base else []),
         *(["base_model_relation: quantized"] if base and narrowed else []),
         *(["library_name: diffusers"] if plan.layout.name == "diffusers" else []),
-        *([f"pipeline_tag: {tag}"] if (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
+        *([f"pipeline_tag: {tag}"] if whole and (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
         "tags:",
         "- wan",
         "- wanconv",
@@ -31,7 +35,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         *head,
         "---",
         "",
-        f"# {(model.release or model.family).name}, {plan.recipe.name}, {plan.layout.name} layout",
+        f"# {name}, {plan.recipe.name}, {plan.layout.name} layout",
         "",
         f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
         f"{size} bytes of weights, written by wanconv" + (f" from {base}." if base else "."),
