@@ -130,7 +130,7 @@ def test_an_out_from_a_source_with_other_numbers_is_refused(source: Path, option
     """A fine-tune has the same header, and nothing in OUT is damaged: still it is not what was asked for."""
     convert(source, options)
     tiny.poke(source / WEIGHTS, "blocks.1.ffn.0.weight", 0, 2.0)
-    with pytest.raises(UsageError, match=r"other numbers.*dit/blocks\.1\.ffn\.up\.weight"):
+    with pytest.raises(UsageError, match=r"out was made from other numbers.*dit/blocks\.1\.ffn\.up\.weight"):
         convert(source, options)
     assert is_whole(tmp_path / "out", convert(source, replace(options, force=True)))
 
@@ -247,6 +247,25 @@ def test_a_partial_that_only_lacks_its_rename_is_finished(
     before = tiny.contents(partial)
     assert is_whole(tmp_path / "out", convert(source, options))
     assert tiny.contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("stage", ["with its state", "without"])
+def test_a_partial_that_only_lacks_its_rename_is_not_taken_for_that_of_another_source(
+    source: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The other one has the same header: a fine-tune."""
+    partial = interrupted(source, options, monkeypatch)
+    assert not (partial / ".wanconv").exists()
+    if stage == "with its state":
+        (partial / ".wanconv").mkdir()
+        (partial / ".wanconv" / "state.json").write_text('{"key": "of the old source", "overflowing": []}')
+    tiny.poke(source / WEIGHTS, "blocks.1.ffn.0.weight", 0, 2.0)
+    with pytest.raises(UsageError, match="source has changed"):
+        convert(source, options)
+    assert partial.exists()
+    assert is_whole(tmp_path / "out", convert(source, replace(options, force=True)))
+    convert(source, replace(options, out=tmp_path / "undisturbed"))
+    assert tiny.contents(tmp_path / "out") == tiny.contents(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("stage", ["made", "with an unborn state"])

@@ -64,14 +64,16 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
     key = manifest.plan_key(made, options.base_model)
-    if _is_finished(made, out, key, options, progress):
+    if (finished := _finished(made, out, key, options, progress)) is not None:
         how = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
         proof = Finding("note", str(out), how, "wanconv verify --against compares every element")
-        return _report(made, out, [proof, *made.findings], "was there already and is as it should be")
+        return _report(finished, out, [proof, *finished.findings], "was there already and is as it should be")
     _read_ahead(made)
     _confirm(made)
     with open_workspace(out, _state_key(made, key, options), key, options.force) as workspace:
-        if not workspace.complete:
+        if workspace.complete:
+            made = _as_recorded(made, workspace.folder, options.shard_nbytes)
+        else:
             _check_space(made, workspace.folder)
             made = _write_all(made, key, workspace, options, progress)
         replaced = workspace.finish(out, options.force)
@@ -227,20 +229,24 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
 
 
-def _is_finished(made: Plan, out: Path, key: str, options: Options, progress: Progress) -> bool:
-    """True where OUT holds this very conversion, verified; False where it is to be written. Else raises."""
+def _finished(made: Plan, out: Path, key: str, options: Options, progress: Progress) -> Plan | None:
+    """Returns the plan as OUT holds it, verified, or None where OUT is still to be written. Else raises."""
     with writing(out):
         if out.is_symlink():
             raise UsageError(f"{out} is a link", "name the folder itself with --out")
         if options.force or is_free(out):
-            return False
-        known = _manifest(out)
+            return None
+    try:
+        known = manifest.read(out)
+    except InputError:
+        known = None
     if known is None:
         raise UsageError(f"{out} exists and wanconv did not write it", "choose another --out, or --force to replace it")
-    held = f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')})"
     if known["plan"] != key:
         raise UsageError(
-            f"{held}, or its source or --base-model has changed", "choose another --out, or --force to replace it"
+            f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
+            "or its source or --base-model has changed",
+            "choose another --out, or --force to replace it",
         )
     tell = total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
     if failures := manifest.check_files(out, known, tell):
@@ -249,28 +255,19 @@ def _is_finished(made: Plan, out: Path, key: str, options: Options, progress: Pr
             "--force writes it again",
             [f"{failure.where}: {failure.message}" for failure in failures],
         )
-    if (differs := _first_difference(made, out, known, options.shard_nbytes)) is not None:
-        raise UsageError(
-            f"{held}: its source had other numbers, for instance in {differs}",
-            "choose another --out, or --force to replace it",
-        )
-    return True
+    return _as_recorded(made, out, options.shard_nbytes)
 
 
-def _manifest(out: Path) -> manifest.Json | None:
-    try:
-        return manifest.read(out)
-    except InputError:
-        return None
+def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
+    """Returns the plan with the fallbacks that an undamaged folder's manifest records.
 
-
-def _first_difference(made: Plan, out: Path, known: manifest.Json, shard_nbytes: int | None) -> str | None:
-    """Returns a tensor of OUT that this source would not give: the header of a fine-tune is that of its base.
-
-    The middle of every tensor is made again and compared. OUT is known to be undamaged.
+    Raises UsageError where the source would give other numbers, for the header of a fine-tune is that of its base: the
+    middle of every tensor is made again and compared.
     """
     from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
 
+    known = manifest.read(folder)
+    assert known is not None
     formats: dict[str, dict[str, str]] = known["tensors"]  # type: ignore[assignment]  # read() has checked it
     fallen = frozenset(
         step.tensor.name
@@ -280,7 +277,7 @@ def _first_difference(made: Plan, out: Path, known: manifest.Json, shard_nbytes:
     made = plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
     with Mover(made) as mover:
         for image in made.images:
-            with (out / image.path).open("rb") as stream:
+            with (folder / image.path).open("rb") as stream:
                 for payload in image.payloads:
                     nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
                     start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
@@ -292,8 +289,12 @@ def _first_difference(made: Plan, out: Path, known: manifest.Json, shard_nbytes:
                     except NeedsFallback:
                         same = False
                     if not same:
-                        return made.outputs[payload.key].steps[0].tensor.name
-    return None
+                        raise UsageError(
+                            f"{folder} was made from other numbers, for instance in "
+                            f"{made.outputs[payload.key].steps[0].tensor.name}: its source has changed",
+                            "choose another --out, or --force to write it again",
+                        )
+    return made
 
 
 def _recipe_name(known: manifest.Json) -> object:

@@ -23,8 +23,8 @@ class Workspace:
     tensors that are known to need their fallback.
     """
 
-    def __init__(self, folder: Path, key: str, complete: bool) -> None:
-        self.folder, self.key, self.complete = folder, key, complete
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key, self.complete = folder, key, False
         self.private = folder / _PRIVATE
         self._state = self.private / "state.json"
         self.found: str | None = None
@@ -162,7 +162,10 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _resumed(folder: Path, key: str, done: str, force: bool) -> Workspace:
-    workspace = Workspace(folder, key, is_complete(folder, done))
+    workspace = Workspace(folder, key)
+    # Without a state, the run was killed between its last two steps; the caller looks whether the source is the same.
+    if workspace.found == key or (workspace.found is None and not force):
+        workspace.complete = _is_complete(folder, done)
     if workspace.found == key or workspace.complete:
         return workspace
     if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
@@ -177,7 +180,7 @@ def _resumed(folder: Path, key: str, done: str, force: bool) -> Workspace:
     return workspace
 
 
-def is_complete(folder: Path, done: str) -> bool:
+def _is_complete(folder: Path, done: str) -> bool:
     """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
     try:
         known = manifest.read(folder)
