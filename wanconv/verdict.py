@@ -2,11 +2,11 @@
 
 Results are one JSON object, schema wanconv.validation/1:
 
-    candidate, reference   {path, family, release, layout, nbytes, dtypes, manifest}; reference is null without --against
+    candidate, reference   {path, family, release, layout, nbytes, dtypes, manifest}; no --against: reference is null
     settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command}
     notes                  sentences: synthetic context, stale digests, absent components
     experts_wanted, experts_exercised, cannot_judge   component names; sentences that forbid a PASS
-    storage                class A, per tensor that says something: {tensor, dtype, first_not_finite, flushed_share}
+    storage                class A, per tensor with something to say: {tensor, dtype, first_not_finite, flushed_share}
     safety                 classes B, C, D, per component: {component, numerics, operations, largest, largest_at,
                            headroom, first_bad: {path, op, step, timestep, expert} | null, last_operations: [{path, op,
                            smallest, largest}], op_internal: [{path, value, limit, why}], accumulators: [{path, value,

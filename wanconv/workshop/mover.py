@@ -44,6 +44,17 @@ class Sources:
         except OSError as error:
             raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
 
+    def read_elements(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
+        """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
+        itemsize = DTYPES[tensor.dtype].itemsize
+        count, at = len(view) // itemsize, 0
+        for piece in tensor.pieces:
+            low, high = max(first, at), min(first + count, at + piece.count)
+            if low < high:
+                part = view[(low - first) * itemsize : (high - first) * itemsize]
+                self.read_into(piece.ref, piece.start + low - at, part)
+            at += piece.count
+
     def _open(self, file: Path) -> int:
         with self._lock:
             if file not in self._descriptors:
@@ -68,19 +79,8 @@ class Reader:
         if tensor.transposed:
             return self._turned(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
-        self.straight(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
+        self._sources.read_elements(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
         return torch.frombuffer(self._scratch, dtype=TORCH_DTYPES[dtype.name], count=count)
-
-    def straight(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
-        itemsize = DTYPES[tensor.dtype].itemsize
-        count, at = len(view) // itemsize, 0
-        for piece in tensor.pieces:
-            low, high = max(first, at), min(first + count, at + piece.count)
-            if low < high:
-                part = view[(low - first) * itemsize : (high - first) * itemsize]
-                self._sources.read_into(piece.ref, piece.start + low - at, part)
-            at += piece.count
 
     def _turned(self, tensor: ModelTensor) -> torch.Tensor:
         """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
@@ -163,7 +163,7 @@ class Mover:
         reader, caster = self._tools()
         tensor, out = step.tensor, torch.frombuffer(view, dtype=TORCH_DTYPES[step.dtype])
         if step.dtype == tensor.dtype and not tensor.transposed:
-            reader.straight(tensor, first, view)
+            self._sources.read_elements(tensor, first, view)
             caster.check(out, tensor.name, first)
             return
         try:

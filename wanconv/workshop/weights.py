@@ -1,0 +1,83 @@
+"""A model on disk as the engine sees it: canonical names, decoded numbers, and a bound on what stays in memory.
+
+Blocks are used in turn, over and over, so the first ones that fit stay and the others are read each time: for such a
+cycle that keeps as much as any policy can, where keeping the latest would keep nothing.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wanconv.formats.plain import TORCH_DTYPES, decode
+from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
+from wanconv.workshop.mover import Reader, Sources
+
+# fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
+_DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}
+
+
+class ModelWeights:
+    """A WeightSource (engine/weights.py) on a model's files. `read_nbytes` counts what was read so far."""
+
+    def __init__(self, model: Model, memory_nbytes: int, device: torch.device) -> None:
+        self.model = model
+        self.read_nbytes = 0
+        self._left = memory_nbytes
+        self._device = device
+        self._kept: dict[tuple[str, str], Mapping[str, Tensor]] = {}
+        self._sources = Sources()
+        self._below = {name: _prefixes(component.tensors) for name, component in model.components.items()}
+
+    def __enter__(self) -> "ModelWeights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.clear()
+        self._sources.close()
+
+    def tensors(self, component: str, prefix: str) -> Mapping[str, Tensor]:
+        kept = self._kept.get((component, prefix))
+        if kept is not None:
+            return kept
+        found = {name: self._read(tensor) for name, tensor in self._below[component][prefix].items()}
+        nbytes = sum(tensor.nbytes for tensor in found.values())
+        if nbytes <= self._left:
+            self._left -= nbytes
+            self._kept[component, prefix] = found
+        return found
+
+    def rows(self, component: str, name: str, indices: Tensor) -> Tensor:
+        tensor = self.model.components[component].tensors[f"{component}/{name}"]
+        columns = tensor.shape[1]
+        reader = Reader(self._sources)
+        gathered = [reader.values(tensor, row * columns, columns).clone() for row in indices.flatten().tolist()]
+        self.read_nbytes += len(gathered) * columns * DTYPES[tensor.dtype].itemsize
+        values = torch.stack(gathered).view(*indices.shape, columns)
+        return _decoded(values, tensor.dtype).to(self._device)
+
+    def shape(self, component: str, name: str) -> Shape:
+        return self.model.components[component].tensors[f"{component}/{name}"].shape
+
+    def _read(self, tensor: ModelTensor) -> Tensor:
+        values = torch.empty(tensor.numel, dtype=TORCH_DTYPES[tensor.dtype])
+        if tensor.numel:
+            self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
+        self.read_nbytes += tensor.nbytes
+        values = values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)
+        return _decoded(values, tensor.dtype).to(self._device)
+
+
+def _decoded(values: Tensor, dtype: str) -> Tensor:
+    return decode(values).to(_DECODED[dtype]) if dtype in _DECODED else values
+
+
+def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTensor]]:
+    """Returns prefix -> relative name -> tensor, for every prefix that ends at a dot, and for whole names."""
+    below: dict[str, dict[str, ModelTensor]] = {}
+    for full, tensor in tensors.items():
+        name = full.partition("/")[2]
+        segments = name.split(".")
+        for length in range(1, len(segments) + 1):
+            below.setdefault(".".join(segments[:length]), {})[name] = tensor
+    return below
