@@ -1,0 +1,169 @@
+"""Teacher forcing: both denoisers on the same inputs, in lockstep, block by block, and one pass over the weights.
+
+Whole videos are chaotic: two runs that differ by one unit in the last place can end far apart. What a conversion did to
+a model shows where nothing can build up: at one step, from the same latents, and at one block, from the same input.
+Every timestep and both branches of guidance are one batch, so each block is read once per model.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import inf
+
+import torch
+from torch import Tensor
+
+from wanconv.engine.numerics import FP32, Numerics
+from wanconv.engine.recorder import Recorder
+from wanconv.engine.wan import State, Wan, WanSizes
+from wanconv.engine.weights import Fetch
+from wanconv.layouts.sizes import heads
+from wanconv.metrics.tensors import Agreement, NonFinite, compare
+from wanconv.tensors import DTYPES, Model
+from wanconv.workshop.weights import ModelWeights
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A batch of inputs: latents (B, C, F, H, W), timesteps (B,), contexts (B, 512, text); `labels` name each."""
+
+    latents: Tensor
+    timesteps: Tensor
+    contexts: Tensor
+    labels: tuple[tuple[int, str], ...]
+    condition: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockError:
+    """How far block `block` moved apart, per label: fed the reference's input (`forced`), and its own (`running`).
+
+    Both relative to what the block adds to the residual stream; None where one side is not finite.
+    """
+
+    block: int
+    forced: tuple[float | None, ...]
+    running: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """What storing did to one tensor: relative L2, and the share of its numbers that became zero."""
+
+    name: str
+    source: str
+    stored: str
+    relative_l2: float | None
+    flushed_share: float
+    first_not_finite: str | None
+
+
+@dataclass(slots=True)
+class Forced:
+    """What a pass over one component found; `predictions` compares the velocities per label."""
+
+    component: str
+    predictions: list[Agreement | NonFinite] = field(default_factory=list)
+    blocks: list[BlockError] = field(default_factory=list)
+    tensors: list[TensorError] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def denoiser(model: Model, weights: ModelWeights, component: str, numerics: Numerics) -> Wan:
+    """Returns the network of a denoiser, without weights."""
+    part = model.components[component]
+    dims = {**part.dims, "heads": heads(model, part)}
+    return Wan(WanSizes.of(dims, partial(weights.shape, component)), numerics)
+
+
+def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelWeights, probe: Probe) -> Forced:
+    """Returns how far the candidate's denoiser is from the reference's, both computed in float32."""
+    start = time.perf_counter()
+    found = Forced(component)
+    theirs, ours = partial(reference.tensors, component), partial(candidate.tensors, component)
+    first, second = (denoiser(one.model, one, component, FP32) for one in (reference, candidate))
+    state, other_state = _embedded(first, theirs, probe), _embedded(second, ours, probe)
+    for prefix in _ends(reference, component):
+        found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
+    for number in range(first.sizes.blocks):
+        weights, others = theirs(f"blocks.{number}"), ours(f"blocks.{number}")
+        found.tensors += _compare_weights(component, reference, candidate, weights, others)
+        before, state = state, first.block(number, partial(_given, weights), state)
+        forced = second.block(number, partial(_given, others), before)
+        other_state = second.block(number, partial(_given, others), other_state)
+        update = state.x - before.x
+        errors = (_errors(update, one.x - state.x) for one in (forced, other_state))
+        found.blocks.append(BlockError(number, *errors))
+    wanted, given = first.unembed(theirs, state), second.unembed(ours, other_state)
+    found.predictions = [compare(one, other) for one, other in zip(wanted, given, strict=True)]
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def record_denoiser(
+    component: str, weights: ModelWeights, numerics: Numerics, probe: Probe, recorder: Recorder
+) -> Tensor:
+    """Runs a denoiser under `numerics` with every operation recorded; returns the velocities."""
+    wan = denoiser(weights.model, weights, component, numerics)
+    recorder.watch(wan)
+    with recorder:
+        recorder.at(expert=component)
+        return wan.denoise(
+            partial(weights.tensors, component), probe.latents, probe.timesteps, probe.contexts, probe.condition
+        )
+
+
+def _embedded(wan: Wan, fetch: Fetch, probe: Probe) -> State:
+    return wan.embed(fetch, probe.latents, probe.timesteps, probe.contexts, probe.condition)
+
+
+def _given(weights: Weights, prefix: str) -> Weights:
+    """A Fetch of weights that are at hand."""
+    return weights
+
+
+def _ends(weights: ModelWeights, component: str) -> list[str]:
+    """Returns the prefixes of everything that is no block."""
+    names = (name.partition("/")[2].split(".")[0] for name in weights.model.components[component].tensors)
+    return [name for name in dict.fromkeys(names) if name != "blocks"]
+
+
+def _errors(update: Tensor, error: Tensor) -> tuple[float | None, ...]:
+    """Returns ||error|| / ||update|| per sample, in float64."""
+    found: list[float | None] = []
+    for one, other in zip(update, error, strict=True):
+        norm, size = (float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (one, other))
+        ratio = size / norm if norm else (0.0 if size == 0 else inf)
+        found.append(ratio if ratio < inf else None)  # NaN, too
+    return tuple(found)
+
+
+def _compare_weights(
+    component: str, reference: ModelWeights, candidate: ModelWeights, theirs: Weights, ours: Weights
+) -> list[TensorError]:
+    return [
+        _compare_tensor(
+            f"{component}/{name}",
+            reference.model.components[component].tensors[f"{component}/{name}"].dtype,
+            candidate.model.components[component].tensors[f"{component}/{name}"].dtype,
+            tensor,
+            ours[name],
+        )
+        for name, tensor in theirs.items()
+    ]
+
+
+def _compare_tensor(name: str, source: str, stored: str, reference: Tensor, candidate: Tensor) -> TensorError:
+    agreement = compare(reference, candidate)
+    if isinstance(agreement, NonFinite):
+        whose = "in both models" if agreement.reference and agreement.candidate else "in one of the models"
+        bad = f"NaN or infinity {whose}, the first at element {agreement.first}"
+        return TensorError(name, source, stored, None, 0.0, bad)
+    flushed = 0.0
+    if not DTYPES[stored].holds(DTYPES[source]):
+        flushed = float(((candidate == 0) & (reference != 0)).sum()) / reference.numel()
+    error = agreement.relative_l2 if agreement.relative_l2 is not None else inf
+    return TensorError(name, source, stored, error, flushed, None)
