@@ -1,0 +1,142 @@
+"""Prompts to contexts: tokens, then UMT5's encoder with one block in memory at a time.
+
+The encoder is transformers' own, built on the meta device; each block gets its weights just before it runs and loses
+them after. Of the token table (2.1 GB) only the rows in use are read.
+
+As in the official code, prompts are cleaned, cut to 512 tokens, and padded; padding is masked in the encoder; its
+output is cut to the prompt's length and filled up with zeros, which the denoiser attends to. Masked padding changes no
+other row, so padding up to the longest prompt at hand is enough, and for a short one twenty times faster than 512.
+`padded` computes all 512 as the clients do: an infinity in a padded row spoils every row, as 0 * inf.
+
+bf16 is the official precision, of weights and activations; norms and softmax compute in fp32. In fp16 transformers
+keeps the last linear of each feed-forward in fp32, and so does this.
+
+Definitions: Wan-Video/Wan2.2 wan/modules/t5.py, wan/modules/tokenizers.py, wan/configs/shared_config.py;
+huggingface/transformers models/umt5/modeling_umt5.py.
+"""
+
+import html
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wanconv.engine.libraries import assign, quiet, release
+from wanconv.engine.weights import WeightSource
+from wanconv.errors import InputError
+
+LENGTH = 512
+_COMPONENT = "text_encoder"
+# what guidance steers away from, of wan/configs/shared_config.py
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+def cleaned(prompt: str) -> str:
+    """Returns the prompt with broken Unicode mended (if ftfy is installed), HTML unescaped and white space joined."""
+    if importlib.util.find_spec("ftfy") is not None:
+        prompt = importlib.import_module("ftfy").fix_text(prompt)
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def tokenize(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
+    """Returns each prompt's tokens, at most 512 with the one that ends it; reads nothing but the folder.
+
+    Raises InputError where transformers finds no tokenizer there.
+    """
+    with quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:  # what a broken tokenizer raises
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(
+                f"{folder} holds no tokenizer that transformers can read: {reason}",
+                "download the tokenizer's folder that belongs to the text encoder again",
+            ) from error
+        return list(tokenizer([cleaned(prompt) for prompt in prompts], truncation=True, max_length=LENGTH)["input_ids"])
+
+
+def synthetic_context(width: int, seed: int, tokens: int = 64) -> tuple[Tensor, str]:
+    """Returns a made-up context (512, width), float32, for a model without tokenizer, and the note that says so."""
+    generator = torch.Generator().manual_seed(seed)
+    context = torch.zeros(LENGTH, width)
+    context[:tokens] = 0.1 * torch.randn(tokens, width, generator=generator)
+    note = f"synthetic context instead of a prompt: {tokens} rows of normal numbers (0.1 ± 0, seed {seed}), then zeros"
+    return context, note
+
+
+class TextEncoder:
+    """UMT5's encoder on streamed weights.
+
+    `names`: canonical name -> transformers' name, of every tensor (the table's hub column). `module` is for a recorder
+    to watch; its parameters come and go.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        names: Mapping[str, str],
+        config: Mapping[str, object],
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._source, self._names, self._dtype = source, names, dtype
+        with quiet(), torch.device("meta"):
+            from transformers import UMT5Config, UMT5EncoderModel
+
+            # eager attention is the official formula, and a recorder sees its scores
+            umt5: Any = UMT5EncoderModel(UMT5Config(**dict(config), attn_implementation="eager"))
+        self.module: nn.Module = umt5.eval().requires_grad_(False)
+        self._rows: int = umt5.config.vocab_size
+        self._fp32: frozenset[str] = (
+            frozenset(umt5._keep_in_fp32_modules or ()) if dtype == torch.float16 else frozenset()
+        )
+        for number, block in enumerate(umt5.encoder.block):
+            self._stream(block, f"blocks.{number}", f"encoder.block.{number}.")
+        self._stream(umt5.encoder.final_layer_norm, "norm_out", "encoder.final_layer_norm.")
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[Sequence[int]], padded: bool = False) -> Tensor:
+        """Returns the contexts (B, 512, d) of tokenized prompts; one pass over the weights serves them all."""
+        lengths = [len(prompt) for prompt in prompts]
+        assert 0 < min(lengths) <= max(lengths) <= LENGTH, "tokenize() ends every prompt with a token"
+        width = LENGTH if padded else max(lengths)
+        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])  # 0 is <pad>
+        embedded = self._embedded(tokens)  # (B, L) -> (B, L, d)
+        mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths], device=embedded.device)
+        hidden: Tensor = self.module(inputs_embeds=embedded, attention_mask=mask)[0]
+        context = hidden.new_zeros(len(prompts), LENGTH, hidden.shape[-1])
+        for row, length in enumerate(lengths):
+            context[row, :length] = hidden[row, :length]
+        return context
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        needed, places = torch.unique(tokens, return_inverse=True)
+        if int(needed[-1]) >= self._rows:
+            raise InputError(
+                f"the tokenizer gave token {int(needed[-1])}, but the text encoder knows {self._rows}",
+                "use the tokenizer that belongs to the text encoder",
+            )
+        rows = self._source.rows(_COMPONENT, "token_embedding.weight", needed).to(self._dtype)
+        return rows[places.to(rows.device)]
+
+    def _stream(self, module: nn.Module, prefix: str, theirs: str) -> None:
+        """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix while it runs."""
+        module.register_forward_pre_hook(lambda module, inputs: self._load(module, prefix, theirs))
+        module.register_forward_hook(lambda module, inputs, output: release(module))
+
+    def _load(self, module: nn.Module, prefix: str, theirs: str) -> None:
+        weights = {}
+        for name, tensor in self._source.tensors(_COMPONENT, prefix).items():
+            path = self._names[name].removeprefix(theirs)
+            kept = not self._fp32.isdisjoint(path.split("."))
+            weights[path] = tensor.to(torch.float32 if kept else self._dtype)
+        assign(module, weights, "text encoder")
