@@ -195,6 +195,20 @@ def test_one_value_beyond_fp16_is_not_lost_to_the_dtype_of_the_others(
     assert encoder.encoder.block[1].layer[0].SelfAttention.q.weight[0, 0].item() == 70144.0  # 70000 in bf16
 
 
+def test_what_a_partial_source_lacks_can_be_handed_to_the_pipeline(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = Options("keep", layout="diffusers", out=out, exclude=("low_noise_model/*", "*.pth", "google/*"))
+    convert(tiny("wan2.2-t2v-a14b"), options)
+    vae = AutoencoderKLWan(base_dim=8)
+    pipe = WanPipeline.from_pretrained(out, vae=vae, text_encoder=None, tokenizer=None)
+    assert pipe.vae is vae
+    assert sorted(name for name, part in pipe.components.items() if part is not None) == [
+        "scheduler",
+        "transformer",
+        "vae",
+    ]
+
+
 @pytest.mark.parametrize("file", ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"])
 def test_a_component_that_many_pipelines_share_gets_no_pipeline(
     file: str, tiny: Callable[..., Path], tmp_path: Path

@@ -178,7 +178,7 @@ def _documents(model: Model) -> dict[str, Json]:
 
 
 def _model_index(model: Model, folders: set[str]) -> Json:
-    """Names every component of the pipeline; what the source lacks is null, so that the rest still loads."""
+    """Names every component of the pipeline; what the source lacks is null, to be handed to from_pretrained."""
     image_conditioned = model.family.model_type in ("i2v", "flf2v")
     wanted = ["scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
     wanted += ["image_encoder", "image_processor"] if image_conditioned else []
