@@ -22,7 +22,7 @@ _AGAIN = "Download the file again."
 _RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
 # fmt: off
 _MAGIC = (  # first bytes → what the file is, what to do; the first match counts
-    (b"version https://git-lfs", "a git-LFS pointer", "Fetch the file itself: `git lfs pull`, or `wanconv download`."),
+    (b"version https://git-lfs", "a git-LFS pointer", "Fetch the file itself: `git lfs pull`."),
     (b"PK\x03\x04",  "a zip archive (torch's .pth format)", "Name it .pth, or re-save the weights as safetensors."),
     (b"PK\x05\x06",  "an empty zip archive",                _AGAIN),
     (b"GGUF",        "a GGUF file",                         "Use the original weights, in safetensors or .pth."),

@@ -17,6 +17,7 @@ PTH = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PTH)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
+_REMOVE = "Remove it, or exclude it."
 _MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
 
@@ -163,6 +164,8 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
                 if entry.name.startswith(".") or any(fnmatchcase(path, pattern) for pattern in exclude):
                     continue
                 if entry.is_dir(follow_symlinks=False):
+                    if path.endswith(WEIGHTS):
+                        problems.append(InputError(f"{root / path} is a folder, not a file", _REMOVE))
                     folders.append(path)
                     continue
                 try:
@@ -189,7 +192,7 @@ def check_file(root: Path, path: str) -> None:
                     f"{where} links to {target}, outside of the checkpoint", "Copy it there, or exclude it."
                 )
         if not stat.S_ISREG(mode):
-            raise InputError(f"{where} is {node_kind(mode)}, not a file", "Remove it, or exclude it.")
+            raise InputError(f"{where} is {node_kind(mode)}, not a file", _REMOVE)
         if not os.access(where, os.R_OK, effective_ids=True):
             raise InputError(f"{where} cannot be read: permission denied", "Check the permissions.")
 

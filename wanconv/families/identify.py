@@ -328,7 +328,7 @@ def _check_config(config: Mapping[str, object], path: str, claim: _Claim, family
         raise InputError(
             f"{path}: {wrong[0]}{more}",
             "Download the config or the weights again: they do not belong together.",
-            wrong,
+            wrong if len(wrong) > 1 else (),
         )
     return stated
 
