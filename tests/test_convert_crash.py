@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,6 +53,16 @@ def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(source, tiny.digests(source), tiny.contents(folder / "out"))
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is some: what hundreds of runs sync is there at once."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
+        yield Path(made)
+
+
 def check_unharmed(case: Case, out: Path) -> None:
     """Right after a run broke off: no OUT or a whole one, and the source as it was."""
     assert not out.exists() or tiny.contents(out) == case.whole
@@ -66,11 +77,11 @@ def check_whole(case: Case, out: Path) -> None:
 @pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
 @pytest.mark.parametrize("call", CALLS)
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
-    server: Server, small: Case, tmp_path: Path, call: str, whats: list[str]
+    server: Server, small: Case, folder: Path, call: str, whats: list[str]
 ) -> None:
     for number in count(1):
         what = whats[number % len(whats)]
-        out = tmp_path / str(number) / "out"
+        out = folder / str(number) / "out"
         out.parent.mkdir()
         end = server.convert(small.source, out, OPTIONS, [call, number, what])
         if not end.fired:
@@ -91,15 +102,15 @@ def test_any_call_may_fail_once_and_the_same_command_goes_on(
 @pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
 @pytest.mark.parametrize("call", ["rename", "fsync", "unlink", "rmdir"])
 def test_any_call_may_fail_while_a_finished_out_is_replaced(
-    server: Server, small: Case, tmp_path: Path, call: str, whats: list[str]
+    server: Server, small: Case, folder: Path, call: str, whats: list[str]
 ) -> None:
     """What stood there is OUT or beside it until the new one is whole."""
-    old = tmp_path / "old"
+    old = folder / "old"
     assert server.convert(small.source, old, {**OPTIONS, "recipe": "bf16"}).code == 0
     kept = tiny.contents(old)
     for number in count(1):
         what = whats[number % len(whats)]
-        out = tmp_path / str(number) / "out"
+        out = folder / str(number) / "out"
         out.parent.mkdir()
         shutil.copytree(old, out)
         end = server.convert(small.source, out, {**OPTIONS, "force": True}, [call, number, what])
@@ -120,10 +131,10 @@ def test_any_call_may_fail_while_a_finished_out_is_replaced(
 @pytest.mark.tools
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: calls made in C (the journal's) are unproven")
 @pytest.mark.parametrize("call", ["openat", "mkdir", "write", "pwrite64", "fsync", "ftruncate", "rename"])
-def test_any_system_call_on_the_target_may_fail_once(server: Server, small: Case, tmp_path: Path, call: str) -> None:
+def test_any_system_call_on_the_target_may_fail_once(server: Server, small: Case, folder: Path, call: str) -> None:
     for number in count(1):
         what = ("EIO", "ENOSPC")[number % 2]
-        out, log = tmp_path / str(number) / "out", tmp_path / "strace.log"
+        out, log = folder / str(number) / "out", folder / "strace.log"
         out.parent.mkdir()
         partial = out.with_name("out.partial")
         names = ["wanconv.json", "README.md", "config.json", "google/tokenizer.json", ".wanconv/journal"]
