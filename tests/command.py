@@ -32,10 +32,13 @@ class Done(NamedTuple):
 
 # Loads the command line once and forks for every command: processes of their own for the price of one start.
 _FORKS = """
-import json, os, sys, tempfile
-import wanconv.cli.app, wanconv.verbs.convert, wanconv.verbs.inspect
+import contextlib, io, json, os, sys, tempfile
+import wanconv.verbs.convert, wanconv.verbs.inspect
 from wanconv.cli import main
+from wanconv.cli.app import app
 
+with contextlib.redirect_stdout(io.StringIO()):
+    app(["--version"], standalone_mode=False)  # Typer loads the rest of itself at the first command
 results = []
 for arguments in json.load(sys.stdin):
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
