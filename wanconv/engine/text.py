@@ -3,10 +3,10 @@
 The encoder is transformers' own, built on the meta device; each block gets its weights just before it runs and loses
 them after. Of the token table (2.1 GB) only the rows in use are read.
 
-As in the official code, prompts are cleaned, cut to 512 tokens, and padded; padding is masked in the encoder; its
-output is cut to the prompt's length and filled up with zeros, which the denoiser attends to. Masked padding changes no
-other row, so padding up to the longest prompt at hand is enough, and for a short one twenty times faster than 512.
-`padded` computes all 512 as the clients do: an infinity in a padded row spoils every row, as 0 * inf.
+As in the official code, prompts are cleaned and cut to 512 tokens, and a context is the encoder's output at a prompt's
+true length, filled up with zeros, which the denoiser attends to. The clients let the encoder run over 512 tokens with
+the padding masked. That changes no other row beyond rounding and takes twenty times longer for a short prompt, so it
+is left out unless `padded` asks for it, to probe for overflow: infinity in a padded row spoils every row, as 0 * inf.
 
 bf16 is the official precision, of weights and activations; norms and softmax compute in fp32. In fp16 transformers
 keeps the last linear of each feed-forward in fp32, and so does this.
@@ -18,11 +18,13 @@ huggingface/transformers models/umt5/modeling_umt5.py.
 import html
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wanconv.engine.libraries import assign, quiet, release
@@ -96,47 +98,64 @@ class TextEncoder:
             umt5: Any = UMT5EncoderModel(UMT5Config(**dict(config), attn_implementation="eager"))
         self.module: nn.Module = umt5.eval().requires_grad_(False)
         self._rows: int = umt5.config.vocab_size
-        self._fp32: frozenset[str] = (
-            frozenset(umt5._keep_in_fp32_modules or ()) if dtype == torch.float16 else frozenset()
-        )
-        for number, block in enumerate(umt5.encoder.block):
-            self._stream(block, f"blocks.{number}", f"encoder.block.{number}.")
-        self._stream(umt5.encoder.final_layer_norm, "norm_out", "encoder.final_layer_norm.")
+        self._fp32 = frozenset(umt5._keep_in_fp32_modules if dtype == torch.float16 else ())  # {"wo"}
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Sequence[int]], padded: bool = False) -> Tensor:
-        """Returns the contexts (B, 512, d) of tokenized prompts; one pass over the weights serves them all."""
+        """Returns the contexts (B, 512, d) of tokenized prompts; one pass over the weights serves them all.
+
+        Prompts do not see each other: each is a batch of its own.
+        """
         lengths = [len(prompt) for prompt in prompts]
         assert 0 < min(lengths) <= max(lengths) <= LENGTH, "tokenize() ends every prompt with a token"
-        width = LENGTH if padded else max(lengths)
-        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])  # 0 is <pad>
-        embedded = self._embedded(tokens)  # (B, L) -> (B, L, d)
-        mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths], device=embedded.device)
-        hidden: Tensor = self.module(inputs_embeds=embedded, attention_mask=mask)[0]
-        context = hidden.new_zeros(len(prompts), LENGTH, hidden.shape[-1])
-        for row, length in enumerate(lengths):
-            context[row, :length] = hidden[row, :length]
-        return context
+        width = LENGTH if padded else 0
+        tokens = [torch.tensor([*prompt, *[0] * (width - len(prompt))]) for prompt in prompts]  # 0 is <pad>
+        hidden = self._embedded(tokens)  # each (1, L, d)
+        masks = [_mask(length, states) for length, states in zip(lengths, hidden, strict=True)]
+        for number in range(len(self._stack.block)):
+            with self._held(self._stack.block[number], f"blocks.{number}", f"encoder.block.{number}.") as block:
+                hidden = [block(states, mask) for states, mask in zip(hidden, masks, strict=True)]
+        with self._held(self._stack.final_layer_norm, "norm_out", "encoder.final_layer_norm.") as norm:
+            hidden = [norm(states) for states in hidden]
+        return torch.cat(
+            [F.pad(states[:, :n], (0, 0, 0, LENGTH - n)) for states, n in zip(hidden, lengths, strict=True)]
+        )
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        needed, places = torch.unique(tokens, return_inverse=True)
+    @property
+    def _stack(self) -> Any:
+        return self.module.encoder
+
+    def _embedded(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        """Reads the rows of the token table that the prompts need.  # each (L,) -> (1, L, d)"""
+        needed, places = torch.unique(torch.cat(list(prompts)), return_inverse=True)
         if int(needed[-1]) >= self._rows:
             raise InputError(
                 f"the tokenizer gave token {int(needed[-1])}, but the text encoder knows {self._rows}",
                 "use the tokenizer that belongs to the text encoder",
             )
         rows = self._source.rows(_COMPONENT, "token_embedding.weight", needed).to(self._dtype)
-        return rows[places.to(rows.device)]
+        embedded = rows[places.to(rows.device)]
+        return [part.unsqueeze(0) for part in torch.split(embedded, [len(prompt) for prompt in prompts])]
 
-    def _stream(self, module: nn.Module, prefix: str, theirs: str) -> None:
-        """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix while it runs."""
-        module.register_forward_pre_hook(lambda module, inputs: self._load(module, prefix, theirs))
-        module.register_forward_hook(lambda module, inputs, output: release(module))
-
-    def _load(self, module: nn.Module, prefix: str, theirs: str) -> None:
+    @contextmanager
+    def _held(self, module: nn.Module, prefix: str, theirs: str) -> Iterator[nn.Module]:
+        """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
         weights = {}
         for name, tensor in self._source.tensors(_COMPONENT, prefix).items():
             path = self._names[name].removeprefix(theirs)
             kept = not self._fp32.isdisjoint(path.split("."))
             weights[path] = tensor.to(torch.float32 if kept else self._dtype)
         assign(module, weights, "text encoder")
+        try:
+            yield module
+        finally:
+            release(module)
+
+
+def _mask(length: int, hidden: Tensor) -> Tensor | None:
+    """Returns what hides padding when added to the scores, (1, 1, 1, L); None where there is none."""
+    if length == hidden.shape[1]:
+        return None
+    mask = hidden.new_zeros(1, 1, 1, hidden.shape[1])
+    mask[..., length:] = torch.finfo(hidden.dtype).min
+    return mask
