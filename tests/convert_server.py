@@ -92,7 +92,8 @@ def _child(request: dict[str, Any], report: int) -> int:
 
     out = Path(request["out"])
     if request["fault"]:
-        _inject(*request["fault"], out.parent, report)
+        call, number, what = request["fault"]
+        _inject(call, number, what, out.parent, report)
     try:
         return convert(Path(request["source"]), Options(**request["options"], out=out)).exit_code
     except WanconvError as error:
