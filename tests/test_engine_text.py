@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine_weights import FolderWeights
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wanconv import errors
 from wanconv.engine.text import LENGTH, NEGATIVE_PROMPT, TextEncoder, cleaned, synthetic_context, tokenize
@@ -88,6 +89,22 @@ def test_one_block_is_in_memory_at_a_time_and_nothing_afterwards(folder: Path, t
         "text_encoder/blocks.1",
         "text_encoder/norm_out",
     ]
+
+
+def test_no_operation_of_a_sound_encoder_returns_infinity(folder: Path, tokens: list[list[int]]) -> None:
+    infinite = []
+
+    class Finite(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's modes are untyped
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and not result.is_meta and not result.isfinite().all():
+                infinite.append(str(func))
+            return result
+
+    streamed = encoder(folder)
+    with Finite():  # type: ignore[no-untyped-call]  # torch's
+        streamed.encode(tokens)
+    assert infinite == []
 
 
 def test_a_token_beyond_the_table_is_another_models_tokenizer(folder: Path) -> None:

@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class TextEncoder:
             # eager attention is the official formula, and a recorder sees its scores
             umt5: Any = UMT5EncoderModel(UMT5Config(**dict(config), attn_implementation="eager"))
         self.module: nn.Module = umt5.eval().requires_grad_(False)
+        _tabulate_buckets(umt5.encoder.block)
         self._rows: int = umt5.config.vocab_size
         self._fp32 = frozenset(umt5._keep_in_fp32_modules if dtype == torch.float16 else ())  # {"wo"}
 
@@ -150,6 +152,19 @@ class TextEncoder:
             yield module
         finally:
             release(module)
+
+
+def _tabulate_buckets(blocks: Any) -> None:
+    """Looks relative positions' buckets up: their formula takes the logarithm of 0, which a recorder would report."""
+    positions = torch.arange(1 - LENGTH, LENGTH)
+    for block in blocks:
+        attention = block.layer[0].SelfAttention
+        table = attention._relative_position_bucket(positions)
+        attention._relative_position_bucket = partial(_look_up, table)
+
+
+def _look_up(table: Tensor, positions: Tensor) -> Tensor:
+    return table.to(positions.device)[positions + LENGTH - 1]
 
 
 def _mask(length: int, hidden: Tensor) -> Tensor | None:
