@@ -6,13 +6,14 @@ Results are one JSON object, schema wanconv.validation/1:
     settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command}
     notes                  sentences: synthetic context, stale digests, absent components
     experts_wanted, experts_exercised, cannot_judge   component names; sentences that forbid a PASS
-    storage                class A, per tensor with something to say: {tensor, dtype, first_not_finite, flushed_share}
+    storage                class A, the tensors with something to say: {tensor, source, dtype, format, relative_l2,
+                           first_not_finite, flushed_share}
     safety                 classes B, C, D, per component: {component, numerics, operations, largest, largest_at,
                            headroom, first_bad: {path, op, step, timestep, expert} | null, last_operations: [{path, op,
                            smallest, largest}], op_internal: [{path, value, limit, why}], accumulators: [{path, value,
                            limit}], ranges: [{path, largest}]}
-    steps                  class E, per teacher-forced probe: {component, timestep, branch, format, relative_l2, sqnr_db,
-                           cosine, worst_block, blocks: [{block, forced_relative_l2, running_relative_l2}]}
+    steps                  class E, per teacher-forced probe: {component, timestep, branch, format, relative_l2,
+                           sqnr_db, cosine, worst_block, blocks: [{block, forced_relative_l2, running_relative_l2}]}
     components             class E, encoders and VAE: {component, what, format, relative_l2, sqnr_db, cosine}
     video                  {frames, fps, size, candidate: {metric: value}, control: {metric: value}} | null
     runs                   per model: {model, seconds_per_step, peak_anonymous_nbytes, read_nbytes}
@@ -33,11 +34,13 @@ from wanconv.tensors import DTYPES
 SCHEMA = "wanconv.validation/1"
 
 Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]
+Answer = Outcome | Literal["WARNING"]  # of one check; a warning leaves the verdict as it is
 EXIT_CODES: Mapping[Outcome, int] = {"PASS": 0, "CANNOT JUDGE": 1, "NOT FINITE": 5, "FAIL": 6}
 # What is worse comes first: NaN makes every other figure worthless, and what was not exercised was not judged.
 _WORST: Sequence[Outcome] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "PASS")
 
 Results = Mapping[str, object]
+_FLUSHED = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Profile:
     accumulators: bool
     noise_relative_l2: Mapping[str, float]
     component_relative_l2: Mapping[str, float]
+    weight_relative_l2: Mapping[str, float]
     headroom_fail: float
     headroom_warn: float
 
@@ -63,7 +67,7 @@ class Check:
     """One question of the verdict: `value` against `limit`, what it is about, and what the answer means."""
 
     name: str
-    outcome: Outcome
+    outcome: Answer
     value: float | None
     limit: float | None
     where: str
@@ -108,6 +112,7 @@ def load_profile(name: str) -> Profile:
         accumulators=run["accumulators"],
         noise_relative_l2=table["noise_relative_l2"],
         component_relative_l2=table["component_relative_l2"],
+        weight_relative_l2=table["weight_relative_l2"],
         headroom_fail=headroom["fail"],
         headroom_warn=headroom["warn"],
     )
@@ -115,7 +120,12 @@ def load_profile(name: str) -> Profile:
 
 def judge(results: Results, profile: Profile) -> Verdict:
     """Returns the verdict on saved results (schema wanconv.validation/1)."""
-    checks = (*_storage(results), *_safety(results, profile), *_exercised(results), *_quality(results, profile))
+    checks = (
+        *_storage(results, profile),
+        *_safety(results, profile),
+        *_exercised(results),
+        *_quality(results, profile),
+    )
     present = {check.outcome for check in checks}
     outcome: Outcome = next((one for one in _WORST if one in present), "CANNOT JUDGE")
     return Verdict(outcome, checks)
@@ -139,15 +149,23 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _storage(results: Results) -> Iterator[Check]:
-    """Class A: the numbers in the file."""
+def _storage(results: Results, profile: Profile) -> Iterator[Check]:
+    """Class A: the numbers in the file, each tensor held to the limit of the format that it is stored in."""
     for row in _section(results, "storage"):
         bad = row.get("first_not_finite")
         if bad is not None:
             message = f"the file holds {bad}: every product with it is lost"
             yield Check("storage", "NOT FINITE", None, None, str(row["tensor"]), message)
-    if not any(row.get("first_not_finite") for row in _section(results, "storage")):
-        yield Check("storage", "PASS", None, None, "weights", "every stored number is finite")
+            continue
+        value, key = _number(row.get("relative_l2")), str(row["format"])
+        limit = profile.weight_relative_l2.get(key, 0.0)
+        if value is None or value > limit:
+            yield Check(
+                "storage", "FAIL", value, limit, str(row["tensor"]), f"further from its source than {key} explains"
+            )
+        elif (_number(row.get("flushed_share")) or 0.0) > _FLUSHED:
+            message = f"{_number(row['flushed_share']):.1%} of its numbers became zero"
+            yield Check("storage", "WARNING", value, limit, str(row["tensor"]), message)
 
 
 def _safety(results: Results, profile: Profile) -> Iterator[Check]:
@@ -173,7 +191,7 @@ def _safety(results: Results, profile: Profile) -> Iterator[Check]:
         for inner in row.get("op_internal") or []:  # type: ignore[attr-defined]  # a list of objects, by the schema
             yield Check(
                 "op-internal",
-                "NOT FINITE",
+                "WARNING",
                 _number(inner["value"]),
                 _number(inner["limit"]),
                 inner["path"],

@@ -234,6 +234,76 @@ def verify(
     show(report)
 
 
+@app.command(
+    epilog=_examples(
+        "wanconv validate baked --against Wan2.2-T2V-A14B -o report",
+        "wanconv validate Wan2.2-T2V-A14B --numerics fp16",
+        "wanconv validate --recheck report/results.json --profile full",
+    )
+)
+def validate(
+    candidate: Source = Path(),
+    against: Annotated[Path | None, typer.Option(help="The model it was made from; without it only safety.")] = None,
+    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
+    numerics: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision to imitate: official, diffusers, comfyui-fp16, fp16.",
+            show_default="the candidate's client's",
+        ),
+    ] = None,
+    full_length: Annotated[bool, typer.Option("--full-length", help="One more step at the task's own length.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the profile's")] = None,
+    size: Annotated[str | None, typer.Option(help="WxH, such as 832x480.", show_default="the profile's")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="4 n + 1.", show_default="the profile's")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to generate.", show_default="a cat")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
+    recheck: Annotated[Path | None, typer.Option(help="Judge saved results again; runs nothing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", "--output", help="Folder for JSON, HTML and clips.")
+    ] = None,
+    expert: Expert = None,
+    exclude: Exclude = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the same short generation with both models and judge: PASS, FAIL, NOT FINITE or CANNOT JUDGE."""
+    from wanconv.verbs import validate as verbs
+
+    if recheck is not None:
+        show(verbs.recheck(recheck, profile))
+    options = verbs.Options(
+        against=against,
+        profile=profile,
+        numerics=numerics,
+        full_length=full_length,
+        steps=steps,
+        size=None if size is None else _size(size),
+        frames=frames,
+        seed=seed,
+        memory_nbytes=_nbytes(memory, "--memory"),
+        device=device,
+        out=out,
+        expert=expert,
+        exclude=tuple(exclude or ()),
+        command=("wanconv", *sys.argv[1:]),
+        **({} if prompt is None else {"prompt": prompt}),
+    )
+    with progress() as tell:
+        report = verbs.validate(candidate, options, tell)
+    show(report)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UsageError(f"--size {text} is no size", "write it as 832x480")
+    return int(width), int(height)
+
+
 @app.command(epilog=_examples("wanconv demo --dir demo-output"))
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.")] = Path("demo-output"),

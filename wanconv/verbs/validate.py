@@ -1,0 +1,194 @@
+"""validate: run the same short generation with both models, measure how far they part, and judge."""
+
+import json
+import platform
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanconv import __version__, verdict
+from wanconv.checkpoint import open_checkpoint
+from wanconv.checkpoint.writer import write_file
+from wanconv.errors import InputError, UsageError
+from wanconv.families import identify
+from wanconv.families.identify import Expert
+from wanconv.layouts import source_layout
+from wanconv.naming import nearest
+from wanconv.report import Finding, Report, Table
+from wanconv.tensors import Model
+from wanconv.verdict import Profile, Verdict, judge, load_profile
+from wanconv.workshop import manifest
+from wanconv.workshop.progress import Progress, total
+
+if TYPE_CHECKING:
+    from wanconv.workshop.measure import Clips
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `validate` is asked for; None leaves the choice to the profile or the model."""
+
+    against: Path | None = None
+    profile: str = "standard"
+    numerics: str | None = None
+    full_length: bool = False
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    prompt: str = "A cat walks on the grass, realistic style."
+    seed: int = 0
+    memory_nbytes: int = 2 << 30
+    device: str = "cpu"
+    out: Path | None = None
+    expert: Expert | None = None
+    exclude: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def recheck(path: Path, profile_name: str) -> Report:
+    """Returns the verdict on saved results under another profile, or under thresholds that have changed."""
+    try:
+        results = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as results: {error}", "give the results.json of a validation"
+        ) from None
+    if not isinstance(results, dict) or results.get("schema") != verdict.SCHEMA:
+        raise InputError(f"{path} holds no results of a validation", "give the results.json that validate -o wrote")
+    profile = load_profile(profile_name)
+    return _report(results, judge(results, profile), profile)
+
+
+def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+    """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
+    from wanconv.engine.numerics import PRESETS  # imports torch, as measuring does
+    from wanconv.workshop.measure import Wanted, cannot_judge, measure
+
+    profile = load_profile(options.profile)
+    if options.numerics is not None and options.numerics not in PRESETS:
+        guess = nearest(options.numerics, PRESETS)
+        known = f"did you mean {guess}?" if guess else f"known: {', '.join(PRESETS)}"
+        raise UsageError(f"there are no numerics {options.numerics!r}", known)
+    candidate = identify(open_checkpoint(path, options.exclude), options.expert)
+    reference = None if options.against is None else identify(open_checkpoint(options.against), options.expert)
+    results: Json = {
+        "schema": verdict.SCHEMA,
+        "candidate": _describe(path, candidate),
+        "reference": None if reference is None or options.against is None else _describe(options.against, reference),
+        "settings": {"profile": profile.name},
+        "notes": [],
+        "cannot_judge": cannot_judge(candidate, reference),
+    }
+    clips: Clips = {}
+    if not results["cannot_judge"]:
+        wanted = Wanted(
+            options.numerics,
+            options.full_length,
+            options.steps,
+            options.size,
+            options.frames,
+            options.prompt,
+            options.seed,
+            options.memory_nbytes,
+            options.device,
+        )
+        results["settings"], measured, clips = measure(candidate, reference, profile, wanted, progress)
+        results |= measured
+    results["notes"] = [*_stale(path, candidate, progress), *_list(results["notes"])]
+    results["settings"] = {**_dict(results["settings"]), "command": shlex.join(options.command)}
+    results["tool"] = {"wanconv": __version__, "python": platform.python_version(), **_versions()}
+    found = judge(results, profile)
+    if options.out is not None:
+        _write(options.out, results, found, profile, clips)
+    return _report(results, found, profile)
+
+
+def _list(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
+
+
+def _dict(value: object) -> Json:
+    assert isinstance(value, dict)
+    return value
+
+
+def _versions() -> Json:
+    import torch
+
+    return {"torch": torch.__version__}
+
+
+def _describe(path: Path, model: Model) -> Json:
+    dtypes: dict[str, int] = {}
+    for tensor in model.tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.nbytes
+    known = manifest.read(path) if path.is_dir() else None
+    return {
+        "path": str(path),
+        "family": model.family.name,
+        "release": model.release.name if model.release else None,
+        "layout": source_layout(model).name,
+        "nbytes": sum(dtypes.values()),
+        "dtypes": dtypes,
+        "components": {
+            name: {
+                "network": component.architecture.name,
+                "nbytes": sum(one.nbytes for one in component.tensors.values()),
+            }
+            for name, component in model.components.items()
+        },
+        "manifest": None if known is None else known["plan"],
+    }
+
+
+def _stale(path: Path, model: Model, progress: Progress) -> list[str]:
+    """Returns a note per file whose digest is not the manifest's: the bytes that are there are judged all the same."""
+    known = manifest.read(path) if path.is_dir() else None
+    if known is None:
+        return []
+    tell = total(progress, "checking digests", sum(file.nbytes for file in manifest.files(known)))
+    return [f"stale: {one.where} {one.message}" for one in manifest.check_files(path, known, tell)]
+
+
+def _report(results: Json, found: Verdict, profile: Profile) -> Report:
+    rows = tuple(
+        (check.outcome, check.name, check.where, _figure(check.value), _figure(check.limit), check.message)
+        for check in found.checks
+    )
+    settings = _dict(results.get("settings") or {})
+    candidate, reference = _dict(results["candidate"]), results.get("reference")
+    figures: Json = {
+        "verdict": found.outcome,
+        "candidate": f"{candidate['path']}: {candidate['family']}, {candidate['layout']} layout",
+        "reference": reference["path"] if isinstance(reference, dict) else "none: only safety is judged",
+        "profile": f"{profile.name}: {profile.summary}",
+        "numerics": settings.get("numerics", "none"),
+    }
+    findings = [
+        Finding("warning" if str(note).startswith("stale") else "note", "validation", str(note))
+        for note in _list(results.get("notes") or [])
+    ]
+    table = Table("checks", ("outcome", "check", "where", "value", "limit", "meaning"), rows)
+    title = f"{found.outcome}: {candidate['path']}"
+    return Report("validate", title, figures, (table,), findings, {"results": results}, found.exit_code)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
+    """Writes results.json, validation.html, and the free run's frames and clips."""
+    from wanconv.workshop import clips as media
+    from wanconv.workshop.html import render
+
+    write_file(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+    write_file(out / "validation.html", render(results, found, profile, clips).encode())
+    for name, frames in clips.items():
+        fps = _dict(results["video"])["fps"]
+        assert isinstance(fps, int)
+        write_file(out / f"{name}.mp4", media.mp4(frames, fps))

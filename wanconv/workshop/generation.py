@@ -1,0 +1,161 @@
+"""A short reference generation: prompt to context, noise to latents along the official grid, latents to frames."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wanconv.engine.numerics import FP32, Imitation, Numerics
+from wanconv.engine.sampling import (
+    Grid,
+    Task,
+    UniPC,
+    expert_at,
+    first_frame_video,
+    guided,
+    image_condition,
+    latent_size,
+)
+from wanconv.engine.text import NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
+from wanconv.engine.vae import Vae
+from wanconv.families import DENOISERS, targets
+from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.tensors import Component, Model
+from wanconv.workshop.forced import denoiser
+from wanconv.workshop.weights import ModelWeights
+
+LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setting:
+    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed."""
+
+    task: Task
+    grid: Grid
+    latents: tuple[int, int, int, int]
+    size: tuple[int, int]
+    frames: int
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A finished generation: final latents (1, C, F, H, W), decoded frames (F, H, W, 3) or None, seconds per step."""
+
+    latents: Tensor
+    video: Tensor | None
+    seconds_per_step: float
+
+
+def setting(
+    model: Model, task: Task, grid: Grid, size: tuple[int, int], frames: int, seed: int, device: str
+) -> Setting:
+    """Returns what to generate with a model; raises UsageError for a size or length that its VAE cannot have."""
+    vae = model.family.components["vae"].name
+    latents = (LATENT_CHANNELS[vae], *latent_size(task, size, frames))
+    return Setting(task, grid, latents, size, frames, seed, torch.device(device))
+
+
+def noise(setting: Setting) -> Tensor:
+    """Returns the seeded noise (1, C, F, H, W) that every run starts from, float32, the same on every device."""
+    generator = torch.Generator().manual_seed(setting.seed)
+    return torch.randn(1, *setting.latents, generator=generator).to(setting.device)
+
+
+def hub_names(component: Component) -> Mapping[str, str]:
+    """Returns canonical name (no component) -> the name in diffusers or transformers."""
+    wanted = targets(component.architecture, "hub", component.dims)
+    return {source: target.name for target in wanted for source in target.sources}
+
+
+def hub_config(model: Model, name: str) -> Mapping[str, object]:
+    """Returns a component's diffusers or transformers config: its own, or the one derived from its shapes."""
+    component, layout = model.components[name], LAYOUTS["diffusers"]
+    if component.scheme == "hub" and component.config is not None:
+        return component.config
+    return layout.documents(model)[f"{layout.places[name].prefix}config.json"]
+
+
+def tokenizer_folder(models: Sequence[Model]) -> Path | None:
+    """Returns the first folder of these models that holds a tokenizer."""
+    for model in models:
+        folder = source_layout(model).folders.get("tokenizer")
+        if folder and any(sidecar.startswith(f"{folder}/") for sidecar in model.checkpoint.sidecars):
+            return model.checkpoint.root / folder
+    return None
+
+
+def text_encoder(weights: ModelWeights, dtype: torch.dtype) -> TextEncoder:
+    model = weights.model
+    names = hub_names(model.components["text_encoder"])
+    return TextEncoder(weights, names, hub_config(model, "text_encoder"), dtype)
+
+
+def tokens_of(models: Sequence[Model], prompt: str) -> list[list[int]] | None:
+    """Returns the tokens of the prompt and of the negative prompt; None where no tokenizer is at hand."""
+    folder = tokenizer_folder(models)
+    return None if folder is None else tokenize(folder, [prompt, NEGATIVE_PROMPT])
+
+
+def made_up_contexts(model: Model, seed: int) -> tuple[Tensor, str]:
+    """Returns contexts (2, 512, text) for a model without text encoder or tokenizer, and the note that says so."""
+    width = next(component.dims["text"] for component in model.components.values() if "text" in component.dims)
+    (first, note), (second, _) = (synthetic_context(width, seed + branch) for branch in (0, 1))
+    return torch.stack((first, second)), note
+
+
+def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> Vae:
+    model = weights.model
+    return Vae(weights, hub_names(model.components["vae"]), hub_config(model, "vae"), dtype)
+
+
+def image_of(setting: Setting) -> Tensor:
+    """Returns a drawn first frame in -1 … 1: a bright disc before a slanted gradient.  # (1, 3, H, W)"""
+    width, height = setting.size
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    disc = torch.sigmoid((0.4 - (x**2 + y**2).sqrt()) * 20)
+    return torch.stack((x * (1 - disc) + disc, y * (1 - disc), (x - y) / 2 * (1 - disc)))[None].to(setting.device)
+
+
+def condition_of(setting: Setting, vae: Vae | None) -> Tensor:
+    """Returns I2V-A14B's further channels (1, 20, F, H, W) for the drawn frame; grey latents where there is no VAE."""
+    video = first_frame_video(image_of(setting), setting.frames)
+    encoded = torch.zeros(1, *setting.latents, device=setting.device) if vae is None else vae.encode(video)
+    return image_condition(encoded)
+
+
+def generate(
+    weights: ModelWeights,
+    setting: Setting,
+    contexts: Tensor,
+    start: Tensor,
+    numerics: Numerics = FP32,
+    condition: Tensor | None = None,
+) -> Run:
+    """Samples from `start` with guidance, both branches in one batch; `video` is left to the caller.
+
+    contexts (2, 512, text): prompt, negative prompt. fp16 is imitated on a CPU.
+    """
+    grid, task = setting.grid, setting.task
+    solver, sample = UniPC(grid), start
+    both = None if condition is None else condition.expand(2, -1, -1, -1, -1)
+    begin = time.perf_counter()
+    networks = {
+        name: denoiser(weights.model, weights, name, numerics) for name in weights.model.components if name in DENOISERS
+    }
+    imitation = Imitation()  # type: ignore[no-untyped-call]  # torch's modes are untyped
+    with imitation if setting.device.type == "cpu" else nullcontext():
+        for timestep in grid.timesteps.tolist():
+            expert = expert_at(timestep, task.boundary)
+            latents = sample.expand(2, -1, -1, -1, -1)
+            times = torch.tensor([timestep, timestep], device=setting.device)
+            velocity = networks[expert].denoise(partial(weights.tensors, expert), latents, times, contexts, both)
+            sample = solver.step(guided(velocity[1:], velocity[:1], task.guidance_at(timestep)), sample)
+    return Run(sample, None, (time.perf_counter() - begin) / len(grid))

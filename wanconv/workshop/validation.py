@@ -1,0 +1,275 @@
+"""What a validation measures, as the results that verdict.py judges (schema wanconv.validation/1)."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wanconv.engine.numerics import PRESETS, Numerics
+from wanconv.engine.recorder import Incident, Range, Recorder
+from wanconv.engine.sampling import TRAIN_STEPS, expert_at, noised
+from wanconv.families import DENOISERS
+from wanconv.formats.plain import decode
+from wanconv.layouts import source_layout
+from wanconv.metrics import video as video_metrics
+from wanconv.metrics.tensors import Agreement, Comparison, NonFinite
+from wanconv.tensors import DTYPES, Model
+from wanconv.verdict import Profile, coarsest
+from wanconv.workshop import generation
+from wanconv.workshop.forced import Forced, Probe, TensorError, compare_denoisers, record_denoiser
+from wanconv.workshop.generation import Run, Setting
+from wanconv.workshop.mover import Reader, Sources, runs
+from wanconv.workshop.weights import ModelWeights
+
+Json = dict[str, object]
+
+# Networks that the engine computes itself; the others are converted and verified, not validated.
+JUDGED = ("wan-t2v", "wan-i2v", "wan-ti2v")
+_SHOWN = 20  # tensors per pair of dtypes, and ranges per component
+_LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].largest, "float32": DTYPES["fp32"].largest}
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What both models are fed: contexts (2, 512, text) for prompt and negative prompt, and I2V's condition."""
+
+    contexts: Tensor
+    condition: Tensor | None
+    notes: list[str] = field(default_factory=list)
+
+
+def default_numerics(model: Model, asked: str | None) -> Numerics:
+    """Returns the numerics to imitate: what was asked for, or what the model's layout and dtypes call for."""
+    denoiser = next(component for name, component in model.components.items() if name in DENOISERS)
+    dtypes = [tensor.dtype for tensor in denoiser.tensors.values() if tensor.role.kind == "linear"]
+    half = max(set(dtypes), key=dtypes.count) == "fp16"
+    name = asked or source_layout(model).name
+    return PRESETS["diffusers-fp16" if name == "diffusers" and half else name]
+
+
+def timesteps(profile: Profile, boundary: float | None) -> list[int]:
+    """Returns the probes' timesteps: names (`first`, `boundary`, `below_boundary`) become numbers, doubles go."""
+    edge = None if boundary is None else round(boundary * TRAIN_STEPS)
+    named = {"first": TRAIN_STEPS - 1, "boundary": edge, "below_boundary": None if edge is None else edge - 1}
+    found = [named[probe] if isinstance(probe, str) else probe for probe in profile.probes]
+    return sorted({timestep for timestep in found if timestep is not None}, reverse=True)
+
+
+def probes(setting: Setting, inputs: Inputs, wanted: Sequence[int]) -> dict[str, Probe]:
+    """Returns component -> its batch: every timestep that is its own, with and without the prompt."""
+    clean, start = clean_latents(setting), generation.noise(setting)
+    by_component: dict[str, list[int]] = {}
+    for timestep in wanted:
+        by_component.setdefault(expert_at(timestep, setting.task.boundary), []).append(timestep)
+    made = {}
+    for component, own in by_component.items():
+        latents = torch.cat([noised(clean, start, timestep).expand(2, -1, -1, -1, -1) for timestep in own])
+        made[component] = Probe(
+            latents=latents,
+            timesteps=torch.tensor([timestep for timestep in own for _ in range(2)], device=setting.device),
+            contexts=inputs.contexts.repeat(len(own), 1, 1),
+            labels=tuple((timestep, branch) for timestep in own for branch in ("prompt", "negative prompt")),
+            condition=None
+            if inputs.condition is None
+            else inputs.condition.expand(len(latents), -1, -1, -1, -1).contiguous(),
+        )
+    return made
+
+
+def clean_latents(setting: Setting) -> Tensor:
+    """Returns smooth made-up latents (1, C, F, H, W) of unit deviation, as a clip's are: noise, blurred and scaled."""
+    generator = torch.Generator().manual_seed(setting.seed + 1)
+    rough = torch.randn(1, *setting.latents, generator=generator)
+    smooth = torch.nn.functional.avg_pool3d(rough, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)
+    return (smooth / smooth.std()).to(setting.device)
+
+
+# --- class E and A: both models
+
+
+def compare_component(
+    component: str, reference: ModelWeights, candidate: ModelWeights, probe: Probe
+) -> tuple[Forced, list[Json]]:
+    """Returns the pass over a denoiser and its rows of `steps`."""
+    found = compare_denoisers(component, reference, candidate, probe)
+    held_to = coarsest([(tensor.source, tensor.stored) for tensor in found.tensors])
+    rows: list[Json] = []
+    for index, ((timestep, branch), agreement) in enumerate(zip(probe.labels, found.predictions, strict=True)):
+        blocks = [
+            {"block": one.block, "forced_relative_l2": one.forced[index], "running_relative_l2": one.running[index]}
+            for one in found.blocks
+        ]
+        forced = [one.forced[index] for one in found.blocks]
+        broken = [one.block for one in found.blocks if one.forced[index] is None]
+        worst = broken[0] if broken else max(range(len(forced)), key=lambda block: forced[block] or 0.0)
+        row: Json = {"component": component, "timestep": timestep, "branch": branch, "format": held_to}
+        rows.append({**row, **agreement_figures(agreement), "worst_block": f"blocks.{worst}", "blocks": blocks})
+    return found, rows
+
+
+def agreement_figures(agreement: Agreement | NonFinite) -> Json:
+    if isinstance(agreement, NonFinite):
+        return {"relative_l2": None, "sqnr_db": None, "cosine": None}
+    return {"relative_l2": agreement.relative_l2, "sqnr_db": agreement.sqnr_db, "cosine": agreement.cosine}
+
+
+def compare_stored(component: str, reference: Model, candidate: Model) -> list[TensorError]:
+    """Returns what storing did to each tensor of a component, read in runs: UMT5's embedding has 2.1 GB."""
+    found = []
+    sources = Sources()
+    one, other = Reader(sources), Reader(sources)
+    theirs, ours = reference.components[component].tensors, candidate.components[component].tensors
+    for name, tensor in theirs.items():
+        stored, comparison, flushed = ours[name], Comparison(), 0
+        for start, count in runs(0, tensor.numel):
+            first, second = decode(one.values(tensor, start, count)), decode(other.values(stored, start, count))
+            comparison.add(first, second)
+            flushed += int(((second == 0) & (first != 0)).sum())
+        result = comparison.result()
+        bad = error = None
+        if isinstance(result, NonFinite):
+            bad = f"NaN or infinity, the first at element {result.first}"
+        else:
+            error = result.relative_l2
+        found.append(TensorError(name, tensor.dtype, stored.dtype, error, flushed / tensor.numel, bad))
+    sources.close()
+    return found
+
+
+def storage_rows(tensors: Sequence[TensorError]) -> list[Json]:
+    """Returns class A's rows: all that is not finite or lost 1 % to zero, and the worst of each pair of dtypes."""
+    pairs: dict[tuple[str, str], list[TensorError]] = {}
+    for tensor in tensors:
+        pairs.setdefault((tensor.source, tensor.stored), []).append(tensor)
+    shown = {tensor.name: tensor for tensor in tensors if tensor.first_not_finite or tensor.flushed_share > 0.01}
+    for group in pairs.values():
+        worst = sorted(group, key=lambda tensor: -(tensor.relative_l2 or 0.0))[:_SHOWN]
+        shown |= {tensor.name: tensor for tensor in worst}
+    return [
+        {
+            "tensor": tensor.name,
+            "source": tensor.source,
+            "dtype": tensor.stored,
+            "format": coarsest([(tensor.source, tensor.stored)]),
+            "relative_l2": tensor.relative_l2 if tensor.relative_l2 is None or isfinite(tensor.relative_l2) else None,
+            "flushed_share": tensor.flushed_share,
+            "first_not_finite": tensor.first_not_finite,
+        }
+        for tensor in shown.values()
+    ]
+
+
+# --- classes B, C and D: the candidate alone, recorded
+
+
+def record(component: str, weights: ModelWeights, numerics: Numerics, probe: Probe, sums: bool) -> Json:
+    """Returns a denoiser's row of `safety`."""
+    recorder = Recorder(sums=sums)
+    record_denoiser(component, weights, numerics, probe, recorder)
+    return safety_row(component, numerics.name, recorder)
+
+
+def safety_row(component: str, numerics: str, recorder: Recorder) -> Json:
+    ranges = [one for one in recorder.ranges if one.path]
+    largest = max(ranges, key=_pressure, default=None)
+    by_size = sorted(ranges, key=lambda one: -one.amax if isfinite(one.amax) else -float("inf"))
+    inside = [one for one in recorder.inside if one.what != "Σ|x·w|" and one.overflows and not one.harmless]
+    sums = [one for one in recorder.inside if one.what == "Σ|x·w|" and one.overflows]
+    return {
+        "component": component,
+        "numerics": numerics,
+        "operations": len(recorder.ranges),
+        "largest": _finite(largest.amax) if largest else None,
+        "largest_at": _where(largest) if largest else None,
+        "headroom": _finite(1 / _pressure(largest)) if largest and _pressure(largest) else None,
+        "first_bad": _incident(recorder.first_bad),
+        "last_operations": [_range(one) for one in recorder.first_bad.before] if recorder.first_bad else [],
+        "op_internal": [
+            {"path": _where(one.where), "value": _finite(one.where.amax), "limit": one.limit, "why": one.what}
+            for one in inside
+        ],
+        "accumulators": [
+            {"path": _where(one.where), "value": _finite(one.where.amax), "limit": one.limit} for one in sums
+        ],
+        "ranges": [_range(one) for one in by_size[:_SHOWN]],
+    }
+
+
+def _pressure(one: Range) -> float:
+    """Returns the largest magnitude over the largest number of the dtype that held it."""
+    return one.amax / _LARGEST.get(one.dtype, _LARGEST["float32"])
+
+
+def _where(one: Range) -> str:
+    return f"{one.path}:{one.op}" if one.path else one.op
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _range(one: Range) -> Json:
+    return {"path": one.path, "op": one.op, "dtype": one.dtype, "largest": _finite(one.amax)}
+
+
+def _incident(incident: Incident | None) -> Json | None:
+    if incident is None:
+        return None
+    bad = incident.bad
+    return {
+        "path": bad.path,
+        "op": bad.op,
+        "cause": incident.cause,
+        "step": bad.step,
+        "timestep": bad.timestep,
+        "expert": bad.expert,
+    }
+
+
+# --- the free run
+
+
+def compare_videos(reference: Run, candidate: Run) -> Json:
+    """Returns every video metric as JSON values; where a clip is not finite, that alone."""
+    assert reference.video is not None
+    assert candidate.video is not None
+    first, second = video_metrics.clip(reference.video), video_metrics.clip(candidate.video)
+    if isinstance(first, video_metrics.NonFiniteFrames) or isinstance(second, video_metrics.NonFiniteFrames):
+        return {"not_finite": True}
+    return asdict(video_metrics.compare(first, second))
+
+
+def one_ulp_away(start: Tensor) -> Tensor:
+    """Returns the noise with every number moved to its float32 neighbour: what no eye and no model should notice."""
+    return torch.nextafter(start, torch.full_like(start, float("inf")))
+
+
+@contextmanager
+def peak_anonymous() -> Iterator[Callable[[], int]]:
+    """Yields a function that tells the largest anonymous memory since it was entered, in bytes (Linux; else 0)."""
+    peak, stop = [_anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            peak[0] = max(peak[0], _anonymous())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: max(peak[0], _anonymous())
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _anonymous() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
