@@ -41,6 +41,7 @@ _WORST: Sequence[Outcome] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "PASS")
 
 Results = Mapping[str, object]
 _FLUSHED = 0.01
+_AMPLE = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,8 @@ def _safety(results: Results, profile: Profile) -> Iterator[Check]:
         if headroom is None:
             yield Check("activations", "CANNOT JUDGE", None, None, where, f"nothing was recorded under {name}")
             continue
-        message = f"under {name}, the largest magnitude is {headroom:.3g} times below the limit"
+        room = f"{headroom:.3g} times" if headroom < _AMPLE else "more than a million times"
+        message = f"under {name}, the largest magnitude is {room} below the limit"
         if headroom < profile.headroom_warn:
             message += ": little room for longer clips"
         outcome: Outcome = "NOT FINITE" if headroom < profile.headroom_fail else "PASS"

@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from wanconv.layouts import source_layout
 from wanconv.naming import nearest
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
-from wanconv.verdict import Profile, Verdict, judge, load_profile
+from wanconv.verdict import Check, Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
 from wanconv.workshop.progress import Progress, total
 
@@ -157,7 +158,7 @@ def _stale(path: Path, model: Model, progress: Progress) -> list[str]:
 def _report(results: Json, found: Verdict, profile: Profile) -> Report:
     rows = tuple(
         (check.outcome, check.name, check.where, _figure(check.value), _figure(check.limit), check.message)
-        for check in found.checks
+        for check in _worst(found.checks)
     )
     settings = _dict(results.get("settings") or {})
     candidate, reference = _dict(results["candidate"]), results.get("reference")
@@ -175,6 +176,17 @@ def _report(results: Json, found: Verdict, profile: Profile) -> Report:
     table = Table("checks", ("outcome", "check", "where", "value", "limit", "meaning"), rows)
     title = f"{found.outcome}: {candidate['path']}"
     return Report("validate", title, figures, (table,), findings, {"results": results}, found.exit_code)
+
+
+def _worst(checks: Sequence[Check]) -> list[Check]:
+    """Returns the checks with those that passed told once per question and component, by their largest value."""
+    shown: dict[tuple[str, str], Check] = {}
+    for number, check in enumerate(checks):
+        component = check.where.partition(" ")[0].partition("/")[0]
+        key = (check.name, component if check.outcome == "PASS" else f"{component} {number}")
+        if key not in shown or (check.value or 0.0) > (shown[key].value or 0.0):
+            shown[key] = check
+    return list(shown.values())
 
 
 def _figure(value: float | None) -> str:
