@@ -11,13 +11,22 @@ in float32 (comfy/ldm/wan/model.py); no clamp anywhere. `fp16` stands for runtim
 the RMS norms: the strictest reading of "runs in fp16".
 
 Layer norms take their statistics in float32 in every runtime known. Matrix products accumulate in float32 here, as on
-tensor cores; kernels that accumulate in fp16 are what `ranges.accumulator_overflow` is for.
+tensor cores; kernels that accumulate in fp16 are what `ranges.accumulator` is for.
+
+On a CPU, torch's fp16 matrix products run at a tenth of float32's speed, so `Imitation` computes them in float32 and
+rounds their result: exact products, float32 sums, one rounding, as a tensor core does. Everything else runs in torch's
+own fp16 kernels, which compute in float32 and round to nearest even after every operation: |x| >= 65520 becomes
+infinity, subnormals stay. Tensors are real fp16 throughout, so that promotion, islands of float32 and what a library's
+modules do on their own come out as on a GPU, where nothing is imitated. bf16 is native on both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +83,49 @@ def _in_fp16(numerics: Numerics) -> Numerics:
 
 PRESETS: Mapping[str, Numerics] = {numerics.name: numerics for numerics in (*_OFFICIAL, *map(_in_fp16, _OFFICIAL[:2]))}
 FP32 = PRESETS["fp32"]
+
+# aten operations whose fp16 kernels are slow on CPUs; composite ones arrive whole in inference mode, else in parts
+# fmt: off
+_PRODUCTS = frozenset((
+    "linear", "matmul", "einsum", "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "dot", "convolution", "conv1d",
+    "conv2d", "conv3d", "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
+))
+# fmt: on
+
+
+class Imitation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's modes are untyped
+    """While it is entered, CPU matrix products of fp16 tensors are computed in float32 and rounded to fp16.
+
+    Covers functional operations and libraries' modules. A Recorder does the same by itself.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return run(func, args, kwargs or {})
+
+
+def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Returns func(*args, **kwargs); a CPU's fp16 product is rounded once from float32."""
+    if func.overloadpacket.__name__ not in _PRODUCTS or not in_fp16(args):
+        return func(*args, **kwargs)
+    result = widened(func, args, kwargs)
+    return result.half() if isinstance(result, Tensor) else (result[0].half(), *result[1:])
+
+
+def widened(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Returns what func gives for the same numbers in float32."""
+    return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+
+
+def in_fp16(arg: object) -> bool:
+    """True for an fp16 tensor on a CPU, and for a list that holds one."""
+    if isinstance(arg, Tensor):
+        return arg.dtype == torch.float16 and arg.device.type == "cpu"
+    return isinstance(arg, list | tuple) and any(map(in_fp16, arg))
+
+
+def _wide(arg: Any) -> Any:
+    if isinstance(arg, list | tuple):
+        return [_wide(each) for each in arg]
+    return arg.float() if in_fp16(arg) else arg

@@ -1,0 +1,106 @@
+"""What numbers mean for fp16: where a kernel would overflow inside of an operation, and inside of a sum.
+
+fp16 ends at 65504; from 65520 on a number rounds to infinity. Nonzero numbers up to 2^-25 round to zero, those below
+2^-14 lose bits (IEEE 754-2019 binary16, ties to even).
+
+Three ways to fail are kept apart. Activations are what an operation returns: the recorder sees them. Inside of an
+operation are squares, cubes and logits that no tensor shows; torch's kernels take them in float32, others may not, so
+INSIDE says for which inputs a kernel in fp16 would fail. And a sum whose result fits may overflow on its way: that
+depends on the kernel's order, but not if the sum of magnitudes fits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST = 65504.0
+OVERFLOWS = 65520.0
+FLUSHED = 2.0**-25
+SUBNORMAL = 2.0**-14
+_UNIT = 2.0**-11  # half the spacing of numbers in [1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What an fp16 kernel of an operation forms from input x: infinite for |x| >= `limit`; `harmless` if that is all.
+
+    GELU's x³ only saturates a tanh that is 1 by then.
+    """
+
+    what: str
+    limit: float
+    harmless: bool = False
+
+
+_SQUARE = Inside("x²", OVERFLOWS**0.5)  # 255.97
+_CENTRED = Inside("(x - mean)²", OVERFLOWS**0.5)
+_CUBE = Inside("x³", OVERFLOWS ** (1 / 3), harmless=True)  # 40.31
+_LOGIT = Inside("q·kᵀ", OVERFLOWS)
+# aten operation -> rule on its first argument; composite operations arrive whole in inference mode, else in parts
+INSIDE: Mapping[str, Inside] = {
+    "rms_norm": _SQUARE,
+    "_fused_rms_norm": _SQUARE,
+    "pow": _SQUARE,  # with exponent 2
+    "square": _SQUARE,
+    "linalg_vector_norm": _SQUARE,  # F.normalize: the RMS norm of the Wan VAE
+    "layer_norm": _CENTRED,
+    "native_layer_norm": _CENTRED,
+    "group_norm": _CENTRED,
+    "native_group_norm": _CENTRED,
+    "gelu": _CUBE,
+    "softmax": _LOGIT,
+    "_softmax": _LOGIT,
+    "_safe_softmax": _LOGIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """The largest sum of |x|·|w| of a matrix product, or an upper bound of it, against what no order can overflow."""
+
+    bound: float
+    limit: float
+    exact: bool
+
+    @property
+    def safe(self) -> bool:
+        return self.bound < self.limit  # False for NaN
+
+
+def accumulator(x: Tensor, weight: Tensor) -> Accumulator:
+    """Bounds every partial sum of x Wᵀ, x (..., K) and W (out, K), in any order of fp16 additions.
+
+    A sum of K terms rounded at each step stays below Σ|x·w| · (1 + K·u), u = 2^-11, so it cannot overflow where
+    Σ|x·w| < 65504 / (1 + K·u) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Row norms bound the sums
+    first (Cauchy-Schwarz); the product of magnitudes is formed only of the rows for which that is not enough.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    limit = LARGEST / (1 + x.shape[-1] * _UNIT)
+    rows, columns = _norms(x), _norms(weight)
+    widest, heaviest = rows.max(), columns.max()
+    bound = float(widest * heaviest)
+    if bound < limit:
+        return Accumulator(bound, limit, exact=False)
+    some = ~(rows * heaviest < limit)  # NaN is looked at, too
+    others = ~(columns * widest < limit)
+    sums = x[some].float().abs() @ weight[others].float().abs().T
+    return Accumulator(float(sums.max()), limit, exact=True)
+
+
+def _norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+    return norms
+
+
+def small_shares(wide: Tensor, rounded: Tensor | None = None) -> tuple[float, float]:
+    """Returns the shares of elements that fp16 flushes to zero, and that it keeps as subnormals with fewer bits.
+
+    `wide` has the numbers before rounding; `rounded`, where there is one, what became of them.
+    """
+    magnitude = wide.abs()
+    zero = magnitude <= FLUSHED if rounded is None else rounded == 0
+    flushed = (zero & (magnitude > 0)).sum()
+    subnormal = ((magnitude < SUBNORMAL) & ~zero).sum()
+    return int(flushed) / wide.numel(), int(subnormal) / wide.numel()
