@@ -99,6 +99,13 @@ class Imitation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     Covers functional operations and libraries' modules. A Recorder does the same by itself.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it imports the compiler: two seconds
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

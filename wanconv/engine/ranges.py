@@ -80,13 +80,16 @@ def accumulator(x: Tensor, weight: Tensor) -> Accumulator:
     limit = LARGEST / (1 + x.shape[-1] * _UNIT)
     rows, columns = _norms(x), _norms(weight)
     widest, heaviest = rows.max(), columns.max()
-    bound = float(widest * heaviest)
-    if bound < limit:
-        return Accumulator(bound, limit, exact=False)
-    some = ~(rows * heaviest < limit)  # NaN is looked at, too
-    others = ~(columns * widest < limit)
-    sums = x[some].float().abs() @ weight[others].float().abs().T
-    return Accumulator(float(sums.max()), limit, exact=True)
+    if float(widest * heaviest) < limit:
+        return Accumulator(float(widest * heaviest), limit, exact=False)
+    safe, others = rows * heaviest < limit, columns * widest < limit  # NaN is not
+    filtered = max(_largest(rows[safe] * heaviest), _largest(columns[others] * widest))
+    sums = float((x[~safe].float().abs() @ weight[~others].float().abs().T).max())
+    return Accumulator(filtered, limit, exact=False) if sums < filtered else Accumulator(sums, limit, exact=True)
+
+
+def _largest(bounds: Tensor) -> float:
+    return float(bounds.max()) if bounds.numel() else 0.0
 
 
 def _norms(x: Tensor) -> Tensor:

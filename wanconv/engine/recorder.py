@@ -113,6 +113,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's m
         self._kinds: dict[Any, str | None] = {}
         self._entered = ExitStack()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in numerics.Imitation
+
     @property
     def ranges(self) -> tuple[Range, ...]:
         """Every operation in the order in which it was first seen, with its largest magnitude."""
