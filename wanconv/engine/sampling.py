@@ -246,7 +246,10 @@ def image_condition(encoded: Tensor) -> Tensor:
 
 
 def free_mask(latents: Tensor) -> Tensor:
-    """Returns TI2V's mask: 0 in the first latent frame, which is given, 1 elsewhere.  # (1, 1, F, H, W)"""
+    """Returns TI2V's mask (1, 1, F, H, W): 0 in the first latent frame, which is given, 1 elsewhere.
+
+    The tokens of that frame are at timestep 0: wan.first_frame_clean.
+    """
     mask = latents.new_ones(1, 1, *latents.shape[2:])
     mask[:, :, 0] = 0
     return mask
@@ -255,8 +258,3 @@ def free_mask(latents: Tensor) -> Tensor:
 def pinned(latents: Tensor, given: Tensor, mask: Tensor) -> Tensor:
     """Returns the latents with the given first frame (B, C, 1, H, W) put back: at the start and after every step."""
     return (1 - mask) * given + mask * latents
-
-
-def token_timesteps(mask: Tensor, timestep: int) -> Tensor:
-    """Returns one float32 timestep per token, 0 for a given frame's.  # (1, 1, F, H, W) -> (1, F * H/2 * W/2)"""
-    return (mask[0, :, :, ::PATCH, ::PATCH].float() * timestep).flatten(1)

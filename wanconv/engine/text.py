@@ -73,7 +73,7 @@ def synthetic_context(width: int, seed: int, tokens: int = 64) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     context = torch.zeros(LENGTH, width)
     context[:tokens] = 0.1 * torch.randn(tokens, width, generator=generator)
-    note = f"synthetic context instead of a prompt: {tokens} rows of normal numbers (0.1 ± 0, seed {seed}), then zeros"
+    note = f"synthetic context instead of a prompt: {tokens} rows of normal numbers times 0.1 (seed {seed}), then zeros"
     return context, note
 
 
