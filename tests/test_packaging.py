@@ -65,6 +65,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert tops == {"wanconv", f"{wheel.name.split('-py3')[0]}.dist-info"}
 
 
+def test_the_wheel_holds_the_templates_of_the_validation_page(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ("validation.html.j2", "validation.css", "validation.js"):
+            path = f"wanconv/templates/{name}"
+            assert archive.read(path) == (ROOT / path).read_bytes()
+
+
 def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:
     python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
     (sdist,) = tmp_path.glob("*.tar.gz")
