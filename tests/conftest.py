@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; child processes inherit it
-# Tests compute little at a time: torch's threads would spend more on waiting for each other. Set before torch is imported.
+# Tests compute little at a time: torch's threads would mostly wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith("WANCONV_")]:
     del os.environ[name]  # the developer's own settings are not what is tested
