@@ -18,7 +18,7 @@ from skimage.io import imread
 from validation_samples import LAYERS, SAMPLES, as_json, clips
 
 from wanconv.verdict import Check, Verdict, judge, load_profile
-from wanconv.workshop import html, plots
+from wanconv.workshop import html, plots, wording
 from wanconv.workshop.clips import FRAMES_NBYTES
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
@@ -211,6 +211,12 @@ def test_figures_of_the_video_come_flat_and_what_was_not_computed_says_why(rende
         assert shown in text
 
 
+def test_figures_may_come_before_or_after_json() -> None:
+    measured = {"psnr": {"psnr_db": 30.0, "frames_db": (30.0,)}, "black_frames": (0, 3)}
+    for one in (measured, as_json(measured)):
+        assert wording.metric_figures({"candidate": one}, "candidate") == {"PSNR (dB)": "30", "Black frames": "1, 4"}
+
+
 def test_identical_clips_are_identical_and_not_without_a_figure() -> None:
     results, _ = SAMPLES["passed"]()
     results["video"]["control"]["psnr"] = {"identical": True, "psnr_db": None}
@@ -223,6 +229,7 @@ def test_a_warning_is_shown_and_leaves_the_verdict(rendered: dict[str, str]) -> 
     page = Page(render(results, None))
     assert "WARNING Storage A 2.0% of its numbers became zero" in page.text
     assert "PASS The converted model passed" in page.text
+    assert "passed, 1 warned; the tightest" in page.text
 
 
 def test_the_first_bad_operation_comes_with_the_twenty_before_it(rendered: dict[str, str]) -> None:
@@ -234,13 +241,26 @@ def test_the_first_bad_operation_comes_with_the_twenty_before_it(rendered: dict[
     assert "not finite" in table
 
 
+def test_operations_may_come_with_their_dtype_and_the_largest_first() -> None:
+    results, _ = SAMPLES["not_finite"]()
+    for row in results["safety"]:
+        top = [one | {"op": "aten.mul", "dtype": "fp16"} for one in row["ranges"] if one["largest"] is not None]
+        row["ranges"] = sorted(top, key=lambda one: -one["largest"])[:20]
+        for one in row["last_operations"]:
+            del one["smallest"]
+            one["dtype"] = "fp16"
+    text = Page(render(results, None)).text
+    assert "operations, largest first" in text
+    assert "module operation dtype largest range" in text
+
+
 def test_pixels_that_are_not_finite_are_told(rendered: dict[str, str]) -> None:
     assert "pixels are not finite: magenta" in Page(rendered["not_finite"]).text
     assert "pixels are not finite" not in Page(rendered["passed"]).text
 
 
 def test_a_page_explains_the_five_classes_and_what_it_does_not_prove(page: Page) -> None:
-    for one in html.CLASSES:
+    for one in wording.CLASSES:
         assert one.question in page.text
         assert one.meaning in page.text
     assert "What this page does not prove: names." in page.text
@@ -301,12 +321,12 @@ def test_hostile_strings_stay_text(rendered: dict[str, str], name: str) -> None:
     ],
 )  # fmt: skip
 def test_figures_are_written_for_people(value: object, text: str) -> None:
-    assert html.figure(value) == text
+    assert wording.figure(value) == text
 
 
 @pytest.mark.parametrize(("nbytes", "text"), [(0, "0 B"), (57_153_000_000, "57.2 GB"), (None, "–"), (999, "999 B")])
 def test_sizes_have_decimal_units(nbytes: int | None, text: str) -> None:
-    assert html.size(nbytes).replace("\u00a0", " ") == text
+    assert wording.size(nbytes).replace("\u00a0", " ") == text
 
 
 def test_the_error_plot_puts_ten_times_more_the_same_distance_higher() -> None:

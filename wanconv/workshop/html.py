@@ -19,85 +19,13 @@ import jinja2
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 from wanconv.workshop import clips as film
 from wanconv.workshop import plots
+from wanconv.workshop.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
 
 Row = Mapping[str, Any]
 
 FP16_MAX, BF16_MAX = 65504.0, 3.3895313892515355e38
 _BRANCHES = ("cond", "uncond")
-
-HEADLINES: Mapping[Outcome, str] = {
-    "PASS": "The converted model passed",
-    "FAIL": "The converted model failed: it is further off than its format explains",
-    "NOT FINITE": "The converted model breaks: NaN or infinity",
-    "CANNOT JUDGE": "No judgement: this run is not enough to tell",
-}
-
-
 _WORST: Sequence[Answer] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "WARNING", "PASS")
-_METRICS = {
-    "psnr_db": "PSNR (dB)",
-    "psnr_min_db": "PSNR of the worst frame (dB)",
-    "ssim": "SSIM",
-    "ssim_luma": "SSIM of luma",
-    "ssim_luma_min": "SSIM of luma, worst frame",
-    "ssim_rgb": "SSIM of RGB",
-    "lpips": "LPIPS",
-    "warp_error": "Flow-warp error",
-    "reference_warp_error": "Flow-warp error of the reference",
-    "excess_warp_error": "Flow-warp error beyond the reference's",
-    "measured": "Share of pixels that the flow covers",
-    "change": "Change from frame to frame",
-    "reference_change": "Change from frame to frame in the reference",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Class:
-    """One of the five ways in which a conversion goes wrong, which a report never mixes."""
-
-    letter: str
-    name: str
-    question: str
-    meaning: str
-
-
-CLASSES = (
-    Class(
-        "A",
-        "storage",
-        "Are the numbers in the file sound?",
-        "Each weight was read as it is stored. This proves the file, and says nothing about computing with it: weights "
-        "that fit a format exactly can still make numbers on the way that do not.",
-    ),
-    Class(
-        "B",
-        "activations",
-        "How close do the numbers on the way come to overflow?",
-        "The largest magnitude that any operation gave, against the largest finite number of the compute format. It "
-        "holds for the inputs of this run; longer clips and other prompts can reach higher, hence the margin.",
-    ),
-    Class(
-        "C",
-        "op-internal",
-        "Would a step inside an operation overflow?",
-        "Some operations go through larger numbers than they return: RMSNorm squares its input, softmax exponentiates. "
-        "A client that computes those steps in fp16 overflows even where input and output look harmless.",
-    ),
-    Class(
-        "D",
-        "accumulator",
-        "Could a sum overflow before it is complete?",
-        "A bound on each sum of products that holds in any order of summation. It matters on hardware and settings "
-        "that add up in fp16; below the limit, no order can overflow.",
-    ),
-    Class(
-        "E",
-        "accumulated error",
-        "How far does the result part from the reference?",
-        "Both models get the same inputs at each probed step (teacher forcing), so that the difference is the "
-        "conversion's own. Whole videos are chaotic: they are shown next to a control run, and not judged.",
-    ),
-)
 _CLASS_OF_CHECK = {"storage": "A", "activations": "B", "op-internal": "C", "accumulator": "D"}
 _OF_THE_RUN = ("exercised", "judged")
 
@@ -157,8 +85,8 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
             errors=[_error_panel(name, rows, profile) for name, rows in _by_component(results)],
             headroom=[_headroom_panel(row, profile) for row in _rows(results, "safety") if row.get("ranges")],
             broken=[(row, _spans(row)) for row in _rows(results, "safety") if row.get("first_bad")],
-            metrics=_metrics(results.get("video"), "candidate"),
-            chaos=_metrics(results.get("video"), "control"),
+            metrics=metric_figures(results.get("video"), "candidate"),
+            chaos=metric_figures(results.get("video"), "control"),
             command=_command(results),
         )
         .lstrip()  # what macros leave before the first line
@@ -174,42 +102,15 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
         first = max(decided, key=lambda check: _used(check) or 0)
         allowed = f" is {figure(first.value)} where {_limit(first)} is allowed" if first.value is not None else ""
         others = f" {len(decided)} checks ended so." if len(decided) > 1 else ""
-        return f"{_capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
+        return f"{capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
     if not results.get("reference"):
         return "No NaN and no overflow was found. Quality is not judged: there was no reference to compare with."
-    tightest = max(verdict.checks, key=lambda check: _used(check) or 0)
+    warned = len(verdict.checks) - len(decided)
+    counted = f"{len(decided)} checks of profile {profile.name} passed" + (f", {warned} warned" if warned else "")
+    tightest = max(decided, key=lambda check: _used(check) or 0)
     if (used := _used(tightest)) is None:
-        return f"All checks of profile {profile.name} passed."
-    counted = f"All {len(decided)} checks of profile {profile.name} passed"
+        return f"{counted}."
     return f"{counted}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
-
-
-def figure(value: object, digits: int = 3) -> str:
-    """Returns a number with so many digits, and in words what is no number."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) and abs(value) < 10**6:
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    if not isinstance(value, int | float):
-        return str(value)
-    if not isfinite(value):
-        return "not finite"
-    if value and not 1e-3 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def size(nbytes: object) -> str:
-    """Returns a byte count in the units of the command line: 27.6 GB is 27.6e9 bytes."""
-    if not isinstance(nbytes, int | float):
-        return "–"
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.3g}\N{NO-BREAK SPACE}{unit}"
-    return f"{nbytes:.0f}\N{NO-BREAK SPACE}B"
 
 
 @cache
@@ -221,7 +122,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "size": size, "capital": _capital}
+    environment.filters |= {"figure": figure, "size": size, "capital": capital}
     environment.tests["mapping_"] = lambda value: isinstance(value, Mapping)
     return environment
 
@@ -245,34 +146,6 @@ def _rows(results: Results, name: str) -> Sequence[Row]:
     value = results.get(name) or []
     assert isinstance(value, list)
     return value
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _metrics(video: object, of: str) -> dict[str, str]:
-    """Returns figures by label: those of the whole clip, of groups of metrics and single ones alike."""
-    found: dict[str, str] = {}
-    measured = video.get(of) if isinstance(video, Mapping) else None
-    for name, value in (measured or {}).items():
-        if isinstance(value, Mapping) and "reason" in value:
-            found[_label(name)] = f"not computed: {value['reason']}"
-        elif isinstance(value, Mapping):
-            same = value.get("identical") is True
-            figures = {key: one for key, one in value.items() if key != "identical" and not isinstance(one, list)}
-            found |= {
-                _label(key): "identical" if same and one is None else figure(one, 4) for key, one in figures.items()
-            }
-        elif isinstance(value, list):  # numbers of frames, from 0
-            found[_label(name)] = ", ".join(str(one + 1) for one in value) or "none"
-        elif value is not None:
-            found[_label(name)] = figure(value, 4)
-    return found
-
-
-def _label(metric: str) -> str:
-    return _METRICS.get(metric) or _capital(metric.replace("_", " "))
 
 
 def _alone(outcome: Outcome) -> str:
