@@ -14,7 +14,7 @@ import mmap
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,8 +133,15 @@ class _File:
         self._payload_hash = xxhash.xxh3_128()
         self._payload_index = 0
         self._plain = self._direct = -1
+        self._opening = threading.Lock()
 
     def open(self) -> None:
+        """Opens the file for the first worker that comes to it: of many shards only a few are open at a time."""
+        with self._opening:
+            if self._plain < 0:
+                self._open()
+
+    def _open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._plain = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -233,8 +240,6 @@ class _Writer:
 
     def run(self) -> list[Written]:
         try:
-            for file in self._files:
-                file.open()
             return self._run()
         finally:
             for file in self._files:
@@ -283,6 +288,7 @@ class _Writer:
 
     def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> int:
         """Brings one block to the buffer and to disk: read back where the journal's digest holds, else made anew."""
+        file.open()
         start, end = file.span(block)
         view = memoryview(buffer)[: end - start]
         known = self._journal.known(file.identity, block)
@@ -355,17 +361,26 @@ def write_images(
 
 def write_file(path: Path, content: bytes) -> Written:
     """Writes a small file, synced."""
+    return write_chunks(path, (content,))
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
+    """Writes a file whose bytes come one after the other, synced."""
+    digest, nbytes = hashlib.sha256(), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            _pwrite_all(descriptor, memoryview(content), 0)
+            for chunk in chunks:
+                _pwrite_all(descriptor, memoryview(chunk), nbytes)
+                digest.update(chunk)
+                nbytes += len(chunk)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise describe_output_error(error, path) from error
-    return Written(path.name, len(content), hashlib.sha256(content).hexdigest(), {})
+    return Written(path.name, nbytes, digest.hexdigest(), {})
 
 
 def sync_folders(root: Path) -> None:
