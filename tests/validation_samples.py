@@ -187,7 +187,7 @@ def passed() -> Sample:
                 "ssim": 0.9742,
                 "flow_warp_error": 0.00113,
                 "flicker": {"flicker_ratio": 1.004, "change": 0.021},
-                "lpips": {"metric": "LPIPS", "reason": "no backbone"},
+                "lpips": {"metric": "LPIPS", "reason": "not computed: no backbone"},
                 "black_frames": [],
             },
             "control": {
@@ -195,7 +195,7 @@ def passed() -> Sample:
                 "ssim": 0.9858,
                 "flow_warp_error": 0.00109,
                 "flicker": {"flicker_ratio": 1.001, "change": 0.021},
-                "lpips": {"metric": "LPIPS", "reason": "no backbone"},
+                "lpips": {"metric": "LPIPS", "reason": "not computed: no backbone"},
                 "black_frames": [],
             },
         },
@@ -304,7 +304,7 @@ def alone() -> Sample:
         "frames": 5,
         "fps": 16,
         "size": "256x256",
-        "candidate": {"lpips": {"metric": "LPIPS", "reason": "no backbone"}, "black_frames": []},
+        "candidate": {"lpips": {"metric": "LPIPS", "reason": "not computed: no backbone"}, "black_frames": []},
         "control": {},
     }
     return results, {"candidate": moving["candidate"]}

@@ -214,9 +214,9 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
         if isinstance(reference, Mapping) and reference.get("nbytes"):
             remark = f"{candidate['nbytes'] / reference['nbytes']:.0%} of the reference"
         yield "size", size(candidate.get("nbytes")), remark
-    runs = _rows(results, "runs")
-    if runs:
-        yield "time per step", f"{figure(runs[0].get('seconds_per_step'))} s", str(runs[0].get("model", ""))
+    timed = [row for row in _rows(results, "runs") if row.get("seconds_per_step") is not None]
+    if timed:
+        yield "time per step", f"{figure(timed[0]['seconds_per_step'])} s", str(timed[0]["model"])
 
 
 def _by_component(results: Results) -> list[tuple[str, list[Row]]]:

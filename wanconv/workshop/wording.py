@@ -122,7 +122,7 @@ def metric_figures(video: object, of: str) -> dict[str, str]:
     measured = video.get(of) if isinstance(video, Mapping) else None
     for name, value in (measured or {}).items():
         if isinstance(value, Mapping) and "reason" in value:
-            found[label(name)] = f"not computed: {value['reason']}"
+            found[label(name)] = str(value["reason"])
         elif isinstance(value, Mapping):
             same = value.get("identical") is True
             figures = {
