@@ -6,8 +6,8 @@ Results are one JSON object, schema wanconv.validation/1:
     settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command}
     notes                  sentences: synthetic context, stale digests, absent components
     experts_wanted, experts_exercised, cannot_judge   component names; sentences that forbid a PASS
-    storage                class A, the tensors with something to say: {tensor, source, dtype, format, relative_l2,
-                           first_not_finite, flushed_share}
+    storage                class A, the tensors with something to say: {tensor, kind, source, dtype, format, relative_l2
+                           (null: infinite), first_not_finite, flushed_share}
     safety                 classes B, C, D, per component: {component, numerics, operations, largest, largest_at,
                            headroom, first_bad: {path, op, step, timestep, expert} | null, last_operations: [{path, op,
                            smallest, largest}], op_internal: [{path, value, limit, why}], accumulators: [{path, value,
@@ -15,16 +15,20 @@ Results are one JSON object, schema wanconv.validation/1:
     steps                  class E, per teacher-forced probe: {component, timestep, branch, format, relative_l2,
                            sqnr_db, cosine, worst_block, blocks: [{block, forced_relative_l2, running_relative_l2}]}
     components             class E, encoders and VAE: {component, what, format, relative_l2, sqnr_db, cosine}
-    video                  {frames, fps, size, candidate: {metric: value}, control: {metric: value}} | null
+    video                  {frames, fps, size, candidate: {metric: value} | {not_finite: [whose]}, control: the same}
+                           | null
     runs                   per model: {model, seconds_per_step, peak_anonymous_nbytes, read_nbytes}
     tool                   versions
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from math import isfinite
+from pathlib import Path
+from types import UnionType
 from typing import Literal
 
 from wanconv.errors import UsageError
@@ -42,6 +46,8 @@ _WORST: Sequence[Outcome] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "PASS")
 Results = Mapping[str, object]
 _FLUSHED = 0.01
 _AMPLE = 1e6
+PROBES = ("first", "boundary", "below_boundary")
+_NARROW = frozenset(("fp8_e4m3fn", "fp8_e5m2", "int8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +100,36 @@ def profiles() -> tuple[str, ...]:
 
 
 def load_profile(name: str) -> Profile:
-    """Returns a profile by name; raises UsageError for an unknown one."""
+    """Returns a profile by its name, or by the path of a TOML file; raises UsageError where it breaks the schema."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return _parse(path.stem, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"profile {name} cannot be read: {error}", "check the path") from None
     if name not in profiles():
         guess = nearest(name, profiles())
         raise UsageError(
             f"there is no profile {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(profiles())}"
         )
-    table = tomllib.loads((resources.files("wanconv") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
+    return _parse(name, (resources.files("wanconv") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+# Every key of a profile, and what its value is: a type, or what all of a table's values are.
+_KEYS: Mapping[str, Mapping[str, type | UnionType]] = {
+    "run": {"steps": int, "frames": int, "size": str, "probes": list, "video": bool, "accumulators": bool},
+    "headroom": {"fail": int | float, "warn": int | float},
+}
+_LIMITS = ("noise_relative_l2", "weight_relative_l2", "component_relative_l2")
+
+
+def _parse(name: str, text: str) -> Profile:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"profile {name} is no TOML: {error}", "take quick.toml as an example") from None
+    if problems := _problems(table):
+        raise UsageError(f"profile {name} breaks the schema", "take quick.toml as an example", problems)
     run, headroom = table["run"], table["headroom"]
     return Profile(
         name=name,
@@ -119,6 +148,73 @@ def load_profile(name: str) -> Profile:
     )
 
 
+def _problems(table: Mapping[str, object]) -> list[str]:
+    known = {"schema", "summary", *_KEYS, *_LIMITS}
+    found = [f"unknown key {key}" for key in table if key not in known]
+    if table.get("schema") != 1 or not isinstance(table.get("summary"), str):
+        found.append("schema must be 1, and summary one sentence")
+    for section, keys in _KEYS.items():
+        values = table.get(section)
+        values = values if isinstance(values, Mapping) else {}
+        found += [f"unknown key {section}.{key}" for key in values if key not in keys]
+        found += [
+            f"{section}.{key} is missing or wrong"
+            for key, kind in keys.items()
+            if not isinstance(values.get(key), kind)
+        ]
+    for section in _LIMITS:
+        limits = table.get(section)
+        if not isinstance(limits, Mapping) or not all(type(limit) in (int, float) for limit in limits.values()):
+            found.append(f"{section} must hold a number per format")
+        elif unknown := sorted(limits.keys() - DTYPES.keys() - {"exact"}):
+            found.append(f"{section}: there is no format {', '.join(unknown)}")
+    run = table.get("run")
+    run = run if isinstance(run, Mapping) else {}
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(run.get("size"))):
+        found.append("run.size must be as 128x128")
+    probes = run.get("probes")
+    if (
+        not isinstance(probes, list)
+        or not probes
+        or not all(probe in PROBES or (type(probe) is int and 0 < probe < 1000) for probe in probes)
+    ):
+        found.append(f"run.probes must be timesteps, 1 to 999, or {', '.join(PROBES)}")
+    return found
+
+
+# What judging reads of a row. The rest may be absent.
+_ROWS: Mapping[str, tuple[str, ...]] = {
+    "storage": ("tensor", "format"),
+    "safety": ("component", "numerics"),
+    "steps": ("component", "timestep", "format"),
+    "components": ("component", "what", "format"),
+}
+
+
+def faults(results: object) -> list[str]:
+    """Returns what keeps a JSON value from being results that can be judged."""
+    if not isinstance(results, Mapping) or results.get("schema") != SCHEMA:
+        return [f"schema is not {SCHEMA}"]
+    found = []
+    for name in ("notes", "experts_wanted", "experts_exercised", "cannot_judge", *_ROWS):
+        if not isinstance(results.get(name, []), list):
+            found.append(f"{name} is no list")
+    for name in ("candidate", "settings"):
+        if not isinstance(results.get(name), Mapping):
+            found.append(f"{name} is no object")
+    for name, keys in _ROWS.items():
+        rows = results.get(name)
+        for number, row in enumerate(rows if isinstance(rows, list) else []):
+            if not isinstance(row, Mapping) or any(key not in row for key in keys):
+                found.append(f"{name}[{number}] lacks one of {', '.join(keys)}")
+    for row in results.get("safety") or [] if not found else []:
+        for what in _NAMES:
+            inner = row.get(what) or []
+            if not isinstance(inner, list) or any({"path", "value", "limit"} - set(one) for one in inner):
+                found.append(f"safety: an entry of {what} lacks one of path, value, limit")
+    return found
+
+
 def judge(results: Results, profile: Profile) -> Verdict:
     """Returns the verdict on saved results (schema wanconv.validation/1)."""
     checks = (
@@ -126,6 +222,7 @@ def judge(results: Results, profile: Profile) -> Verdict:
         *_safety(results, profile),
         *_exercised(results),
         *_quality(results, profile),
+        *_video(results),
     )
     present = {check.outcome for check in checks}
     outcome: Outcome = next((one for one in _WORST if one in present), "CANNOT JUDGE")
@@ -152,58 +249,70 @@ def _number(value: object) -> float | None:
 
 def _storage(results: Results, profile: Profile) -> Iterator[Check]:
     """Class A: the numbers in the file, each tensor held to the limit of the format that it is stored in."""
+    passed: dict[tuple[str, str], Check] = {}
     for row in _section(results, "storage"):
-        bad = row.get("first_not_finite")
-        if bad is not None:
-            message = f"the file holds {bad}: every product with it is lost"
-            yield Check("storage", "NOT FINITE", None, None, str(row["tensor"]), message)
+        check = _stored(row, profile.weight_relative_l2)
+        if check.outcome != "PASS":
+            yield check
             continue
-        value, key = _number(row.get("relative_l2")), str(row["format"])
-        limit = profile.weight_relative_l2.get(key, 0.0)
-        if value is None or value > limit:
-            yield Check(
-                "storage", "FAIL", value, limit, str(row["tensor"]), f"further from its source than {key} explains"
-            )
-        elif (_number(row.get("flushed_share")) or 0.0) > _FLUSHED:
-            message = f"{_number(row['flushed_share']):.1%} of its numbers became zero"
-            yield Check("storage", "WARNING", value, limit, str(row["tensor"]), message)
+        key = (check.where.partition("/")[0], str(row["format"]))
+        if key not in passed or (check.value or 0.0) > (passed[key].value or 0.0):
+            passed[key] = check
+    yield from passed.values()  # the worst of each component and format
+
+
+def _stored(row: Mapping[str, object], limits: Mapping[str, float]) -> Check:
+    where, value, key = str(row["tensor"]), _number(row.get("relative_l2")), str(row["format"])
+    bad, flushed = row.get("first_not_finite"), _number(row.get("flushed_share")) or 0.0
+    if bad is not None:
+        return Check("storage", "NOT FINITE", None, None, where, f"the file holds {bad}: every product with it is lost")
+    if key in _NARROW and row.get("kind") != "linear":
+        message = f"a {row.get('kind')} in {key}: clients compute these in 16 bits or more, and few load them so"
+        return Check("storage", "FAIL", value, limits.get(key), where, message)
+    if key not in limits:
+        return Check("storage", "CANNOT JUDGE", value, None, where, f"the profile has no limit for {key}")
+    if value is None or value > limits[key]:
+        return Check("storage", "FAIL", value, limits[key], where, f"further from its source than {key} explains")
+    if flushed > _FLUSHED:
+        return Check("storage", "WARNING", value, limits[key], where, f"{flushed:.1%} of its numbers became zero")
+    return Check("storage", "PASS", value, limits[key], where, f"relative L2 of a tensor, held to {key}")
 
 
 def _safety(results: Results, profile: Profile) -> Iterator[Check]:
     """Classes B, C and D: the numbers on the way, under the numerics that the run imitated."""
     for row in _section(results, "safety"):
-        where, name = str(row["component"]), str(row["numerics"])
-        bad = row.get("first_bad")
-        if isinstance(bad, Mapping):
-            message = f"under {name}, {bad.get('op')} is the first operation that is not finite"
-            yield Check("activations", "NOT FINITE", None, None, f"{where}/{bad.get('path')}", message)
-            continue
-        headroom = _number(row.get("headroom"))
-        if headroom is None:
-            yield Check("activations", "CANNOT JUDGE", None, None, where, f"nothing was recorded under {name}")
-            continue
-        room = f"{headroom:.3g} times" if headroom < _AMPLE else "more than a million times"
-        message = f"under {name}, the largest magnitude is {room} below the limit"
-        if headroom < profile.headroom_warn:
-            message += ": little room for longer clips"
-        outcome: Outcome = "NOT FINITE" if headroom < profile.headroom_fail else "PASS"
-        yield Check(
-            "activations", outcome, headroom, profile.headroom_fail, f"{where}/{row.get('largest_at')}", message
-        )
-        for inner in row.get("op_internal") or []:  # type: ignore[attr-defined]  # a list of objects, by the schema
-            yield Check(
-                "op-internal",
-                "WARNING",
-                _number(inner["value"]),
-                _number(inner["limit"]),
-                inner["path"],
-                inner["why"],
-            )
-        for bound in row.get("accumulators") or []:  # type: ignore[attr-defined]  # a list of objects, by the schema
-            why = "some order of summation in fp16 overflows"
-            yield Check(
-                "accumulator", "NOT FINITE", _number(bound["value"]), _number(bound["limit"]), bound["path"], why
-            )
+        component, name = str(row["component"]), str(row["numerics"])
+        yield _activations(row, component, name, profile)
+        for what, outcome, why in _INNER:
+            for one in _section(row, what):
+                message = str(one.get("why") or "") + why
+                path = f"{component}/{one['path']}"
+                yield Check(_NAMES[what], outcome, _number(one["value"]), _number(one["limit"]), path, message)
+
+
+_NAMES = {"op_internal": "op-internal", "accumulators": "accumulator"}
+_INNER: Sequence[tuple[str, Answer, str]] = (
+    ("op_internal", "WARNING", " overflows inside of a kernel that computes it in fp16"),
+    ("accumulators", "NOT FINITE", "a kernel that sums in fp16 can overflow on the way"),
+)
+
+
+def _activations(row: Mapping[str, object], component: str, name: str, profile: Profile) -> Check:
+    bad, headroom, largest = row.get("first_bad"), _number(row.get("headroom")), _number(row.get("largest"))
+    if isinstance(bad, Mapping):
+        message = f"under {name}, {bad.get('op')} is the first operation that is not finite"
+        return Check("activations", "NOT FINITE", None, None, f"{component}/{bad.get('path')}", message)
+    if headroom is None:
+        return Check("activations", "CANNOT JUDGE", None, None, component, f"nothing was recorded under {name}")
+    where = f"{component}/{row.get('largest_at')}"
+    room = f"{headroom:.3g} times" if headroom < _AMPLE else "more than a million times"
+    message = f"under {name}, the largest magnitude is {room} below the limit"
+    outcome: Answer = "NOT FINITE" if headroom < profile.headroom_fail else "PASS"
+    if outcome == "PASS" and headroom < profile.headroom_warn:
+        outcome, message = "WARNING", f"{message}: little room for longer clips"
+    elif outcome == "PASS" and largest is not None and largest > DTYPES["fp16"].largest:
+        outcome, message = "WARNING", f"fine under {name}, but {largest:.3g} is too large for clients that run in fp16"
+    return Check("activations", outcome, headroom, profile.headroom_fail, where, message)
 
 
 def _exercised(results: Results) -> Iterator[Check]:
@@ -212,7 +321,7 @@ def _exercised(results: Results) -> Iterator[Check]:
     assert isinstance(seen, list)
     for expert in wanted:
         if expert not in seen:
-            message = "the run never reached its timesteps: more steps, or the official shift"
+            message = "not exercised: missing from a model, or no probe reached its timesteps"
             yield Check("exercised", "CANNOT JUDGE", None, None, str(expert), message)
     for reason in results.get("cannot_judge") or []:  # type: ignore[attr-defined]  # a list of sentences, by the schema
         yield Check("judged", "CANNOT JUDGE", None, None, "validation", str(reason))
@@ -224,6 +333,25 @@ def _quality(results: Results, profile: Profile) -> Iterator[Check]:
         yield _error("noise prediction", row, profile.noise_relative_l2, f"{row['component']} at t={row['timestep']}")
     for row in _section(results, "components"):
         yield _error(str(row["what"]), row, profile.component_relative_l2, str(row["component"]))
+
+
+def _video(results: Results) -> Iterator[Check]:
+    """What the free run gave. Pictures that differ are shown and not judged; pictures that are none are."""
+    video = results.get("video")
+    metrics = video.get("candidate") if isinstance(video, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        return
+    if broken := metrics.get("not_finite"):
+        assert isinstance(broken, list)
+        yield Check("free run", "NOT FINITE", None, None, " and ".join(broken), "the generated video is not finite")
+        return
+    for what in ("black_frames", "frozen_frames"):
+        ours, theirs = metrics.get(what) or (), metrics.get(f"reference_{what}") or ()
+        assert isinstance(ours, Sequence)
+        assert isinstance(theirs, Sequence)
+        if len(ours) > len(theirs):
+            message = f"{what.replace('_', ' ')}, where the reference has {len(theirs)}"
+            yield Check("free run", "WARNING", float(len(ours)), float(len(theirs)), "candidate", message)
 
 
 def _error(name: str, row: Mapping[str, object], limits: Mapping[str, float], where: str) -> Check:

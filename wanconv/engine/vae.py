@@ -50,11 +50,12 @@ class Vae:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Returns the video of normalised latents, float32 in 0 … 1.  # (1, C, F, h, w) -> (frames, H, W, 3)"""
+        """Returns the video of normalised latents, float32 in 0 … 1, or NaN.  # (1, C, F, h, w) -> (frames, H, W, 3)"""
         self._load("decoder")
         mean, inverse = self._statistics(latents.device)
         video = self._vae.decode(latents.to(self._dtype) / inverse + mean, return_dict=False)[0]
-        pixels: Tensor = (video.float() * 0.5 + 0.5).clamp(0, 1)
+        pixels: Tensor = video.float() * 0.5 + 0.5
+        pixels = pixels.clamp(0, 1).masked_fill(~pixels.isfinite(), torch.nan)  # infinity is no white
         return pixels[0].permute(1, 2, 3, 0).contiguous()
 
     @torch.inference_mode()

@@ -5,12 +5,13 @@ import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv import __version__, verdict
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import write_file
+from wanconv.checkpoint.writer import describe_output_error, write_file
 from wanconv.errors import InputError, UsageError
 from wanconv.families import identify
 from wanconv.families.identify import Expert
@@ -23,7 +24,7 @@ from wanconv.workshop import manifest
 from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
-    from wanconv.workshop.measure import Clips
+    from wanconv.workshop.measure import Clips, Wanted
 
 Json = dict[str, object]
 
@@ -51,28 +52,23 @@ class Options:
 
 def recheck(path: Path, profile_name: str) -> Report:
     """Returns the verdict on saved results under another profile, or under thresholds that have changed."""
+    hint = "give the results.json that validate -o wrote"
     try:
         results = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as results: {error}", "give the results.json of a validation"
-        ) from None
-    if not isinstance(results, dict) or results.get("schema") != verdict.SCHEMA:
-        raise InputError(f"{path} holds no results of a validation", "give the results.json that validate -o wrote")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as results: {error}", hint) from None
+    if wrong := verdict.faults(results):
+        raise InputError(f"{path} holds no results of a validation", hint, wrong)
     profile = load_profile(profile_name)
     return _report(results, judge(results, profile), profile)
 
 
 def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
-    from wanconv.engine.numerics import PRESETS  # imports torch, as measuring does
-    from wanconv.workshop.measure import Wanted, cannot_judge, measure
+    from wanconv.workshop.measure import cannot_judge, measure  # imports torch
 
     profile = load_profile(options.profile)
-    if options.numerics is not None and options.numerics not in PRESETS:
-        guess = nearest(options.numerics, PRESETS)
-        known = f"did you mean {guess}?" if guess else f"known: {', '.join(PRESETS)}"
-        raise UsageError(f"there are no numerics {options.numerics!r}", known)
+    _check(options)
     candidate = identify(open_checkpoint(path, options.exclude), options.expert)
     reference = None if options.against is None else identify(open_checkpoint(options.against), options.expert)
     results: Json = {
@@ -85,18 +81,7 @@ def validate(path: Path, options: Options, progress: Progress = lambda what, don
     }
     clips: Clips = {}
     if not results["cannot_judge"]:
-        wanted = Wanted(
-            options.numerics,
-            options.full_length,
-            options.steps,
-            options.size,
-            options.frames,
-            options.prompt,
-            options.seed,
-            options.memory_nbytes,
-            options.device,
-        )
-        results["settings"], measured, clips = measure(candidate, reference, profile, wanted, progress)
+        results["settings"], measured, clips = measure(candidate, reference, profile, _wanted(options), progress)
         results |= measured
     results["notes"] = [*_stale(path, candidate, progress), *_list(results["notes"])]
     results["settings"] = {**_dict(results["settings"]), "command": shlex.join(options.command)}
@@ -105,6 +90,45 @@ def validate(path: Path, options: Options, progress: Progress = lambda what, don
     if options.out is not None:
         _write(options.out, results, found, profile, clips)
     return _report(results, found, profile)
+
+
+def _check(options: Options) -> None:
+    """Raises UsageError and OutputError for what would otherwise be found out after an hour."""
+    import torch
+
+    from wanconv.engine.numerics import PRESETS
+
+    if options.numerics is not None and options.numerics not in PRESETS:
+        guess = nearest(options.numerics, PRESETS)
+        known = f"did you mean {guess}?" if guess else f"known: {', '.join(PRESETS)}"
+        raise UsageError(f"there are no numerics {options.numerics!r}", known)
+    kind, _, number = options.device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in ("cpu", "cuda") or (kind == "cpu" and number) or (number and not number.isdecimal()):
+        raise UsageError(f"there is no device {options.device!r}", "name cpu, cuda or cuda:N")
+    if int(number or 0) >= count:
+        raise UsageError(f"there is no device {options.device!r}: torch sees {count} of its kind", "use --device cpu")
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise describe_output_error(error, options.out) from error
+
+
+def _wanted(options: Options) -> "Wanted":
+    from wanconv.workshop.measure import Wanted
+
+    return Wanted(
+        options.numerics,
+        options.full_length,
+        options.steps,
+        options.size,
+        options.frames,
+        options.prompt,
+        options.seed,
+        options.memory_nbytes,
+        options.device,
+    )
 
 
 def _list(value: object) -> list[object]:
@@ -118,9 +142,7 @@ def _dict(value: object) -> Json:
 
 
 def _versions() -> Json:
-    import torch
-
-    return {"torch": torch.__version__}
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")}
 
 
 def _describe(path: Path, model: Model) -> Json:

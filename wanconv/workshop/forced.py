@@ -6,7 +6,7 @@ Every timestep and both branches of guidance are one batch, so each block is rea
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -19,8 +19,8 @@ from wanconv.engine.recorder import Recorder
 from wanconv.engine.wan import State, Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.layouts.sizes import heads
-from wanconv.metrics.tensors import Agreement, NonFinite, compare
-from wanconv.tensors import DTYPES, Model
+from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
+from wanconv.tensors import Kind, Model, ModelTensor
 from wanconv.workshop.weights import ModelWeights
 
 Weights = Mapping[str, Tensor]
@@ -51,9 +51,10 @@ class BlockError:
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """What storing did to one tensor: relative L2, and the share of its numbers that became zero."""
+    """What storing did to one tensor: relative L2 (None: infinite), and the share of its numbers that became zero."""
 
     name: str
+    kind: Kind
     source: str
     stored: str
     relative_l2: float | None
@@ -144,26 +145,23 @@ def _errors(update: Tensor, error: Tensor) -> tuple[float | None, ...]:
 def _compare_weights(
     component: str, reference: ModelWeights, candidate: ModelWeights, theirs: Weights, ours: Weights
 ) -> list[TensorError]:
+    sources, stored = (one.model.components[component].tensors for one in (reference, candidate))
     return [
-        _compare_tensor(
-            f"{component}/{name}",
-            reference.model.components[component].tensors[f"{component}/{name}"].dtype,
-            candidate.model.components[component].tensors[f"{component}/{name}"].dtype,
-            tensor,
-            ours[name],
-        )
+        compare_tensor(sources[f"{component}/{name}"], stored[f"{component}/{name}"], [(tensor, ours[name])])
         for name, tensor in theirs.items()
     ]
 
 
-def _compare_tensor(name: str, source: str, stored: str, reference: Tensor, candidate: Tensor) -> TensorError:
-    agreement = compare(reference, candidate)
-    if isinstance(agreement, NonFinite):
-        whose = "in both models" if agreement.reference and agreement.candidate else "in one of the models"
-        bad = f"NaN or infinity {whose}, the first at element {agreement.first}"
-        return TensorError(name, source, stored, None, 0.0, bad)
-    flushed = 0.0
-    if not DTYPES[stored].holds(DTYPES[source]):
-        flushed = float(((candidate == 0) & (reference != 0)).sum()) / reference.numel()
-    error = agreement.relative_l2 if agreement.relative_l2 is not None else inf
-    return TensorError(name, source, stored, error, flushed, None)
+def compare_tensor(source: ModelTensor, stored: ModelTensor, runs: Iterable[tuple[Tensor, Tensor]]) -> TensorError:
+    """Returns what storing did to a tensor, given runs of decoded (reference, candidate) elements."""
+    comparison, flushed = Comparison(), 0
+    for first, second in runs:
+        comparison.add(first, second)
+        flushed += int(((second == 0) & (first != 0)).sum())
+    result, error, bad = comparison.result(), None, None
+    if isinstance(result, NonFinite):
+        whose = "in both models" if result.reference and result.candidate else "in one of the models"
+        bad = f"NaN or infinity {whose}, the first at element {result.first}"
+    else:
+        error = result.relative_l2
+    return TensorError(stored.name, stored.role.kind, source.dtype, stored.dtype, error, flushed / source.numel, bad)

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wanconv.engine.numerics import FP32, Imitation, Numerics
+from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import (
     Grid,
     Task,
@@ -73,6 +75,29 @@ def hub_names(component: Component) -> Mapping[str, str]:
     """Returns canonical name (no component) -> the name in diffusers or transformers."""
     wanted = targets(component.architecture, "hub", component.dims)
     return {source: target.name for target in wanted for source in target.sources}
+
+
+def module_names(component: Component) -> Mapping[str, str]:
+    """Returns module in diffusers or transformers -> canonical path, the longest that all tensors in it begin with."""
+    found: dict[str, list[str]] = {}
+    for canonical, hub in hub_names(component).items():
+        own, theirs = canonical.split("."), hub.split(".")
+        for length in range(1, len(theirs)):
+            shared = found.setdefault(".".join(theirs[:length]), own[:-1])
+            found[".".join(theirs[:length])] = [
+                one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(shared, own, strict=False))
+            ]
+    return {module: ".".join(path) for module, path in found.items()}
+
+
+def watched(network: nn.Module, component: Component, recorder: Recorder) -> Recorder:
+    """Gives a borrowed network's modules their canonical names, and returns the recorder."""
+    names = module_names(component)
+    recorder.watch(network)
+    for path, module in network.named_modules():
+        if names.get(path):
+            recorder.watch(module, names[path])
+    return recorder
 
 
 def hub_config(model: Model, name: str) -> Mapping[str, object]:
@@ -150,7 +175,7 @@ def generate(
     networks = {
         name: denoiser(weights.model, weights, name, numerics) for name in weights.model.components if name in DENOISERS
     }
-    imitation = Imitation()  # type: ignore[no-untyped-call]  # torch's modes are untyped
+    imitation = Imitation()
     with imitation if setting.device.type == "cpu" else nullcontext():
         for timestep in grid.timesteps.tolist():
             expert = expert_at(timestep, task.boundary)

@@ -1,7 +1,7 @@
 """The course of a validation: contexts, probes, recording, a free run; what came out goes into the results."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.sampling import TRAIN_STEPS, official_grid, task_of
+from wanconv.engine.sampling import TRAIN_STEPS, exercised, official_grid, task_of
 from wanconv.families import DENOISERS
 from wanconv.metrics.tensors import compare
 from wanconv.tensors import Model
-from wanconv.verdict import Profile, coarsest
+from wanconv.verdict import Profile
 from wanconv.workshop import generation, validation
 from wanconv.workshop.forced import Probe
 from wanconv.workshop.generation import Run, Setting
@@ -24,6 +24,8 @@ from wanconv.workshop.validation import Inputs, Json, agreement_figures
 from wanconv.workshop.weights import ModelWeights
 
 Clips = dict[str, NDArray[np.float32]]
+
+_WORTH_THREADS = 1 << 20  # elements of a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +49,10 @@ class Measurement:
     def __init__(
         self, candidate: ModelWeights, reference: ModelWeights | None, profile: Profile, wanted: Wanted, tell: Progress
     ) -> None:
-        self.candidate, self.reference, self.profile, self.wanted, self.tell = (
-            candidate,
-            reference,
-            profile,
-            wanted,
-            tell,
-        )
-        model = candidate.model
-        task = task_of(model.family.name, model.release.name if model.release else None)
-        width, height = (int(side) for side in profile.size.split("x"))
-        self.numerics = validation.default_numerics(model, wanted.numerics)
-        self.setting = generation.setting(
-            model,
-            task,
-            official_grid(wanted.steps or profile.steps or task.steps, task.shift),
-            wanted.size or (width, height),
-            wanted.frames or profile.frames,
-            wanted.seed,
-            wanted.device,
-        )
+        self.candidate, self.reference = candidate, reference
+        self.profile, self.wanted, self.tell = profile, wanted, tell
+        self.numerics = validation.default_numerics(candidate.model, wanted.numerics)
+        self.setting = _setting(candidate.model, profile, wanted)
         self.notes: list[str] = []
         self.storage: list[Json] = []
         self.safety: list[Json] = []
@@ -74,28 +60,23 @@ class Measurement:
         self.components: list[Json] = []
         self.runs: list[Json] = []
         self.exercised: list[str] = []
-
-    @property
-    def models(self) -> list[ModelWeights]:
-        """The models at hand, the reference first."""
-        return [weights for weights in (self.reference, self.candidate) if weights is not None]
+        self.denoisers = [name for name in candidate.model.family.components if name in DENOISERS]
 
     def measure(self) -> tuple[Json, Clips]:
         """Returns the measured part of the results, and the frames of the free run."""
         with validation.peak_anonymous() as peak:
-            inputs = self._inputs()
+            self._absent()
+            inputs = Inputs(self._contexts(), self._condition())
             self._vae()
-            wanted = validation.timesteps(self.profile, self.setting.task.boundary)
-            for number, (component, probe) in enumerate(validation.probes(self.setting, inputs, wanted).items()):
-                self.tell("probing the denoisers", number, len(self.setting.task.guidance))
-                self._probe(component, probe)
+            self._stored()
+            self._probes(inputs)
             if self.wanted.full_length:
                 self._full_length(inputs)
             video, clips = self._free_run(inputs)
             self.runs.append({"model": "whole validation", "peak_anonymous_nbytes": peak()})
         return {
             "notes": self.notes,
-            "experts_wanted": [name for name in self.candidate.model.family.components if name in DENOISERS],
+            "experts_wanted": self.denoisers,
             "experts_exercised": self.exercised,
             "storage": self.storage,
             "safety": self.safety,
@@ -105,72 +86,103 @@ class Measurement:
             "runs": self.runs,
         }, clips
 
-    def _inputs(self) -> Inputs:
-        """Returns the contexts both models get, and compares the text encoders where both have one."""
-        having = [weights for weights in self.models if "text_encoder" in weights.model.components]
-        tokens = generation.tokens_of([weights.model for weights in self.models], self.wanted.prompt)
+    def _having(self, component: str) -> list[ModelWeights]:
+        """Returns the models that have a component, the reference first."""
+        models = [weights for weights in (self.reference, self.candidate) if weights is not None]
+        return [weights for weights in models if component in weights.model.components]
+
+    def _compares(self, component: str) -> bool:
+        return self.reference is not None and len(self._having(component)) == 2
+
+    def _absent(self) -> None:
+        """Notes what neither is judged nor compared."""
+        for what, weights in (("candidate", self.candidate), ("reference", self.reference)):
+            for name in self.candidate.model.family.components:
+                if weights is not None and name not in weights.model.components:
+                    self.notes.append(f"the {what} has no {name}")
+
+    def _contexts(self) -> Tensor:
+        """Returns the contexts both models get (2, 512, text); compares and records the text encoders at hand."""
+        having = self._having("text_encoder")
+        models = [weights.model for weights in (self.reference, self.candidate) if weights is not None]
+        tokens = generation.tokens_of(models, self.wanted.prompt)
         if not having or tokens is None:
             contexts, note = generation.made_up_contexts(self.candidate.model, self.wanted.seed)
             self.notes.append(note)
-            return Inputs(contexts.to(self.setting.device), self._condition())
+            if having:
+                self.notes.append("the text encoder was not run: there is no tokenizer")
+            return contexts.to(self.setting.device)
         self.tell("encoding the prompt", 0, len(having))
         encoded = [generation.text_encoder(weights, torch.float32).encode(tokens) for weights in having]
-        if len(encoded) == 2:
+        if self._compares("text_encoder"):
             self._compared("text_encoder", "text context", *encoded)
         if self.candidate in having:
-            half = torch.float16 in (self.numerics.linear, self.numerics.residual)
-            encoder = generation.text_encoder(self.candidate, torch.float16 if half else torch.bfloat16)
-            recorder = Recorder()
-            recorder.watch(encoder.module)
-            with recorder:
-                encoder.encode(tokens)
-            self.safety.append(validation.safety_row("text_encoder", "fp16" if half else "bf16", recorder))
-        return Inputs(encoded[0].to(self.setting.device), self._condition())
+            self.safety.append(self._recorded_encoder(tokens))
+        for weights in having:
+            weights.release("text_encoder")
+        return encoded[0].to(self.setting.device)
+
+    def _recorded_encoder(self, tokens: list[list[int]]) -> Json:
+        """Returns the text encoder's row of `safety`; padded to its whole length where the run is, too."""
+        name, dtype = validation.ENCODER_NUMERICS.get(self.numerics.name, ("bf16", torch.bfloat16))
+        encoder = generation.text_encoder(self.candidate, dtype)
+        recorder = Recorder(strict=self.numerics.name == "fp16")  # transformers keeps a linear of each block in fp32
+        with generation.watched(encoder.module, self.candidate.model.components["text_encoder"], recorder):
+            encoder.encode(tokens, padded=self.wanted.full_length)
+        return validation.safety_row("text_encoder", name, recorder)
 
     def _condition(self) -> Tensor | None:
         if self.candidate.model.family.model_type != "i2v":
             return None
-        having = [weights for weights in self.models if "vae" in weights.model.components]
+        having = self._having("vae")
         if not having:
             self.notes.append("no VAE at hand: the image condition is grey latents")
         return generation.condition_of(self.setting, generation.vae_of(having[0]) if having else None)
 
     def _vae(self) -> None:
         """Compares what both VAEs make of the same latents and of the same image, and records the candidate's."""
-        having = [weights for weights in self.models if "vae" in weights.model.components]
-        if self.candidate not in having:
+        if "vae" not in self.candidate.model.components:
             return
+        self.tell("decoding", 0, 1)
         latents, image = validation.clean_latents(self.setting), generation.image_of(self.setting).unsqueeze(2)
-        vaes = [generation.vae_of(weights) for weights in having]
-        if len(vaes) == 2:
-            self._compared("vae", "decoded video", *(vae.decode(latents) for vae in vaes))
-            self._compared("vae", "encoded image", *(vae.encode(image) for vae in vaes))
         strict = self.numerics.name == "fp16"
         recorded = generation.vae_of(self.candidate, torch.float16 if strict else torch.float32)
         recorder = Recorder()
-        recorder.watch(recorded.module)
-        with recorder:
-            recorded.decode(latents)
+        with generation.watched(recorded.module, self.candidate.model.components["vae"], recorder):
+            decoded = recorded.decode(latents)
         self.safety.append(validation.safety_row("vae", "fp16" if strict else "fp32", recorder))
+        if self.reference is not None and self._compares("vae"):
+            theirs, ours = generation.vae_of(self.reference), generation.vae_of(self.candidate) if strict else recorded
+            self._compared("vae", "decoded video", theirs.decode(latents), ours.decode(latents) if strict else decoded)
+            self._compared("vae", "encoded image", theirs.encode(image), ours.encode(image))
 
     def _compared(self, component: str, what: str, reference: Tensor, candidate: Tensor) -> None:
-        pairs = self._dtypes(component)
-        figures = agreement_figures(compare(reference.float(), candidate.float()))
-        self.components.append({"component": component, "what": what, "format": coarsest(pairs), **figures})
-        if not any(str(row["tensor"]).startswith(f"{component}/") for row in self.storage):
-            assert self.reference is not None
-            stored = validation.compare_stored(component, self.reference.model, self.candidate.model)
-            self.storage += validation.storage_rows(stored)
-
-    def _dtypes(self, component: str) -> list[tuple[str, str]]:
         assert self.reference is not None
-        theirs, ours = (one.model.components[component].tensors for one in (self.reference, self.candidate))
-        return [(theirs[name].dtype, ours[name].dtype) for name in theirs]
+        held_to = validation.gate(component, self.reference.model, self.candidate.model)
+        figures = agreement_figures(compare(reference.float(), candidate.float()))
+        self.components.append({"component": component, "what": what, "format": held_to, **figures})
+
+    def _stored(self) -> None:
+        """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""
+        for component in self.candidate.model.components:
+            if self.reference is None or not self._compares(component):
+                tensors = validation.scan_stored(component, self.candidate.model)
+            elif component not in DENOISERS:
+                tensors = validation.compare_stored(component, self.reference.model, self.candidate.model)
+            else:
+                continue
+            self.storage += validation.storage_rows(tensors)
+
+    def _probes(self, inputs: Inputs) -> None:
+        wanted = validation.timesteps(self.profile, self.setting.task.boundary)
+        probes = validation.probes(self.setting, inputs, wanted)
+        for number, (component, probe) in enumerate(probes.items()):
+            self.tell("probing the denoisers", number, len(probes))
+            if component in self.candidate.model.components:
+                self._probe(component, probe)
 
     def _probe(self, component: str, probe: Probe) -> None:
-        if component not in self.candidate.model.components:
-            return
-        if self.reference is not None and component in self.reference.model.components:
+        if self.reference is not None and self._compares(component):
             found, rows = validation.compare_component(component, self.reference, self.candidate, probe)
             self.steps += rows
             self.storage += validation.storage_rows(found.tensors)
@@ -178,7 +190,8 @@ class Measurement:
         self.safety.append(
             validation.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
         )
-        self.exercised.append(component)
+        if self.reference is None or self._compares(component):
+            self.exercised.append(component)
 
     def _full_length(self, inputs: Inputs) -> None:
         """Records one step at the task's own length and size: what a short clip does not reach."""
@@ -196,16 +209,15 @@ class Measurement:
         """Generates with both models and with the reference one ulp away; compares the decoded clips."""
         if not self.profile.video or self.reference is None:
             return None, {}
-        vaes = [weights for weights in self.models if "vae" in weights.model.components]
-        complete = all(
-            name in weights.model.components
-            for weights in self.models
-            for name in self.candidate.model.family.components
-            if name in DENOISERS
-        )
-        if not vaes or not complete:
+        if not self._having("vae") or not all(map(self._compares, self.denoisers)):
             self.notes.append("no free run: it takes every denoiser of both models, and a VAE")
             return None, {}
+        starved = [
+            name
+            for name, count in exercised(self.setting.grid.timesteps, self.setting.task.boundary).items()
+            if not count
+        ]
+        self.notes += [f"the free run never reached {name}: ask for more --steps" for name in starved]
         start = generation.noise(self.setting)
         wanted = (
             ("reference", self.reference, start),
@@ -215,21 +227,31 @@ class Measurement:
         runs: dict[str, Run] = {}
         for number, (name, weights, noise) in enumerate(wanted):
             self.tell("generating with both models and a control", number, len(wanted))
-            before = weights.read_nbytes
-            run = generation.generate(weights, self.setting, inputs.contexts, noise, self.numerics, inputs.condition)
-            source = weights if weights in vaes else vaes[0]
-            runs[name] = replace(run, video=generation.vae_of(source).decode(run.latents))
-            figures = {"seconds_per_step": run.seconds_per_step, "read_nbytes": weights.read_nbytes - before}
-            self.runs.append({"model": name, **figures})
+            runs[name] = self._generated(name, weights, noise, inputs)
         clips = {name: run.video.cpu().numpy() for name, run in runs.items() if run.video is not None}
-        width, height = self.setting.size
         return {
             "frames": self.setting.frames,
             "fps": self.setting.task.fps,
-            "size": [width, height],
+            "size": list(self.setting.size),
             "candidate": validation.compare_videos(runs["reference"], runs["candidate"]),
             "control": validation.compare_videos(runs["reference"], runs["control"]),
         }, clips
+
+    def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> Run:
+        before = weights.read_nbytes
+        with validation.peak_anonymous() as peak:
+            run = generation.generate(weights, self.setting, inputs.contexts, start, self.numerics, inputs.condition)
+            source = weights if "vae" in weights.model.components else self._having("vae")[0]
+            run = replace(run, video=generation.vae_of(source).decode(run.latents))
+        self.runs.append(
+            {
+                "model": name,
+                "seconds_per_step": run.seconds_per_step,
+                "peak_anonymous_nbytes": peak(),
+                "read_nbytes": weights.read_nbytes - before,
+            }
+        )
+        return run
 
 
 def measure(
@@ -238,12 +260,38 @@ def measure(
     """Returns (settings, measured results, frames by run) of a validation."""
     device = torch.device(wanted.device)
     share = wanted.memory_nbytes // (1 if reference is None else 2)
-    with ExitStack() as opened:
+    with _threads(candidate), ExitStack() as opened:
         ours = opened.enter_context(ModelWeights(candidate, share, device))
         theirs = None if reference is None else opened.enter_context(ModelWeights(reference, share, device))
         measurement = Measurement(ours, theirs, profile, wanted, tell)
         measured, clips = measurement.measure()
         return _settings(measurement.setting, measurement.numerics, profile, wanted), measured, clips
+
+
+def _setting(model: Model, profile: Profile, wanted: Wanted) -> Setting:
+    task = task_of(model.family.name, model.release.name if model.release else None)
+    width, height = (int(side) for side in profile.size.split("x"))
+    return generation.setting(
+        model,
+        task,
+        official_grid(wanted.steps or profile.steps or task.steps, task.shift),
+        wanted.size or (width, height),
+        wanted.frames or profile.frames,
+        wanted.seed,
+        wanted.device,
+    )
+
+
+@contextmanager
+def _threads(model: Model) -> Iterator[None]:
+    """Computes a miniature on one thread: two would spend more time on waiting for each other."""
+    before = torch.get_num_threads()
+    largest = max(tensor.numel for tensor in model.tensors.values() if tensor.role.kind == "linear")
+    torch.set_num_threads(1 if largest < _WORTH_THREADS else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:

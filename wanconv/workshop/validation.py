@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from math import isfinite
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ from wanconv.families import DENOISERS
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
-from wanconv.metrics.tensors import Agreement, Comparison, NonFinite
+from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.tensors import DTYPES, Model
 from wanconv.verdict import Profile, coarsest
 from wanconv.workshop import generation
-from wanconv.workshop.forced import Forced, Probe, TensorError, compare_denoisers, record_denoiser
+from wanconv.workshop.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.workshop.generation import Run, Setting
 from wanconv.workshop.mover import Reader, Sources, runs
 from wanconv.workshop.weights import ModelWeights
@@ -31,16 +31,23 @@ Json = dict[str, object]
 # Networks that the engine computes itself; the others are converted and verified, not validated.
 JUDGED = ("wan-t2v", "wan-i2v", "wan-ti2v")
 _SHOWN = 20  # tensors per pair of dtypes, and ranges per component
+# The text encoder's part in what a denoiser's numerics imitate; bf16 elsewhere. ComfyUI: comfy/text_encoders/t5.py.
+ENCODER_NUMERICS = {
+    "comfyui-fp16": ("fp32", torch.float32),
+    "fp16": ("fp16", torch.float16),
+    "fp32": ("fp32", torch.float32),
+    "official-fp16": ("fp16", torch.float16),
+    "diffusers-fp16": ("fp16", torch.float16),
+}
 _LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].largest, "float32": DTYPES["fp32"].largest}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """What both models are fed: contexts (2, 512, text) for prompt and negative prompt, and I2V's condition."""
 
     contexts: Tensor
     condition: Tensor | None
-    notes: list[str] = field(default_factory=list)
 
 
 def default_numerics(model: Model, asked: str | None) -> Numerics:
@@ -97,7 +104,7 @@ def compare_component(
 ) -> tuple[Forced, list[Json]]:
     """Returns the pass over a denoiser and its rows of `steps`."""
     found = compare_denoisers(component, reference, candidate, probe)
-    held_to = coarsest([(tensor.source, tensor.stored) for tensor in found.tensors])
+    held_to = gate(component, reference.model, candidate.model)
     rows: list[Json] = []
     for index, ((timestep, branch), agreement) in enumerate(zip(probe.labels, found.predictions, strict=True)):
         blocks = [
@@ -112,6 +119,14 @@ def compare_component(
     return found, rows
 
 
+def gate(component: str, reference: Model, candidate: Model) -> str:
+    """Returns the format whose limit a network is held to: its matrices' coarsest; a norm in fp8 loosens nothing."""
+    theirs, ours = (model.components[component].tensors for model in (reference, candidate))
+    pairs = [(tensor.role.kind, (tensor.dtype, ours[name].dtype)) for name, tensor in theirs.items()]
+    held_to = coarsest([pair for kind, pair in pairs if kind in ("linear", "conv")])
+    return coarsest([pair for _, pair in pairs]) if held_to == "exact" else held_to
+
+
 def agreement_figures(agreement: Agreement | NonFinite) -> Json:
     if isinstance(agreement, NonFinite):
         return {"relative_l2": None, "sqnr_db": None, "cosine": None}
@@ -120,43 +135,54 @@ def agreement_figures(agreement: Agreement | NonFinite) -> Json:
 
 def compare_stored(component: str, reference: Model, candidate: Model) -> list[TensorError]:
     """Returns what storing did to each tensor of a component, read in runs: UMT5's embedding has 2.1 GB."""
+    theirs, ours = (model.components[component].tensors for model in (reference, candidate))
+    with closing(Sources()) as sources:
+        one, other = Reader(sources), Reader(sources)
+        return [
+            compare_tensor(
+                tensor,
+                ours[name],
+                (
+                    (decode(one.values(tensor, *run)), decode(other.values(ours[name], *run)))
+                    for run in runs(0, tensor.numel)
+                ),
+            )
+            for name, tensor in theirs.items()
+        ]
+
+
+def scan_stored(component: str, model: Model) -> list[TensorError]:
+    """Returns the tensors of a component that hold NaN or infinity: all that can be said without a reference."""
     found = []
-    sources = Sources()
-    one, other = Reader(sources), Reader(sources)
-    theirs, ours = reference.components[component].tensors, candidate.components[component].tensors
-    for name, tensor in theirs.items():
-        stored, comparison, flushed = ours[name], Comparison(), 0
-        for start, count in runs(0, tensor.numel):
-            first, second = decode(one.values(tensor, start, count)), decode(other.values(stored, start, count))
-            comparison.add(first, second)
-            flushed += int(((second == 0) & (first != 0)).sum())
-        result = comparison.result()
-        bad = error = None
-        if isinstance(result, NonFinite):
-            bad = f"NaN or infinity, the first at element {result.first}"
-        else:
-            error = result.relative_l2
-        found.append(TensorError(name, tensor.dtype, stored.dtype, error, flushed / tensor.numel, bad))
-    sources.close()
+    with closing(Sources()) as sources:
+        reader = Reader(sources)
+        for name, tensor in model.components[component].tensors.items():
+            for start, count in runs(0, tensor.numel):
+                finite = torch.isfinite(decode(reader.values(tensor, start, count)))
+                if not finite.all():
+                    bad = f"NaN or infinity, the first at element {start + int(finite.int().argmin())}"
+                    found.append(TensorError(name, tensor.role.kind, tensor.dtype, tensor.dtype, None, 0.0, bad))
+                    break
     return found
 
 
 def storage_rows(tensors: Sequence[TensorError]) -> list[Json]:
-    """Returns class A's rows: all that is not finite or lost 1 % to zero, and the worst of each pair of dtypes."""
-    pairs: dict[tuple[str, str], list[TensorError]] = {}
+    """Returns class A's rows: all that is not finite or lost 1 % to zero, and the worst of each kind and its dtypes."""
+    groups: dict[tuple[str, str, str], list[TensorError]] = {}
     for tensor in tensors:
-        pairs.setdefault((tensor.source, tensor.stored), []).append(tensor)
+        groups.setdefault((tensor.kind, tensor.source, tensor.stored), []).append(tensor)
     shown = {tensor.name: tensor for tensor in tensors if tensor.first_not_finite or tensor.flushed_share > 0.01}
-    for group in pairs.values():
-        worst = sorted(group, key=lambda tensor: -(tensor.relative_l2 or 0.0))[:_SHOWN]
-        shown |= {tensor.name: tensor for tensor in worst}
+    for group in groups.values():
+        worst = sorted(group, key=lambda tensor: -(inf if tensor.relative_l2 is None else tensor.relative_l2))
+        shown |= {tensor.name: tensor for tensor in worst[:_SHOWN]}
     return [
         {
             "tensor": tensor.name,
+            "kind": tensor.kind,
             "source": tensor.source,
             "dtype": tensor.stored,
             "format": coarsest([(tensor.source, tensor.stored)]),
-            "relative_l2": tensor.relative_l2 if tensor.relative_l2 is None or isfinite(tensor.relative_l2) else None,
+            "relative_l2": tensor.relative_l2,
             "flushed_share": tensor.flushed_share,
             "first_not_finite": tensor.first_not_finite,
         }
@@ -175,10 +201,12 @@ def record(component: str, weights: ModelWeights, numerics: Numerics, probe: Pro
 
 
 def safety_row(component: str, numerics: str, recorder: Recorder) -> Json:
+    """Returns what a recorder saw as a row of `safety`."""
     ranges = [one for one in recorder.ranges if one.path]
     largest = max(ranges, key=_pressure, default=None)
-    by_size = sorted(ranges, key=lambda one: -one.amax if isfinite(one.amax) else -float("inf"))
+    by_size = sorted(ranges, key=lambda one: -one.amax if isfinite(one.amax) else -inf)
     inside = [one for one in recorder.inside if one.what != "Σ|x·w|" and one.overflows and not one.harmless]
+    inside = inside if "fp16" in numerics else []  # the rules are about fp16's kernels
     sums = [one for one in recorder.inside if one.what == "Σ|x·w|" and one.overflows]
     return {
         "component": component,
@@ -235,18 +263,20 @@ def _incident(incident: Incident | None) -> Json | None:
 
 
 def compare_videos(reference: Run, candidate: Run) -> Json:
-    """Returns every video metric as JSON values; where a clip is not finite, that alone."""
+    """Returns every video metric as JSON values; where a clip is not finite, whose it is."""
     assert reference.video is not None
     assert candidate.video is not None
-    first, second = video_metrics.clip(reference.video), video_metrics.clip(candidate.video)
+    clips = video_metrics.clip(reference.video), video_metrics.clip(candidate.video)
+    first, second = clips
     if isinstance(first, video_metrics.NonFiniteFrames) or isinstance(second, video_metrics.NonFiniteFrames):
-        return {"not_finite": True}
+        bad = [isinstance(one, video_metrics.NonFiniteFrames) for one in clips]
+        return {"not_finite": [whose for whose, is_bad in zip(("reference", "candidate"), bad, strict=True) if is_bad]}
     return asdict(video_metrics.compare(first, second))
 
 
 def one_ulp_away(start: Tensor) -> Tensor:
     """Returns the noise with every number moved to its float32 neighbour: what no eye and no model should notice."""
-    return torch.nextafter(start, torch.full_like(start, float("inf")))
+    return torch.nextafter(start, torch.full_like(start, inf))
 
 
 @contextmanager

@@ -47,6 +47,11 @@ class ModelWeights:
             self._kept[component, prefix] = found
         return found
 
+    def release(self, component: str) -> None:
+        """Lets go of what stays of a component, once it is not needed again: its room is for the next one's."""
+        for key in [key for key in self._kept if key[0] == component]:
+            self._left += sum(tensor.nbytes for tensor in self._kept.pop(key).values())
+
     def rows(self, component: str, name: str, indices: Tensor) -> Tensor:
         tensor = self.model.components[component].tensors[f"{component}/{name}"]
         columns = tensor.shape[1]
