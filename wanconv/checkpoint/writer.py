@@ -73,7 +73,7 @@ def describe_output_error(error: OSError, path: Path) -> OutputError:
     """Returns the OutputError that says why `path` could not be written."""
     reason = error.strerror or str(error)
     return OutputError(
-        f"cannot write {path}: {reason}", "free space or choose another --out, then run the same command"
+        f"cannot write {path}: {reason}", "free space or choose another folder, then run the same command"
     )
 
 

@@ -135,7 +135,7 @@ def fail(error: WanconvError) -> NoReturn:
     _end_quietly_on_a_broken_pipe()
     hint = error.hint
     if isinstance(error, Interrupted):
-        hint = f"run the same command to go on: {shlex.join(['wanconv', *sys.argv[1:]])}"
+        hint = f"run the same command to go on: {shlex.join(['wanconv', *_without_secrets(sys.argv[1:])])}"
     if SETTINGS.json:
         verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
         finding = Finding("failure", "", error.message, hint, error.code)
@@ -151,6 +151,17 @@ def fail(error: WanconvError) -> NoReturn:
     if hint:
         console.print(f"[dim]hint[/dim]: {escape(hint)}")
     sys.exit(error.exit_code)
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments without the value of --token, which belongs on no screen and in no log."""
+    shown = list(arguments)
+    for position, argument in enumerate(arguments):
+        name, equals, _ = argument.partition("=")
+        if name == "--token":
+            place = position if equals else position + 1
+            shown[place : place + 1] = ["--token=…" if equals else "…"]
+    return shown
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from wanconv.checkpoint.files import printable, regular_file, strict_json
 from wanconv.checkpoint.writer import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families.identify import Expert
+from wanconv.hubs import hasher
 from wanconv.plan import Plan
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, TensorRef
@@ -205,8 +206,8 @@ def read_chunks(path: Path) -> Iterator[memoryview]:
 
 
 def digest_file(path: Path, algorithm: str, progress: Callable[[int], None]) -> str:
-    """Returns the hex digest of a file; raises OSError."""
-    digest = hashlib.new(algorithm)
+    """Returns the hex digest of a file, `git-sha1` among the algorithms; raises OSError."""
+    digest = hasher(algorithm, path.stat().st_size)
     for chunk in read_chunks(path):
         digest.update(chunk)
         progress(len(chunk))

@@ -1,0 +1,346 @@
+"""The server: what Hugging Face and ModelScope answer to their clients, and what goes wrong on the way.
+
+Two origins, as in the world: the hub lists and redirects, a second port gives out the payload. Every request is logged.
+"""
+
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+LFS_NBYTES = 10_000  # files from this size on are in LFS
+_CHUNK_NBYTES = 1 << 16
+
+
+class Logged(NamedTuple):
+    """A request: which origin, method, path with its query, headers (lower case), and how many bytes were sent."""
+
+    origin: str
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    sent: list[int]
+
+    @property
+    def range(self) -> str:
+        return self.headers.get("range", "")
+
+
+@dataclass
+class Faults:
+    """What goes wrong. Numbers of times count down; faults of the payload are those of files in LFS."""
+
+    cut_after: list[int] = field(default_factory=list)  # each answer in turn ends after so many bytes of its body
+    chunk_delay_s: float = 0.0
+    drip: int = 0  # bytes per second, one at a time
+    wrong_bytes: int = 0
+    short_by: int = 0
+    busy: int = 0  # this many answers are `busy_status`
+    busy_status: int = 503
+    retry_after: str = ""
+    busy_listing: int = 0
+    ignore_ranges: bool = False
+    content_range: str = ""  # a lie, said to every range request
+    wrong_range_body: bool = False  # the header is right, the bytes are the file's first ones
+    etags: list[str] = field(default_factory=list)  # of each answer in turn; the last stays
+    gated: bool = False
+    token: str = ""
+    html: bool = False
+    html_same_size: bool = False
+    gzip: bool = False
+    redirects: int = 0  # further hops on the hub itself
+    redirect_to: str = ""
+    page_size: int = 1000
+    no_content_length: bool = False
+    expired: int = 0  # this many payload answers are 403, as of an address signed too long ago
+    missing_payload: bool = False
+    reset: int = 0  # this many connections are closed before any answer
+
+
+class Hub:
+    """A running hub with one repository, `owner/name`: commits are snapshots of `files`, `main` is the latest."""
+
+    def __init__(self, files: Mapping[str, bytes], repository: str = "owner/name") -> None:
+        self.repository, self.faults, self.log = repository, Faults(), list[Logged]()
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.head = self.commit(files)
+        self.after_listing: Callable[[], object] = lambda: None
+        self.lock = threading.Lock()
+        self._servers = [_serve(self, origin) for origin in ("hub", "payload")]
+        self.endpoint, self.payload = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+
+    def commit(self, files: Mapping[str, bytes]) -> str:
+        names = json.dumps([[path, sha256(content)] for path, content in files.items()])
+        self.head = hashlib.sha1(f"{len(self.commits)}{names}".encode()).hexdigest()
+        self.commits[self.head] = dict(files)
+        return self.head
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.commits[self.head]
+
+    def environment(self) -> dict[str, str]:
+        """Returns what leads the real clients here."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "MODELSCOPE_ENDPOINT": self.endpoint,
+        }
+
+    def payload_requests(self) -> list[Logged]:
+        return [one for one in self.log if one.origin == "payload"]
+
+    def sent_nbytes(self) -> int:
+        """Returns the payload's bytes that went out."""
+        return sum(sum(one.sent) for one in self.log if one.origin == "payload")
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+@contextmanager
+def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
+    hub = Hub(files)
+    try:
+        yield hub
+    finally:
+        hub.close()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing: clients that hang up are what is tested."""
+
+
+def _serve(hub: Hub, origin: str) -> _Server:
+    handler = type("Handler", (_Handler,), {"hub": hub, "origin": origin})
+    server = _Server(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    origin: str
+    protocol_version = "HTTP/1.1"
+    timeout = 20
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing; the log is the hub's."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.logged = Logged(self.origin, self.command, self.path, headers, [])
+        with self.hub.lock:
+            self.hub.log.append(self.logged)
+        parts = urlsplit(self.path)
+        path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
+        if self._count("reset"):
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        if self.origin == "payload":
+            self._payload(path)
+        elif path.startswith("/api/v1/"):
+            self._modelscope(path, query)
+        else:
+            self._hugging_face(path, query)
+
+    def _count(self, fault: str) -> bool:
+        """True as often as the fault's number says."""
+        with self.hub.lock:
+            left = getattr(self.hub.faults, fault)
+            setattr(self.hub.faults, fault, max(0, left - 1))
+        return bool(left)
+
+    # Hugging Face
+
+    def _hugging_face(self, path: str, query: dict[str, str]) -> None:
+        hub, repository = self.hub, re.escape(self.hub.repository)
+        if not self._may(f"Bearer {hub.faults.token}"):
+            return self._error(401, "RepoNotFound")
+        if match := re.fullmatch(rf"/api/models/{repository}(?:/revision/(.+))?", path):
+            if self._count("busy_listing"):
+                return self._busy()
+            commit = self._resolve(match[1] or "main")
+            return self._json({"id": hub.repository, "sha": commit}) if commit else self._error(404, "RevisionNotFound")
+        if match := re.fullmatch(rf"/api/models/{repository}/tree/(.+)", path):
+            commit = self._resolve(match[1])
+            return self._tree(commit, int(query.get("cursor", 0))) if commit else self._error(404, "RevisionNotFound")
+        if match := re.fullmatch(rf"/{repository}/resolve/([^/]+)/(.+)", path):
+            return self._resolved(match[1], match[2])
+        return self._error(404, "RepoNotFound")
+
+    def _resolve(self, revision: str) -> str | None:
+        return self.hub.head if revision == "main" else revision if revision in self.hub.commits else None
+
+    def _tree(self, commit: str, start: int) -> None:
+        entries: list[dict[str, object]] = []
+        for path, content in self.hub.commits[commit].items():
+            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            if len(content) >= LFS_NBYTES:
+                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+            entries.append(entry)
+        end = start + self.hub.faults.page_size
+        following = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={end}"
+        headers = {"Link": f'<{following}>; rel="next"'} if end < len(entries) else {}
+        self._json(entries[start:end], headers)
+        if end >= len(entries):
+            self.hub.after_listing()
+
+    def _resolved(self, revision: str, path: str) -> None:
+        hub, commit = self.hub, self._resolve(revision)
+        content = hub.commits[commit].get(path) if commit else None
+        if content is None or commit is None:
+            return self._error(404, "EntryNotFound" if commit else "RevisionNotFound")
+        if hub.faults.gated:
+            return self._error(403, "GatedRepo")
+        common = {"X-Repo-Commit": commit}
+        if len(content) < LFS_NBYTES:
+            return self._body(content, git_sha1(content), common)
+        linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+        location = hub.faults.redirect_to or f"{hub.payload}/{commit}/{quote(path)}?signature=secret"
+        if self._count("redirects"):
+            location = self.path
+        return self._send(302, b"", common | linked | {"Location": location, "ETag": f'"{sha256(content)}"'})
+
+    # ModelScope
+
+    def _modelscope(self, path: str, query: dict[str, str]) -> None:
+        hub, repository = self.hub, re.escape(self.hub.repository)
+        if not self._may(f"Bearer {hub.faults.token}"):
+            return self._json({"Code": 10010205001, "Message": "not allowed", "Success": False}, status=401)
+        if query.get("Revision") not in ("master", *hub.commits):
+            return self._json({"Code": 10010205001, "Message": "not found", "Success": False}, status=404)
+        files = hub.commits.get(query["Revision"], hub.files)
+        if re.fullmatch(rf"/api/v1/models/{repository}/repo/files", path):
+            if self._count("busy_listing"):
+                return self._busy()
+            listed = [
+                {"Path": name, "Name": name.split("/")[-1], "Size": len(content), "Sha256": sha256(content),
+                 "Type": "blob", "IsLFS": len(content) >= LFS_NBYTES, "Revision": hub.head, "CommittedDate": 1_700_000_000}
+                for name, content in files.items()
+            ]  # fmt: skip
+            self._json({"Code": 200, "Data": {"Files": listed}, "Success": True})
+            hub.after_listing()
+            return None
+        if re.fullmatch(rf"/api/v1/models/{repository}/repo", path) and query.get("FilePath") in files:
+            content = files[query["FilePath"]]
+            if len(content) < LFS_NBYTES:
+                return self._body(content, sha256(content), {})
+            commit = query["Revision"] if query["Revision"] in hub.commits else hub.head
+            location = f"{hub.payload}/{commit}/{quote(query['FilePath'])}?signature=secret"
+            return self._send(302, b"", {"Location": location})
+        return self._json({"Code": 10010205001, "Message": "not found", "Success": False}, status=404)
+
+    # Payload
+
+    def _payload(self, path: str) -> None:
+        _, commit, name = path.split("/", 2)
+        content, faults = self.hub.commits[commit][name], self.hub.faults
+        if faults.missing_payload:
+            return self._send(404, b"gone", {})
+        if self._count("expired"):
+            return self._send(403, b"<Error>expired</Error>", {"Content-Type": "application/xml"})
+        if self._count("busy"):
+            return self._busy()
+        if faults.html:
+            return self._send(200, b"<!doctype html><p>Please log in", {"Content-Type": "text/html; charset=utf-8"})
+        if faults.html_same_size:
+            page = b"<!doctype html>".ljust(len(content))
+            return self._send(200, page, {"Content-Type": "text/html"})
+        if self._count("wrong_bytes"):
+            content = bytes([content[0] ^ 1]) + content[1:]
+        if faults.short_by:
+            content = content[: -faults.short_by]
+        etag = faults.etags[0] if faults.etags else f"payload-{sha256(content)[:8]}"
+        if len(faults.etags) > 1:
+            faults.etags.pop(0)
+        return self._body(content, etag, {"Content-Encoding": "gzip"} if faults.gzip else {})
+
+    def _body(self, content: bytes, etag: str, headers: dict[str, str]) -> None:
+        """Sends a file or the range of it that is asked for."""
+        faults = self.hub.faults
+        headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", **headers}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        unchanged = self.headers.get("If-Range") in (None, f'"{etag}"')
+        if asked is None or faults.ignore_ranges or not unchanged:
+            return self._send(200, content, headers)
+        start, end = int(asked[1]), int(asked[2] or len(content) - 1)
+        if start >= len(content):
+            return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+        end = min(end, len(content) - 1)
+        said = faults.content_range or f"bytes {start}-{end}/{len(content)}"
+        part = content[: end - start + 1] if faults.wrong_range_body else content[start : end + 1]
+        return self._send(206, part, headers | {"Content-Range": said})
+
+    # Answers
+
+    def _may(self, authorization: str) -> bool:
+        return not self.hub.faults.token or self.headers.get("Authorization") == authorization
+
+    def _busy(self) -> None:
+        wait = self.hub.faults.retry_after
+        self._send(self.hub.faults.busy_status, b"busy", {"Retry-After": wait} if wait else {})
+
+    def _json(self, value: object, headers: Mapping[str, str] | None = None, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, "Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        faults = self.hub.faults
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if faults.no_content_length and self.origin == "payload":
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        is_payload = self.origin == "payload" and status in (200, 206)
+        with self.hub.lock:
+            cut = faults.cut_after.pop(0) if is_payload and faults.cut_after else None
+        if cut is not None:
+            body = body[:cut]
+            self.close_connection = True
+        self._write(body, is_payload)
+
+    def _write(self, body: bytes, is_payload: bool) -> None:
+        faults = self.hub.faults
+        step = 1 if is_payload and faults.drip else _CHUNK_NBYTES
+        for start in range(0, len(body), step):
+            chunk = body[start : start + step]
+            self.wfile.write(chunk)
+            self.logged.sent.append(len(chunk))
+            if is_payload and (delay := 1 / faults.drip if faults.drip else faults.chunk_delay_s):
+                self.wfile.flush()
+                time.sleep(delay)

@@ -1,0 +1,57 @@
+"""Hugging Face and ModelScope behind one small protocol: list files with sizes and digests, open a byte range.
+
+Importing a hub brings its client; `open_hub` imports the one that is asked for.
+"""
+
+import re
+from dataclasses import dataclass
+
+from wanconv.errors import UsageError
+from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
+
+__all__ = ["Address", "Hub", "Reference", "RemoteFile", "Snapshot", "hasher", "is_remote", "open_hub", "parse"]
+
+_SOURCES = {"hf": "hf", "huggingface": "hf", "ms": "ms", "modelscope": "ms"}
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_REFERENCE = re.compile(rf"(?:(?P<scheme>[a-z]+)://)?(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[^@\s]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A repository as a user names it: `hf://owner/name@revision`, of which only owner/name must be there."""
+
+    hub: str
+    repository: str
+    revision: str | None = None
+
+
+def is_remote(text: str) -> bool:
+    """True for what begins as a reference to a hub does."""
+    return text.startswith(("hf://", "ms://"))
+
+
+def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:
+    """Returns what `text` and the options say together; raises UsageError where they say nothing, or two things."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None or ".." in match["repository"] or match["scheme"] not in (None, "hf", "ms"):
+        hint = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revision where you want one"
+        raise UsageError(f"{text!r} is no repository", hint)
+    if source is not None and source not in _SOURCES:
+        raise UsageError(f"there is no hub {source!r}", "give --source hf or --source modelscope")
+    hub = match["scheme"] or _SOURCES[source or "hf"]
+    if source is not None and hub != _SOURCES[source]:
+        raise UsageError(f"{text} and --source {source} name two hubs", "leave one of them out")
+    if match["revision"] and revision and match["revision"] != revision:
+        raise UsageError(f"{text} and --revision {revision} name two revisions", "leave one of them out")
+    return Reference(hub, match["repository"], match["revision"] or revision)
+
+
+def open_hub(name: str, token: str | None = None) -> Hub:
+    """Returns the hub `hf` or `ms`; without a token, with the one its own client has saved."""
+    if name == "ms":
+        from wanconv.hubs.modelscope import ModelScope  # a quarter of a second to import
+
+        return ModelScope(token)
+    from wanconv.hubs.huggingface import HuggingFace
+
+    return HuggingFace(token)

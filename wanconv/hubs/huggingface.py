@@ -1,0 +1,83 @@
+"""Hugging Face: revisions and listings through its own client. HF_ENDPOINT names a mirror."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from huggingface_hub import HfApi, RepoFile, get_token, hf_hub_url
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, its transport's, is not declared
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from wanconv.errors import InputError
+from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
+
+_T = TypeVar("_T")
+
+
+class HuggingFace:
+    name, title, token_name = "hf", "Hugging Face", "HF_TOKEN"
+
+    def __init__(self, token: str | None = None) -> None:
+        self._endpoint = endpoint("HF_ENDPOINT", "https://huggingface.co")
+        self._token = token or get_token()
+        self._client = HfApi(self._endpoint, token=self._token or False)
+
+    def snapshot(self, repository: str, revision: str | None) -> Snapshot:
+        asked = revision or "main"
+        commit = self._ask(repository, asked, lambda: self._client.model_info(repository, revision=asked).sha)
+        if not commit:
+            raise InputError(f"{self.title} names no commit for {repository} at {asked}", "Try again later.")
+        tree = self._ask(
+            repository, asked, lambda: list(self._client.list_repo_tree(repository, recursive=True, revision=commit))
+        )
+        files = (_remote(entry) for entry in tree if isinstance(entry, RepoFile))
+        return Snapshot(self.name, repository, asked, commit, tuple(sorted(files, key=lambda file: file.path)))
+
+    def address(self, snapshot: Snapshot, path: str) -> Address:
+        url = hf_hub_url(snapshot.repository, path, revision=snapshot.commit, endpoint=self._endpoint)
+        return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
+        """Returns the client's answer; its errors become InputErrors that say what to do."""
+        try:
+            return question()
+        except GatedRepoError as error:
+            hint = (
+                f"Accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token."
+            )
+            raise InputError(f"{repository} on {self.title} is gated", hint) from error
+        except RevisionNotFoundError as error:
+            raise InputError(f"{repository} on {self.title} has no revision {revision}", "Check --revision.") from error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            message = f"{self.title} has no model {repository}, or not for this token"
+            raise InputError(message, f"Check the name, set {self.token_name}, or try --source modelscope.") from error
+        except OfflineModeIsEnabled as error:
+            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE.") from error
+        except HfHubHTTPError as error:
+            answer = f"{error.response.status_code} {error.response.reason_phrase}"
+            raise InputError(f"{self.title} answers {answer} to a question about {repository}", _LATER) from error
+        except (
+            HTTPError,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ) as error:  # the last three: an answer of other form
+            what = "cannot be reached" if isinstance(error, HTTPError | OSError) else "answers what no hub does"
+            raise InputError(f"{self.title} {what} at {self._endpoint}: {type(error).__name__}", _LATER) from error
+
+
+_LATER = "Check the network and try again; --source modelscope asks the other hub."
+
+
+def _remote(entry: RepoFile) -> RemoteFile:
+    """Returns a listed file; Git LFS keeps the sha256 of its files, git itself only the name of a blob."""
+    if entry.lfs is not None:
+        return RemoteFile(entry.path, entry.lfs.size, "sha256", entry.lfs.sha256)
+    return RemoteFile(entry.path, entry.size, "git-sha1", entry.blob_id)

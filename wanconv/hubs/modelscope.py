@@ -1,0 +1,57 @@
+"""ModelScope: listings through its light client, which brings no torch. MODELSCOPE_ENDPOINT names a mirror.
+
+Its API names no commit for a branch, so that a snapshot here is pinned by the sha256 of every file instead: a branch
+that moves between listing and download is seen as a digest that does not fit.
+"""
+
+import logging
+import re
+
+from modelscope_hub import HubApi
+from modelscope_hub.config import HubConfig
+from modelscope_hub.errors import AuthenticationError, HubError, NetworkError, NotExistError, PermissionDeniedError
+from requests.exceptions import RequestException
+
+from wanconv.errors import InputError
+from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LATER = "Check the network and try again; --source hf asks the other hub."
+
+
+class ModelScope:
+    name, title, token_name = "ms", "ModelScope", "MODELSCOPE_API_TOKEN"
+
+    def __init__(self, token: str | None = None) -> None:
+        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its log goes to the terminal otherwise
+        self._endpoint = endpoint("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn")
+        self._token = token or HubConfig().token
+        self._client = HubApi(endpoint=self._endpoint, token=self._token or "")
+
+    def snapshot(self, repository: str, revision: str | None) -> Snapshot:
+        asked = revision or "master"
+        try:
+            listed = self._client.list_repo_files(repository, "model", revision=asked)
+        except (AuthenticationError, PermissionDeniedError) as error:
+            hint = f"Set {self.token_name}, or give --token."
+            raise InputError(f"{repository} on {self.title} needs a token that may read it", hint) from error
+        except NotExistError as error:
+            message = f"{self.title} has no model {repository} with a revision {asked}, or not for this token"
+            raise InputError(message, f"Check the name, set {self.token_name}, or try --source hf.") from error
+        except (NetworkError, RequestException) as error:
+            message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
+            raise InputError(message, _LATER) from error
+        except HubError as error:
+            raise InputError(f"{self.title} refuses a question about {repository}: {error}", _LATER) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.title} answers what no hub does: {type(error).__name__}", _LATER) from error
+        files = [RemoteFile(one.path, one.size, "sha256", one.sha256 or "") for one in listed if not one.is_dir]
+        if odd := [file.path for file in files if not _SHA256.fullmatch(file.digest)]:
+            raise InputError(f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _LATER, odd)
+        return Snapshot(self.name, repository, asked, None, tuple(sorted(files, key=lambda file: file.path)))
+
+    def address(self, snapshot: Snapshot, path: str) -> Address:
+        url = self._client.legacy.get_download_url(snapshot.repository, "model", path, snapshot.revision)
+        # Its own client sends both: older endpoints know the cookie only.
+        secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
+        return Address(url, secrets if self._token else {})

@@ -1,0 +1,78 @@
+"""The names a hub may give to files: relative, plain, the same on every system. Anything else is refused, unwritten."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from wanconv.errors import InputError
+
+_MAX_SEGMENT_NBYTES = 200  # file systems take 255; a file under way has a longer name
+_MAX_NBYTES = 1000
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, bidi overrides, lone surrogates, unassigned
+_PRIVATE = re.compile(r"\.wanconv.*|\..+\.[0-9a-f]{16}\.part")
+
+
+def check_names(paths: Iterable[str], where: str) -> None:
+    """Raises InputError, with every reason, unless all of `paths` can be written below a folder and nowhere else."""
+    paths = list(paths)
+    faults = [f"{path[:200]!r}: {fault}" for path in paths if (fault := _fault(path))]
+    faults += [] if faults else _collisions(paths)
+    if faults:
+        message = f"{where} lists {len(faults)} files under names that are not safe to write"
+        raise InputError(message, "Do not trust this repository; --exclude leaves files out.", faults)
+
+
+def _fault(path: str) -> str:
+    if not path:
+        return "it is empty"
+    if any(unicodedata.category(character) in _INVISIBLE for character in path):
+        return "it holds characters that cannot be seen"
+    if "\\" in path or ":" in path:
+        return "it is a Windows path"
+    if path.startswith("/"):
+        return "it is absolute"
+    if len(path.encode()) > _MAX_NBYTES:
+        return "it is too long"
+    return next((fault for segment in path.split("/") if (fault := _segment_fault(segment))), "")
+
+
+def _segment_fault(segment: str) -> str:
+    folded = unicodedata.normalize("NFKC", segment).casefold()
+    if segment in ("", ".", ".."):
+        return "it leads elsewhere"
+    if segment != segment.strip() or segment.endswith("."):
+        return "it begins or ends with a blank, or ends with a dot"
+    if len(segment.encode()) > _MAX_SEGMENT_NBYTES:
+        return "it is too long"
+    if folded.split(".")[0].rstrip() in _DEVICES or segment.casefold().split(".")[0] in _DEVICES:
+        return "it is a device on Windows"
+    if folded == ".git" or _PRIVATE.fullmatch(folded):
+        return "it is a private name of git or wanconv"
+    return ""
+
+
+def _collisions(paths: list[str]) -> list[str]:
+    """Returns the paths that would be one file where case or Unicode forms do not count, or file and folder at once."""
+    seen: dict[str, str] = {}
+    faults = []
+    for path in sorted(paths):
+        key = _key(path)
+        if key in seen:
+            faults.append(f"{path!r}: it is {seen[key]!r} where case does not count, or listed twice")
+        seen[key] = path
+    spelled: dict[str, str] = {}
+    for path in sorted(paths):
+        parts = path.split("/")
+        for depth in range(1, len(parts)):
+            folder = "/".join(parts[:depth])
+            if _key(folder) in seen:
+                faults.append(f"{path!r}: {folder!r} is a file")
+            elif spelled.setdefault(_key(folder), folder) != folder:
+                faults.append(f"{path!r}: its folder is {spelled[_key(folder)]!r} where case does not count")
+    return faults
+
+
+def _key(path: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())

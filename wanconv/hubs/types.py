@@ -1,0 +1,73 @@
+"""What a hub is asked and what it answers: a repository's files at one revision, and where the bytes of each are."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Algorithm = Literal["sha256", "git-sha1"]
+
+
+class Hasher(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file as its hub lists it; `git-sha1` is git's name of a blob, which hubs give for files outside of LFS."""
+
+    path: str
+    nbytes: int
+    algorithm: Algorithm
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A repository's files. `commit` is None where the hub names none: then the digests alone say what is meant."""
+
+    hub: str
+    repository: str
+    revision: str
+    commit: str | None
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def uri(self) -> str:
+        return f"{self.hub}://{self.repository}@{self.commit or self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a file's bytes are; `secrets` are headers for the origin of `url` and for no other."""
+
+    url: str
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class Hub(Protocol):
+    """`name` is the hub's word in `--source` and in `hf://…`, `title` the one for people, `token_name` its variable."""
+
+    name: str
+    title: str
+    token_name: str
+
+    def snapshot(self, repository: str, revision: str | None) -> Snapshot:
+        """Returns the files of a revision, pinned; raises InputError where the hub refuses or cannot be reached."""
+
+    def address(self, snapshot: Snapshot, path: str) -> Address:
+        """Returns where the bytes of a listed file are; asks nobody."""
+
+
+def hasher(algorithm: str, nbytes: int) -> Hasher:
+    """Returns what digests a file of this length: of hashlib, or as git does, which hashes a line in front of it."""
+    if algorithm == "git-sha1":
+        return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
+    return hashlib.new(algorithm)
+
+
+def endpoint(variable: str, default: str) -> str:
+    return (os.environ.get(variable) or default).rstrip("/")

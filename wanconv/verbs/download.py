@@ -1,0 +1,236 @@
+"""download: files of a hub, planned before a byte, resumed, digested while they are written."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from wanconv.checkpoint.writer import sync_folders
+from wanconv.errors import Interrupted, OutputError, UsageError
+from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
+from wanconv.hubs.names import check_names
+from wanconv.hubs.ranges import Patience, Reader
+from wanconv.report import Finding, Report, Table
+from wanconv.workshop import downloaded, manifest
+from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
+from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.selection import Wish, owners, select
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `download` is asked for. `force` replaces files that hold other bytes and were not downloaded."""
+
+    source: str | None = None
+    revision: str | None = None
+    wish: Wish = field(default_factory=Wish)
+    local_dir: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    force: bool = False
+    jobs: int = 4
+    patience: Patience = field(default_factory=Patience)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A download to be: `snapshot` has the wanted files only, `skipped` says why of each of the others."""
+
+    hub: Hub
+    snapshot: Snapshot
+    skipped: dict[str, tuple[RemoteFile, str]]
+    root: Path
+
+
+def preview(repository: str, options: Options) -> Report:
+    """Returns what would be downloaded and whether it fits on the disk; asks for the list alone and writes nothing."""
+    job = _prepare(repository, options)
+    here = [file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes]
+    needed, free = _needed(job, here), _free_nbytes(job.root)
+    findings = _skipped(job)
+    if needed > free:
+        message = f"{needed} bytes are needed and {free} are free"
+        findings.append(Finding("failure", str(job.root), message, "free space, or another --local-dir", "output"))
+    figures = _figures(job) | {"to_download_nbytes": needed, "disk_free_nbytes": free}
+    title = f"plan: {job.snapshot.repository} → {job.root}"
+    exit_code = OutputError.exit_code if needed > free else 0
+    return Report("download", title, figures, (_table(job, here),), findings, exit_code=exit_code)
+
+
+def download(repository: str, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+    """Downloads what is wanted and not there yet; returns what was done. Raises WanconvError: what is complete stays,
+    and so does the beginning of what is not."""
+    job = _prepare(repository, options)
+    with held(job.root):
+        before = _record_of(job)
+        here = _found(job, before, options, progress)
+        missing = [file for file in job.snapshot.files if file not in here]
+        needed, free = _needed(job, here), _free_nbytes(job.root)
+        if needed > free:
+            message = f"{job.root} has {free} bytes free, and {needed} are needed"
+            raise OutputError(message, "free space, choose another --local-dir, or take less with --only or --include")
+        downloaded.write(job.root, _merged(job, before))
+        tell = total(progress, "downloading", sum(file.nbytes for file in missing))
+        _fetch_all(job, missing, options, tell)
+        sync_folders(job.root)
+    figures = _figures(job) | {
+        "out": str(job.root),
+        "fetched": f"{len(missing)} files, {len(here)} were there; every digest is the hub's",
+        "fetched_nbytes": sum(file.nbytes for file in missing),
+    }
+    title = f"{job.root.name}: complete, every digest right"
+    return Report("download", title, figures, (_table(job, here),), _skipped(job))
+
+
+def _prepare(repository: str, options: Options) -> _Job:
+    """Returns the job; raises before anything is written, for a name that may not be among the rest."""
+    reference = parse(repository, options.source, options.revision)
+    hub = open_hub(reference.hub, options.token)
+    listing = hub.snapshot(reference.repository, reference.revision)
+    wanted, reasons = select(listing.files, options.wish)
+    check_names((file.path for file in wanted), listing.uri)
+    folder = options.local_dir if options.local_dir is not None else Path(reference.repository.split("/")[1])
+    root = Path(os.path.realpath(folder))
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{folder} is no folder", "choose another --local-dir")
+    for file in wanted:
+        check_way(root, file.path)
+    by_path = {file.path: file for file in listing.files}
+    skipped = {path: (by_path[path], why) for path, why in reasons.items()}
+    return _Job(hub, replace(listing, files=tuple(wanted)), skipped, root)
+
+
+def _record_of(job: _Job) -> Snapshot | None:
+    """Returns what an earlier run recorded; raises UsageError where it was about another repository."""
+    record = downloaded.read(job.root)
+    if record is not None and (record.hub, record.repository) != (job.snapshot.hub, job.snapshot.repository):
+        message = f"{job.root} holds a download of {record.hub}://{record.repository}"
+        raise UsageError(message, "choose another folder with --local-dir")
+    return record
+
+
+def _merged(job: _Job, before: Snapshot | None) -> Snapshot:
+    """Returns what to record: what is wanted, and of an earlier download what this revision still holds unchanged."""
+    wanted = {file.path for file in job.snapshot.files}
+    listed = {file for file, _ in job.skipped.values()}
+    kept = [file for file in (before.files if before else ()) if file.path not in wanted and file in listed]
+    return replace(job.snapshot, files=tuple(sorted((*job.snapshot.files, *kept), key=lambda file: file.path)))
+
+
+def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progress) -> list[RemoteFile]:
+    """Returns the wanted files that are there already, by their digests; raises UsageError where other bytes stand in
+    the way that no earlier download put there."""
+    there = [file for file in job.snapshot.files if _size(job.root / file.path) is not None]
+    whole = [file for file in there if _size(job.root / file.path) == file.nbytes]
+    tell = total(progress, "checking what is there", sum(file.nbytes for file in whole))
+    right = []
+    for algorithm in ("sha256", "git-sha1"):
+        files = [file for file in whole if file.algorithm == algorithm]
+        found = manifest.digest_files(job.root, [file.path for file in files], algorithm, tell, options.jobs)
+        right += [file for file in files if found[file.path] == file.digest]
+    ours = {file.path for file in before.files} if before else set()
+    if foreign := [file.path for file in there if file not in right and file.path not in ours and not options.force]:
+        raise UsageError(
+            f"{job.root} has {len(foreign)} files with other bytes than {job.snapshot.uri}",
+            "choose another --local-dir, or --force to replace them",
+            foreign,
+        )
+    return right
+
+
+def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: Callable[[int], None]) -> None:
+    """Fetches files on several threads, the largest first; raises the first error when the others have stopped."""
+    stop, lock = threading.Event(), threading.Lock()
+    queue = iter(sorted(files, key=lambda file: -file.nbytes))
+    errors: list[BaseException] = []
+
+    def progress(nbytes: int) -> None:
+        with lock:
+            tell(nbytes)
+
+    def next_file() -> RemoteFile | None:
+        with lock:
+            return next(queue, None)
+
+    def work() -> None:
+        reader = Reader(options.patience, stop)
+        try:
+            while not stop.is_set() and (file := next_file()) is not None:
+                fetch(reader, job.hub.address(job.snapshot, file.path), file, job.root, progress)
+        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
+            errors.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(options.jobs, len(files)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+    except KeyboardInterrupt:  # a thread that waits for its server is not waited for: all is resumable at any moment
+        stop.set()
+        raise Interrupted("stopped; what is downloaded stays", "run the same command to go on") from None
+    if errors:
+        raise errors[0]
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.lstat().st_size
+    return None
+
+
+def _needed(job: _Job, here: Sequence[RemoteFile]) -> int:
+    """Returns the bytes still to come: all, less what is there and what earlier runs have begun."""
+    missing = (file for file in job.snapshot.files if file not in here)
+    return sum(file.nbytes - part_nbytes(job.root / file.path, file) for file in missing)
+
+
+def _free_nbytes(root: Path) -> int:
+    folder = root
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _figures(job: _Job) -> dict[str, object]:
+    snapshot = job.snapshot
+    return {
+        "source": f"{job.hub.title}, {snapshot.repository}",
+        "revision": f"{snapshot.revision} ({snapshot.commit or 'no commit: pinned by the digest of every file'})",
+        "files": f"{len(snapshot.files)} of {len(snapshot.files) + len(job.skipped)}",
+        "total_nbytes": sum(file.nbytes for file in snapshot.files),
+    }
+
+
+def _table(job: _Job, here: Sequence[RemoteFile]) -> Table:
+    rows = tuple(
+        (
+            file.path,
+            ", ".join(sorted(owners(file.path))),
+            file.nbytes,
+            "there" if file in here else "",
+            file.digest[:16],
+        )
+        for file in job.snapshot.files
+    )
+    return Table("files", ("path", "component", "size_nbytes", "before", "digest"), rows)
+
+
+def _skipped(job: _Job) -> list[Finding]:
+    """Returns a note for each reason to skip files: how many, how large."""
+    groups: dict[str, list[RemoteFile]] = {}
+    for file, why in job.skipped.values():
+        groups.setdefault(why, []).append(file)
+    return [
+        Finding("note", f"{len(files)} files skipped", f"{why}: {_examples(files)}", "--include takes them")
+        for why, files in groups.items()
+    ]
+
+
+def _examples(files: Sequence[RemoteFile]) -> str:
+    shown = ", ".join(file.path for file in files[:3])
+    return shown if len(files) <= 3 else f"{shown} …"
