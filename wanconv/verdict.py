@@ -24,7 +24,7 @@ Results are one JSON object, schema wanconv.validation/1:
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from math import isfinite
 from pathlib import Path
@@ -249,16 +249,17 @@ def _number(value: object) -> float | None:
 
 def _storage(results: Results, profile: Profile) -> Iterator[Check]:
     """Class A: the numbers in the file, each tensor held to the limit of the format that it is stored in."""
-    passed: dict[tuple[str, str], Check] = {}
+    told: dict[tuple[object, ...], list[Check]] = {}
     for row in _section(results, "storage"):
         check = _stored(row, profile.weight_relative_l2)
-        if check.outcome != "PASS":
+        if check.outcome in ("PASS", "WARNING"):
+            told.setdefault((check.outcome, check.where.partition("/")[0], row["format"]), []).append(check)
+        else:
             yield check
-            continue
-        key = (check.where.partition("/")[0], str(row["format"]))
-        if key not in passed or (check.value or 0.0) > (passed[key].value or 0.0):
-            passed[key] = check
-    yield from passed.values()  # the worst of each component and format
+    for checks in told.values():  # the worst of each component and format
+        worst = max(checks, key=lambda check: check.value or 0.0)
+        others = f"; {len(checks) - 1} more lost over 1 %" if worst.outcome == "WARNING" and len(checks) > 1 else ""
+        yield replace(worst, message=worst.message + others)
 
 
 def _stored(row: Mapping[str, object], limits: Mapping[str, float]) -> Check:

@@ -70,7 +70,7 @@ def validate(path: Path, options: Options, progress: Progress = lambda what, don
     profile = load_profile(options.profile)
     _check(options)
     candidate = identify(open_checkpoint(path, options.exclude), options.expert)
-    reference = None if options.against is None else identify(open_checkpoint(options.against), options.expert)
+    reference = None if options.against is None else _reference(options.against, options.expert)
     results: Json = {
         "schema": verdict.SCHEMA,
         "candidate": _describe(path, candidate),
@@ -113,6 +113,13 @@ def _check(options: Options) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise describe_output_error(error, options.out) from error
+
+
+def _reference(path: Path, expert: Expert | None) -> Model:
+    """Returns --against as a model; --expert is the role of a lone candidate, and of a lone reference."""
+    checkpoint = open_checkpoint(path)
+    model = identify(checkpoint)
+    return identify(checkpoint, expert) if expert is not None and "dit" in model.components else model
 
 
 def _wanted(options: Options) -> "Wanted":

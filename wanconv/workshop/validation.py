@@ -108,7 +108,11 @@ def compare_component(
     rows: list[Json] = []
     for index, ((timestep, branch), agreement) in enumerate(zip(probe.labels, found.predictions, strict=True)):
         blocks = [
-            {"block": one.block, "forced_relative_l2": one.forced[index], "running_relative_l2": one.running[index]}
+            {
+                "block": f"blocks.{one.block}",
+                "forced_relative_l2": one.forced[index],
+                "running_relative_l2": one.running[index],
+            }
             for one in found.blocks
         ]
         forced = [one.forced[index] for one in found.blocks]

@@ -1,0 +1,188 @@
+"""Plants defects into a converted folder: tensors are changed in its files, and everything else stays as it was."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.families import identify
+from wanconv.tensors import ModelTensor
+
+Change = Callable[[Tensor], Tensor]
+FP8 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """What is planted, where, and the names that a report has to give: each begins a `where` of a failed check."""
+
+    kind: str
+    place: str
+    plant: Callable[[Path], None]
+    named: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} in {self.place}"
+
+
+def tensor_of(folder: Path, name: str) -> ModelTensor:
+    return identify(open_checkpoint(folder)).tensors[name]
+
+
+def edit(folder: Path, changes: dict[str, Change]) -> None:
+    """Replaces tensors, by canonical name, in the .safetensors files that hold them."""
+    for name, change in changes.items():
+        (piece,) = tensor_of(folder, name).pieces
+        tensors = load_file(piece.ref.file)
+        tensors[piece.ref.name] = change(tensors[piece.ref.name]).contiguous()
+        save_file(tensors, piece.ref.file)
+
+
+def swap(folder: Path, first: str, second: str) -> None:
+    one, other = (read(folder, name) for name in (first, second))
+    edit(folder, {first: lambda _: other, second: lambda _: one})
+
+
+def read(folder: Path, name: str) -> Tensor:
+    (piece,) = tensor_of(folder, name).pieces
+    return load_file(piece.ref.file)[piece.ref.name]
+
+
+def spiked(value: float) -> Change:
+    def change(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.view(-1)[tensor.numel() // 3] = value
+        return tensor
+
+    return change
+
+
+def rolled(tensor: Tensor) -> Tensor:
+    return tensor.roll(1, 0)
+
+
+def mislabelled(tensor: Tensor) -> Tensor:
+    """Returns the same bytes under another dtype of their size."""
+    return tensor.view(torch.float16 if tensor.dtype == torch.bfloat16 else torch.bfloat16)
+
+
+def through_fp8(tensor: Tensor) -> Tensor:
+    """Returns the tensor as a conversion to fp8 would store it."""
+    return tensor.clamp(-448, 448).to(FP8)
+
+
+# kind -> what becomes of one tensor
+LOCAL: dict[str, Change] = {
+    "NaN": spiked(float("nan")),
+    "+Inf": spiked(float("inf")),
+    "-Inf": spiked(float("-inf")),
+    "|w| = 6e4": spiked(6e4),
+    "zeroed": torch.zeros_like,
+    "sign flip": torch.neg,
+    "weight x2": lambda tensor: tensor * 2,
+    "weight /2": lambda tensor: tensor / 2,
+    "rows permuted": rolled,
+    "wrong dtype tag": mislabelled,
+}
+PLACES = (
+    "expert.high/patch_embedding.weight",
+    "expert.high/text_embedding.in.weight",
+    "expert.high/blocks.0.self_attn.q.weight",
+    "expert.low/blocks.1.cross_attn.v.weight",
+    "expert.low/blocks.2.ffn.down.weight",
+    "expert.high/blocks.2.self_attn.norm_k.weight",
+    "expert.low/head.proj.weight",
+    "text_encoder/blocks.0.attn.k.weight",
+    "text_encoder/blocks.1.ffn.down.weight",
+    "vae/decoder.mid.resnets.0.conv1.weight",
+    "vae/encoder.conv_in.weight",
+)
+NARROW = (  # what no client wants in fp8
+    "expert.high/blocks.1.self_attn.norm_q.weight",
+    "expert.low/blocks.0.modulation",
+    "expert.high/head.modulation",
+    "expert.low/patch_embedding.weight",
+    "expert.low/blocks.1.ffn.up.bias",
+    "text_encoder/token_embedding.weight",
+    "text_encoder/blocks.1.norm_ffn.weight",
+    "vae/decoder.conv_out.weight",
+)
+PAIRS = (
+    ("q and k swapped", "expert.high/blocks.1.self_attn", "q", "k"),
+    ("k and v swapped", "expert.low/blocks.2.self_attn", "k", "v"),
+    ("k and v swapped", "expert.low/blocks.0.cross_attn", "k", "v"),
+    ("q and k swapped", "text_encoder/blocks.0.attn", "q", "k"),
+    ("v and o swapped", "text_encoder/blocks.1.attn", "v", "o"),
+)
+SQUARE = ("expert.high/blocks.0.self_attn.v.weight", "expert.low/blocks.1.cross_attn.o.weight")
+BIASES = (
+    "expert.high/blocks.0.ffn.up.bias",
+    "expert.low/blocks.2.self_attn.o.bias",
+    "expert.high/time_projection.bias",
+)
+
+
+def defects() -> list[Defect]:
+    """Returns every defect, of a Wan 2.2 T2V-A14B in the diffusers layout with linears in bf16 and the rest in fp16."""
+    found = []
+    for place in PLACES:
+        for kind, change in LOCAL.items():
+            if "norm" in place and kind == "rows permuted":
+                continue  # numbers near one
+            found.append(one(kind, place, change))
+    found += [one("stored in fp8", place, through_fp8) for place in NARROW]
+    found += [one("transposed", place, lambda tensor: tensor.t()) for place in SQUARE]
+    found += [one("bias dropped", place, torch.zeros_like) for place in BIASES]
+    found += [_swapped(*pair) for pair in PAIRS]
+    found += [
+        one("|w| = 7e4", "expert.high/blocks.1.ffn.up.weight", spiked(7e4)),
+        one("head x1.05", "expert.high/head.proj.weight", lambda tensor: tensor * 1.05),
+        one("scaled x1.1", "expert.low/patch_embedding.weight", lambda tensor: tensor * 1.1),
+        one("embeddings shifted", "text_encoder/token_embedding.weight", rolled),
+        one("first axis reversed", "vae/decoder.conv_in.weight", lambda tensor: tensor.flip(0)),
+        one("one row zeroed", "expert.low/blocks.1.self_attn.o.weight", _without_a_row),
+        one("tiny numbers in fp8", "expert.high/blocks.1.ffn.up.weight", lambda tensor: through_fp8(tensor / 20)),
+        Defect("experts swapped", "both", _swap_experts, ("expert.high/", "expert.low/")),
+        Defect("one expert twice", "expert.low", _one_expert_twice, ("expert.low/",)),
+        Defect(
+            "blocks swapped", "expert.low", _swap_blocks, ("expert.low/blocks.0.", "expert.low/blocks.2.")
+        ),
+    ]  # fmt: skip
+    return found
+
+
+def one(kind: str, place: str, change: Change) -> Defect:
+    return Defect(kind, place, lambda folder: edit(folder, {place: change}), (place,))
+
+
+def _swapped(kind: str, place: str, first: str, second: str) -> Defect:
+    names = tuple(f"{place}.{part}.weight" for part in (first, second))
+    return Defect(kind, place, lambda folder: swap(folder, *names), names)
+
+
+def _without_a_row(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor[5] = 0
+    return tensor
+
+
+def _swap_experts(folder: Path) -> None:
+    names = ("transformer", "aside"), ("transformer_2", "transformer"), ("aside", "transformer_2")
+    for old, new in names:
+        (folder / old).rename(folder / new)
+
+
+def _one_expert_twice(folder: Path) -> None:
+    for path in (folder / "transformer").glob("*.safetensors"):
+        shutil.copyfile(path, folder / "transformer_2" / path.name)
+
+
+def _swap_blocks(folder: Path) -> None:
+    names = [name for name in identify(open_checkpoint(folder)).tensors if name.startswith("expert.low/blocks.0.")]
+    for name in names:
+        swap(folder, name, name.replace("blocks.0.", "blocks.2."))
