@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from wanconv import recipe as recipes
-from wanconv.plan import by_component, by_rule
 from wanconv.report import Report, Table
-from wanconv.workshop.job import Options, prepare
 
 
 def list_recipes() -> Report:
@@ -22,6 +20,9 @@ def explain(name: str, on: Path | None = None, layout: str | None = None) -> Rep
     one = recipes.load(name)
     figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
     if on is not None:
+        from wanconv.plan import by_component, by_rule  # half of the time that a list of recipes takes
+        from wanconv.workshop.job import Options, prepare
+
         made = prepare(on, Options(recipe=name, layout=layout))
         figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
