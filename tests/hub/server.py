@@ -243,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._busy()
             listed = [
                 {"Path": name, "Name": name.split("/")[-1], "Size": len(content), "Sha256": sha256(content),
-                 "Type": "blob", "IsLFS": len(content) >= LFS_NBYTES, "Revision": hub.head, "CommittedDate": 1_700_000_000}
+                 "Type": "blob", "IsLFS": len(content) >= LFS_NBYTES, "Revision": hub.head}
                 for name, content in files.items()
             ]  # fmt: skip
             self._json({"Code": 200, "Data": {"Files": listed}, "Success": True})

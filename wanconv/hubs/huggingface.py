@@ -1,5 +1,6 @@
 """Hugging Face: revisions and listings through its own client. HF_ENDPOINT names a mirror."""
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,9 +16,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
 )
 
 from wanconv.errors import InputError
+from wanconv.hubs.ranges import BUSY, retry_after
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
 _T = TypeVar("_T")
+_DELAYS_S = (1.0, 2.0, 4.0)
+_LONGEST_WAIT_S = 300.0
+_LATER = "Check the network and try again; --source modelscope asks the other hub."
 
 
 class HuggingFace:
@@ -44,8 +49,17 @@ class HuggingFace:
         return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
 
     def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
-        """Returns the client's answer; its errors become InputErrors that say what to do."""
+        """Returns the client's answer, asked for again where the hub is busy, which the client itself does for lists
+        alone; its errors become InputErrors that say what to do."""
         try:
+            for delay_s in _DELAYS_S:
+                try:
+                    return question()
+                except HfHubHTTPError as error:
+                    wait_s = retry_after(error.response.headers.get("Retry-After"))
+                    if error.response.status_code not in BUSY or wait_s > _LONGEST_WAIT_S:
+                        raise
+                    time.sleep(max(delay_s, wait_s))
             return question()
         except GatedRepoError as error:
             hint = (
@@ -71,9 +85,6 @@ class HuggingFace:
         ) as error:  # the last three: an answer of other form
             what = "cannot be reached" if isinstance(error, HTTPError | OSError) else "answers what no hub does"
             raise InputError(f"{self.title} {what} at {self._endpoint}: {type(error).__name__}", _LATER) from error
-
-
-_LATER = "Check the network and try again; --source modelscope asks the other hub."
 
 
 def _remote(entry: RepoFile) -> RemoteFile:

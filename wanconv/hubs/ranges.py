@@ -27,7 +27,7 @@ _PROGRESS_NBYTES = 1 << 20  # as much beyond what was there before makes an atte
 _LEAST_NBYTES = 1 << 14  # within stall_s; less is silence
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 5
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _AGAIN = "run the same command to go on"
 _LIES = "The server, or something on the way to it, does not do as HTTP says: try another network, or the other hub."
@@ -148,7 +148,7 @@ class Reader:
             try:
                 chunk = response.raw.read1(min(left, _CHUNK_NBYTES), decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Passing(f"the connection broke: {_why(error)}") from error
+                raise Passing(f"the connection ended {left} bytes early: {_why(error)}") from error
             if not chunk:
                 raise Passing(f"the connection ended {left} bytes early")
             left -= len(chunk)
@@ -193,13 +193,15 @@ def _check_status(response: requests.Response, at_home: bool) -> None:
     if status in (200, 206):
         return
     response.close()
-    if status in _BUSY or (status == 403 and not at_home):  # a signed address that has run out is signed anew
+    if status in BUSY or (status == 403 and not at_home):  # a signed address that has run out is signed anew
         raise Passing(f"{url} answers {status} {response.reason}", retry_after(response.headers.get("Retry-After")))
     if status in (401, 403):
         hint = "Accept the model's conditions on its page, and give a token that may read it (--token)."
         raise InputError(f"{url} answers {status}: not allowed", hint)
     if status == 404:
         raise InputError(f"{url} does not exist", "Its revision may be gone: run the same command again.")
+    if status == 416:
+        raise InputError(f"{url} ends before the byte that was asked for", "Try again, or another hub.")
     raise InputError(f"{url} answers {status} {response.reason}", _LIES)
 
 
