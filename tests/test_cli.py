@@ -33,10 +33,16 @@ OPTIONS = {
         "--shard-size", "--force", "--expert", "--base-model", "--hash-source", "--json", "--quiet", "--verbose",
         "WANCONV_RECIPE", "WANCONV_LAYOUT", "WANCONV_JOBS",
     ),
-    "verify": ("--against", "--sums", "--expert", "--exclude", "--jobs", "--json", "--quiet", "--verbose"),
+    "download": (
+        "--source", "--revision", "--include", "--exclude", "--only", "--local-dir", "--token", "--dry-run", "-n",
+        "--jobs", "-j", "--force", "--json", "--quiet", "--verbose", "WANCONV_SOURCE",
+    ),
+    "verify": (
+        "--against", "--sums", "--hub", "--token", "--expert", "--exclude", "--jobs", "--json", "--quiet", "--verbose",
+    ),
     "demo": ("--dir", "--json", "--quiet", "--verbose"),
 }  # fmt: skip
-HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "huggingface_hub")
+HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "huggingface_hub", "modelscope_hub", "requests")
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,10 @@ Layout = Annotated[
         envvar="WANCONV_LAYOUT",
     ),
 ]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(
@@ -225,12 +229,7 @@ def download(
     local_dir: Annotated[
         Path | None, typer.Option("--local-dir", "--out", "-o", help="The folder to fill.", show_default="NAME")
     ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            help="Access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"
-        ),
-    ] = None,
+    token: Token = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that hold other bytes.")] = False,
     jobs: Annotated[
@@ -266,6 +265,7 @@ def download(
         "wanconv verify baked",
         "wanconv verify baked --against Wan2.2-T2V-A14B",
         "wanconv verify Wan2.2-T2V-A14B --sums SHA256SUMS",
+        "wanconv verify Wan2.2-T2V-A14B --hub recorded",
     )
 )
 def verify(
@@ -275,6 +275,11 @@ def verify(
         list[Path] | None,
         typer.Option(help="A sha256sum or md5sum list; repeatable.", show_default="those in the folder"),
     ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(help="Compare with a hub's list: hf://OWNER/NAME, ms://…, or recorded: where it is from."),
+    ] = None,
+    token: Token = None,
     expert: Expert = None,
     exclude: Exclude = None,
     jobs: Jobs = None,
@@ -287,7 +292,7 @@ def verify(
     from wanconv.verbs.verify import verify as verb
     from wanconv.workshop.job import default_jobs
 
-    options = Options(against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs())
+    options = Options(against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs(), hub, token)
     with progress() as tell:
         report = verb(path, options, tell)
     show(report)

@@ -1,17 +1,17 @@
 """verify: headers, cover and digests of a folder; against its source, a proof element by element."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import REGISTRY, InputError
+from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import identify
 from wanconv.families.identify import Expert
 from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
-from wanconv.workshop import manifest, sums
+from wanconv.workshop import hub_list, manifest, sums
 from wanconv.workshop.progress import Progress, total
 
 
@@ -19,7 +19,8 @@ from wanconv.workshop.progress import Progress, total
 class Options:
     """What `verify` is asked for: `sums` are digest lists (none: those that lie in the folder).
 
-    `expert` and `exclude` are about what is verified; how its source was read stands in its manifest.
+    `expert` and `exclude` are about what is verified; how its source was read stands in its manifest. `hub` names a
+    repository, or is `recorded`; `token` may read its list.
     """
 
     against: Path | None = None
@@ -27,6 +28,8 @@ class Options:
     expert: Expert | None = None
     exclude: tuple[str, ...] = ()
     jobs: int = 2
+    hub: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
@@ -77,19 +80,26 @@ def _check_digests(
         tell = total(progress, "checking digests", sum(file.nbytes for file in files))
         findings += manifest.check_files(path, known, tell, options.jobs)
         compared[manifest.NAME] = len(files)
-    if known is None or options.sums:
-        listed, problems = _listed(path, options.sums)
+    if known is None or options.sums or options.hub:
+        listed, problems = _listed(path, options)
         findings += problems + sums.check(path if path.is_dir() else path.parent, listed, progress, options.jobs)
         for line in listed:
             compared[line.origin] = compared.get(line.origin, 0) + 1
     if not compared:
         message = "no digest is known: headers and cover are all that is checked"
-        findings.append(Finding("warning", str(path), message, "give a list with --sums"))
+        findings.append(Finding("warning", str(path), message, "give a list with --sums, or a repository with --hub"))
     return ", ".join(f"{count} files by {origin}" for origin, count in compared.items()) or "none known", findings
 
 
-def _listed(path: Path, named: Sequence[Path]) -> tuple[list[sums.Listed], list[Finding]]:
-    """Returns the lines of the lists that are named, or else of those in the folder and what Hugging Face left."""
+def _listed(path: Path, options: Options) -> tuple[list[sums.Listed], list[Finding]]:
+    """Returns the lines of the lists that are named, the hub's among them; or else those of the lists in the folder and
+    of the record of its download, ours or Hugging Face's."""
+    named = options.sums
+    if options.hub is not None:
+        if not path.is_dir():
+            raise UsageError(f"{path} is one file, and --hub is about folders", "give the folder")
+        lines, problems = hub_list.compare(path, options.hub, options.token)
+        return lines + [line for file in named for line in sums.read_list(file)], problems
     if not path.is_dir():
         lines = [line for file in named for line in sums.read_list(file) if Path(line.path).name == path.name]
         if named and not lines:
@@ -105,8 +115,19 @@ def _listed(path: Path, named: Sequence[Path]) -> tuple[list[sums.Listed], list[
             listed += sums.read_list(file)
         except InputError as error:
             problems.append(Finding("warning", str(file), error.message, "remove it, or give a list with --sums"))
+    if record := sums.recorded(path):
+        return listed + record, problems + _not_downloaded(path, record)
     paths = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     return listed + sums.known_to_hugging_face(path, paths), problems
+
+
+def _not_downloaded(root: Path, record: Sequence[sums.Listed]) -> list[Finding]:
+    """Returns a warning for every file that the download did not bring; hidden ones are not looked at."""
+    found = {file.relative_to(root) for file in root.rglob("*") if file.is_file()}
+    seen = {file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)}
+    return [
+        Finding("warning", name, "is not of the download") for name in sorted(seen - {line.path for line in record})
+    ]
 
 
 def _unlisted(checkpoint: Checkpoint, known: manifest.Json) -> list[Finding]:

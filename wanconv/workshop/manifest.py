@@ -28,6 +28,7 @@ SCHEMA = "wanconv.manifest/1"
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 Json = dict[str, object]
 
@@ -47,16 +48,22 @@ def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = Non
 
 
 def known_digest(root: Path, path: str) -> str | None:
-    """Returns the sha256 that Hugging Face's client left for a file: its blob's name, or the etag in .cache."""
+    """Returns the sha256 that Hugging Face's client left for a file."""
+    etag = known_etag(root, path)
+    return etag if etag is not None and _SHA256.fullmatch(etag) else None
+
+
+def known_etag(root: Path, path: str) -> str | None:
+    """Returns the sha256 or git's sha1 that Hugging Face's client left: the name of a blob, or the etag in .cache."""
     blob = (root / path).resolve()
-    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+    if blob.parent.name == "blobs" and _ETAG.fullmatch(blob.name):
         return blob.name
     metadata = root / ".cache" / "huggingface" / "download" / f"{path}.metadata"
     try:
         etag = metadata.read_text().split("\n")[1].strip()
     except (OSError, IndexError, UnicodeDecodeError):
         return None
-    return etag if _SHA256.fullmatch(etag) else None
+    return etag if _ETAG.fullmatch(etag) else None
 
 
 def plan_key(plan: Plan, base_model: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Digests that others know of a folder's files: lists of sha256sum and md5sum, and what Hugging Face's client left."""
+"""Digests that are known of a folder's files: lists of sha256sum and md5sum, and what downloads left beside them."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from wanconv.checkpoint.files import regular_file
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.report import Finding
-from wanconv.workshop import manifest
+from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.progress import Progress, total
 
 _LISTS = ("*sha256sum*", "*SHA256SUMS*", "*.sha256", "*md5sum*", "*MD5SUMS*", "*.md5")
@@ -71,9 +71,16 @@ def _parse(line: str, where: str, origin: str) -> Listed:
 
 
 def known_to_hugging_face(root: Path, paths: Sequence[str]) -> list[Listed]:
-    """Returns the files whose sha256 Hugging Face's client left beside them."""
-    found = ((path, manifest.known_digest(root, path)) for path in paths)
-    return [Listed(path, "sha256", digest, "Hugging Face's client") for path, digest in found if digest]
+    """Returns the files whose digest Hugging Face's client left: sha256, or git's sha1 of those outside of LFS."""
+    found = ((path, manifest.known_etag(root, path)) for path in paths)
+    algorithms = {64: "sha256", 40: "git-sha1"}
+    return [Listed(path, algorithms[len(etag)], etag, "Hugging Face's client") for path, etag in found if etag]
+
+
+def recorded(root: Path) -> list[Listed]:
+    """Returns the files of the download that a folder came from; raises InputError for a record that is none."""
+    record = downloaded.read(root)
+    return [Listed(file.path, file.algorithm, file.digest, downloaded.NAME) for file in record.files] if record else []
 
 
 def check(root: Path, listed: Sequence[Listed], progress: Progress, jobs: int) -> list[Finding]:

@@ -1,0 +1,52 @@
+"""A folder against the list of the hub it came from: which digests it should have, what is missing, what is extra."""
+
+import os
+import re
+from pathlib import Path
+
+from wanconv.errors import CheckFailed, UsageError
+from wanconv.hubs import Reference, Snapshot, open_hub, parse
+from wanconv.report import Finding
+from wanconv.workshop import downloaded
+from wanconv.workshop.sums import Listed
+
+RECORDED = "recorded"
+_SNAPSHOT = re.compile(r"models--(?P<repository>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+
+
+def compare(root: Path, which: str, token: str | None) -> tuple[list[Listed], list[Finding]]:
+    """Returns the lines of the hub's list that are about this folder's files, and what else the two differ in.
+
+    `which` is a repository, or `recorded`: the one that the download's record or the Hugging Face cache's path names.
+    Files that a recorded download left out are not missing.
+    """
+    record = downloaded.read(root)
+    reference = _recorded(root, record) if which == RECORDED else parse(which)
+    snapshot = open_hub(reference.hub, token).snapshot(reference.repository, reference.revision)
+    remote = {file.path: file for file in snapshot.files}
+    local = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() or path.is_symlink()}
+    wanted = {file.path for file in record.files} if record and which == RECORDED else local & remote.keys()
+    findings = [
+        Finding("failure", path, f"is not in {snapshot.uri} any more", "run wanconv download again", CheckFailed.code)
+        for path in sorted(wanted - remote.keys())
+    ]
+    findings += [
+        Finding("warning", path, f"is not in {snapshot.uri}", "remove it if nobody needs it")
+        for path in sorted(local - remote.keys() - wanted)
+        if not any(part.startswith(".") for part in path.split("/"))
+    ]
+    if not (record and which == RECORDED):
+        findings += [
+            Finding("warning", path, f"is in {snapshot.uri} and not here") for path in sorted(remote.keys() - local)
+        ]
+    lines = [remote[path] for path in sorted(wanted & remote.keys())]
+    return [Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in lines], findings
+
+
+def _recorded(root: Path, record: Snapshot | None) -> Reference:
+    if record is not None:
+        return Reference(record.hub, record.repository, record.commit or record.revision)
+    if match := _SNAPSHOT.search(os.path.realpath(root)):
+        return Reference("hf", match["repository"].replace("--", "/", 1), match["commit"])
+    hint = "name it: --hub hf://OWNER/NAME or --hub ms://OWNER/NAME"
+    raise UsageError(f"nothing in {root} says which repository it is from", hint)
