@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 # Loads the command line once and forks for every command: processes of their own for the price of one start.
 _FORKS = """
-import contextlib, io, json, os, sys, tempfile
+import contextlib, importlib, io, json, os, sys, tempfile
 import wanconv.verbs.convert, wanconv.verbs.inspect
 from wanconv.cli import main
 from wanconv.cli.app import app
@@ -40,7 +40,10 @@ from wanconv.cli.app import app
 with contextlib.redirect_stdout(io.StringIO()):
     app(["--version"], standalone_mode=False)  # Typer loads the rest of itself at the first command
 results = []
-for arguments in json.load(sys.stdin):
+imports, commands = json.load(sys.stdin)
+for module in imports:
+    importlib.import_module(module)
+for arguments in commands:
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
         if not child:
@@ -56,12 +59,15 @@ print(json.dumps(results))
 """
 
 
-def run_all(commands: Sequence[Sequence[str]], cwd: Path) -> list[Done]:
-    """Returns what became of each command, one after the other; raises TimeoutExpired where one hangs."""
+def run_all(commands: Sequence[Sequence[str]], cwd: Path, imports: Sequence[str] = ()) -> list[Done]:
+    """Returns what became of each command, one after the other; raises TimeoutExpired where one hangs.
+
+    `imports` are modules that the commands share and that take long to load.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _FORKS],
         cwd=cwd,
-        input=json.dumps(commands),
+        input=json.dumps([imports, commands]),
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,6 +15,7 @@ def test_the_demo_takes_seconds_and_says_where_to_look_and_may_be_run_again(tmp_
     for path in look_at.strip().removeprefix("look at").strip().split(", "):
         assert (tmp_path / path).is_file()
     assert "every element within its bound" in first.stdout
+    assert "PASS by the profile standard" in first.stdout
     made = json.loads((tmp_path / "a folder" / "converted" / "wanconv.json").read_bytes())
     assert (made["family"], made["layout"], made["recipe"]["name"]) == (
         "wan2.2-t2v-a14b",
@@ -23,7 +24,8 @@ def test_the_demo_takes_seconds_and_says_where_to_look_and_may_be_run_again(tmp_
     )
     again = run("demo", "--dir", "a folder", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, first.stdout)
-    assert sorted(path.name for path in (tmp_path / "a folder").iterdir()) == ["converted", "source"]
+    assert sorted(path.name for path in (tmp_path / "a folder").iterdir()) == ["converted", "report", "source"]
+    assert "data:image" in (tmp_path / "a folder" / "report" / "validation.html").read_text()
 
 
 def test_a_demo_that_was_stopped_or_spoilt_is_made_again(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""demo: the whole way on a tiny model: make a checkpoint, plan, convert, verify against the source."""
+"""demo: the whole way on a tiny model: make a checkpoint, plan, convert, verify against the source, validate."""
 
 import shutil
 from pathlib import Path
 
 from wanconv.report import Report
-from wanconv.verbs import verify
+from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options
@@ -14,8 +14,8 @@ _RECIPE = "experts-bf16-rest-fp16"
 
 
 def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> Report:
-    """Makes a tiny Wan 2.2 A14B in `folder`/source and its conversion in `folder`/converted; returns the proof."""
-    source, converted = folder / "source", folder / "converted"
+    """Makes a tiny Wan 2.2 A14B in `folder`/source and its conversion in `folder`/converted; proves and judges it."""
+    source, converted, report = folder / "source", folder / "converted", folder / "report"
     if not source.exists():
         _make(source, progress)
     options = Options(_RECIPE, layout="diffusers", out=converted, force=True)  # the folder is the demo's own
@@ -24,14 +24,20 @@ def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> R
     proof = verify.verify(converted, verify.Options(against=source), progress)
     if proof.exit_code:
         return proof
+    command = ("wanconv", "validate", str(converted), "--against", str(source), "--size", "128x128", "-o", str(report))
+    asked = validate.Options(against=source, size=(128, 128), out=report, command=command)
+    judged = validate.validate(converted, asked, progress)
     figures = {
         "source": f"{source}: a tiny {planned.figures['family']} with made-up numbers, official layout",
         "converted": f"{converted}: {written.figures['recipe']}",
         "verified": f"{proof.figures['cover']}; digests of {proof.figures['digests']}; every element within its bound",
-        "look_at": f"{converted / 'README.md'}, {converted / 'wanconv.json'}",
+        "validated": f"{judged.figures['verdict']} by the profile {judged.figures['profile']}",
+        "look_at": f"{report / 'validation.html'}, {converted / 'README.md'}, {converted / 'wanconv.json'}",
         "next": f"wanconv inspect {converted} --tensors · wanconv convert {source} -r fp8-plain -n · wanconv recipes",
     }
-    return Report("demo", "from a checkpoint to a proof", figures, (*planned.tables, *proof.tables), written.findings)
+    tables = (*planned.tables, *proof.tables, *judged.tables)
+    findings = (*written.findings, *judged.findings)
+    return Report("demo", "from a checkpoint to a proof", figures, tables, findings, exit_code=judged.exit_code)
 
 
 def _make(source: Path, progress: Progress) -> None:
