@@ -65,3 +65,9 @@ def test_links_and_scripts_lead_somewhere(page: Path) -> None:
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
     assert [target for target in targets if not (page.parent / target).exists()] == []
     assert [name for name in re.findall(r"scripts/\w+", text) if not os.access(ROOT / name, os.X_OK)] == []
+
+
+def test_the_table_of_scaled_formats_is_the_code() -> None:
+    for layout in LAYOUTS.values():
+        (row,) = re.findall(rf"^\| {layout.name} \| (.*) \|$", README, re.MULTILINE)
+        assert re.findall(r"`(\w+)` (tensor|row)", row) == [(each.format, each.scale) for each in layout.packings]

@@ -15,13 +15,13 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.workshop.synthetic import Options, make, releases
+from wanconv.workshop.synthetic import PUBLISHED, Options, make, releases
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "make_checkpoint"
 MADE = [
     (release, layout)
     for release, (family, _) in releases().items()
-    for layout in LAYOUTS
+    for layout in PUBLISHED
     if family.name not in (LAYOUTS[layout].refused or {})
 ]
 
@@ -67,7 +67,7 @@ def test_dtype_blocks_and_components_are_as_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("release", ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b"])
 @pytest.mark.parametrize("expert", ["expert.high", "expert.low"])
 def test_a_lone_expert_keeps_its_role_in_every_layout(release: str, expert: str, tmp_path: Path) -> None:
-    for layout in LAYOUTS:
+    for layout in PUBLISHED:
         folder = make(tmp_path / layout, Options(release, components=(expert,), layout=layout))
         model = identify(open_checkpoint(folder))
         assert (model.family.name, list(model.components)) == (release, [expert])

@@ -195,6 +195,26 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """How one client stores a weight that has scales: as tensors of their own beside the payload.
+
+    The last part of a name is its leaf: `payload` and `scales` are the leaves that stand for `weight`, `constants`
+    those of further tensors, bytes that never change. One scale for the `tensor` has the shape `()`, those of each
+    `row` are `(rows, 1)`.
+    """
+
+    client: str
+    format: str
+    scale: str
+    payload: str = "weight"
+    scales: str = "weight_scale"
+    constants: tuple[tuple[str, bytes], ...] = ()
+
+    def scale_shape(self, shape: Shape) -> Shape:
+        return (shape[0], 1) if self.scale == "row" else ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A run of elements of a tensor on disk."""
 
@@ -205,7 +225,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose)."""
+    """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose).
+
+    Where it is stored with scales, `packing` says how, the pieces are its payload, and `scales` lies elsewhere.
+    """
 
     name: str
     role: Role
@@ -213,10 +236,17 @@ class ModelTensor:
     shape: Shape
     pieces: tuple[Piece, ...]
     transposed: bool = False
+    packing: Packing | None = None
+    scales: TensorRef | None = None
 
     @property
     def dtype(self) -> str:
         return self.pieces[0].ref.dtype
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype on disk, and what its scales cover where it has some: `int8 row`."""
+        return self.dtype if self.packing is None else f"{self.dtype} {self.packing.scale}"
 
     @property
     def numel(self) -> int:
@@ -224,7 +254,7 @@ class ModelTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].itemsize
+        return self.numel * DTYPES[self.dtype].itemsize + (self.scales.nbytes if self.scales else 0)
 
 
 @dataclass(frozen=True, slots=True)

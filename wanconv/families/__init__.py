@@ -2,18 +2,23 @@
 
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
+from wanconv.families.packings import Packed, beside, leaf_of, of_client
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
     "ARCHITECTURES",
     "DENOISERS",
     "FAMILIES",
+    "Packed",
     "Target",
+    "beside",
     "expand",
     "fill",
     "fingerprint",
     "homeless",
     "identify",
+    "leaf_of",
+    "of_client",
     "targets",
     "vocabulary",
 ]

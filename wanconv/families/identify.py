@@ -14,6 +14,7 @@ from typing import Literal
 from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.families.match import Fit, fits, model_tensors
 from wanconv.families.names import fingerprint, size_of
+from wanconv.families.packings import Packed, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 from wanconv.tensors import Architecture, Checkpoint, Component, Family, Model, Part, Release
 
@@ -48,6 +49,10 @@ class _Claim:
     fit: Fit
     evidence: str = ""
 
+    @property
+    def packed(self) -> Mapping[str, Packed]:
+        return unpack(self.part.tensors)[1]
+
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     """Returns the model that a checkpoint holds; `expert` names the role of its only denoiser.
@@ -81,7 +86,10 @@ def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
     matched: list[tuple[Part, Fit]] = []
     unknown: list[Unrecognised] = []
     for part in parts:
-        found = fits(part.tensors)
+        weights, packed = unpack(part.tensors)
+        found = fits(weights)
+        if found and packed and not found[0].differences:
+            _refuse_odd_scales(part, found[0], packed)
         if found and not found[0].differences:
             matched.append((part, found[0]))
         else:
@@ -94,6 +102,21 @@ def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
         message += f"; {len(unknown)} files fit none"
     others = [line for error in unknown[1:] for line in (error.message, *error.details)]
     raise Unrecognised(message, first.hint, (*first.details, *others))
+
+
+def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> None:
+    """Raises Unrecognised for scales of what is no 2-D weight of its own: no client has or could decode them."""
+    odd = [
+        ref.name
+        for (role, _), (ref, spelling) in fit.found.items()
+        if ref.name in packed and (role.kind != "linear" or spelling.of > 1 or spelling.transposed)
+    ]
+    if odd:
+        raise Unrecognised(
+            f"{part.path} holds scales for {len(odd)} tensors that are no weights of linear layers",
+            "Get the file again from who made it.",
+            _first(odd),
+        )
 
 
 def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
@@ -267,7 +290,7 @@ def _component(checkpoint: Checkpoint, family: Family, claim: _Claim, claims: Se
         scheme=fit.scheme,
         dims={**fit.dims, **sizes},
         part=part,
-        tensors=model_tensors(fit, claim.component),
+        tensors=model_tensors(fit, claim.component, claim.packed),
         fingerprint=fingerprint(part.tensors),
         config=config,
         tied=tuple((ref, f"{claim.component}/{name}") for ref, name in fit.tied),

@@ -10,6 +10,7 @@ from functools import cache
 from math import prod
 
 from wanconv.families.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
+from wanconv.families.packings import Packed
 from wanconv.families.releases import ARCHITECTURES
 from wanconv.tensors import Architecture, ModelTensor, Piece, Role, Scheme, Shape, Spelling, TensorRef
 
@@ -76,15 +77,19 @@ def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
     return sorted((_fit(table, tensors, groups) for table in candidates), key=lambda fit: fit.differences)
 
 
-def model_tensors(fit: Fit, component: str) -> dict[str, ModelTensor]:
-    """Returns the canonical tensors of an exact fit, by full name, in the table's order."""
+def model_tensors(fit: Fit, component: str, packed: Mapping[str, Packed]) -> dict[str, ModelTensor]:
+    """Returns the canonical tensors of an exact fit, by full name, in the table's order; `packed` by name on disk."""
     tensors = {}
     for (role, index), (ref, spelling) in fit.found.items():
         name = f"{component}/{fill(role.name, index)}"
         shape = shape_of(role.shape, fit.dims)
         count = prod(shape) // len(spelling.parts)
         pieces = tuple(Piece(ref, part * count, count) for part in spelling.parts)
-        tensors[name] = ModelTensor(name, role, block_of(role, index), shape, pieces, spelling.transposed)
+        beside = packed.get(ref.name)
+        packing, scales = (beside.packing, beside.scales) if beside else (None, None)
+        tensors[name] = ModelTensor(
+            name, role, block_of(role, index), shape, pieces, spelling.transposed, packing, scales
+        )
     return tensors
 
 

@@ -1,14 +1,21 @@
-"""How numbers are stored: the formats a recipe can name. This table is free of torch; `plain` moves the bytes."""
+"""How numbers are stored: the formats a recipe can name. This table is free of torch; the modules of each kind move the
+bytes: `plain` casts, `scaled` divides by a scale first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wanconv.tensors import DTYPES, Kind, Shape
 
+MAX_ROW = 1 << 18  # elements of a row that takes a scale of its own: what fits a worker's scratch memory
+
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A cast to `storage`, rounded to nearest even; None stores the source's own dtype, byte for byte."""
+    """A `storage` dtype, rounded to nearest even; None stores the source's own dtype, byte for byte.
+
+    `scales` are what one float32 scale may cover: nothing (a plain cast), the `tensor`, or each `row` of axis 0; `auto`
+    leaves it to the layout.
+    """
 
     name: str
     storage: str | None
@@ -18,7 +25,7 @@ class Format:
         """Returns the dtype on disk of a tensor whose source dtype is `source`."""
         return self.storage or source
 
-    def refuses(self, source: str, kind: Kind, shape: Shape) -> str | None:
+    def refuses(self, source: str, kind: Kind, shape: Shape, scale: str = "none") -> str | None:
         """Returns why, by its header alone, a tensor cannot be stored so; a plain cast only asks for the dtype."""
         if self.storage is None:
             return None
@@ -27,16 +34,24 @@ class Format:
         if source == "fp64":
             # Through float32 it would round twice, and the bound of verify is exact in float32 only.
             return "fp64 is only stored by keep: a cast of it would be rounded twice"
+        if scale == "none":
+            return None
+        if kind != "linear" or len(shape) != 2 or not all(shape):
+            return f"only the 2-D weight of a linear layer takes a scale, and this is {kind} of shape {list(shape)}"
+        if shape[1] > MAX_ROW:
+            return f"its rows have {shape[1]} elements, more than the {MAX_ROW} that one scale may cover"
         return None
 
 
+_SCALED = ("tensor", "row", "auto")
 # fmt: off
 _FORMATS = (
     Format("fp32",       "fp32"),
     Format("bf16",       "bf16"),
     Format("fp16",       "fp16"),
-    Format("fp8_e4m3fn", "fp8_e4m3fn"),
-    Format("fp8_e5m2",   "fp8_e5m2"),
+    Format("fp8_e4m3fn", "fp8_e4m3fn", ("none", *_SCALED)),
+    Format("fp8_e5m2",   "fp8_e5m2",   ("none", *_SCALED)),
+    Format("int8",       "int8",       _SCALED),
     Format("keep",       None),
 )
 # fmt: on

@@ -38,10 +38,10 @@ TORCH_DTYPES = {
     "uint64": torch.uint64, "uint32": torch.uint32, "uint16": torch.uint16, "uint8": torch.uint8, "bool": torch.bool,
 }
 # fmt: on
-_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _EXPONENT = 0x7F800000  # a float32's exponent bits; alone they read as 2 ** exponent, or 0 for a subnormal
-_CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache
+CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Caster:
     """
 
     def __init__(self) -> None:
-        self._source = torch.empty(_CHUNK, dtype=torch.float32)
-        self._stored = torch.empty(_CHUNK, dtype=torch.float32)
-        self._bits = torch.empty(_CHUNK, dtype=torch.int64)  # of any width
-        self._half = torch.empty(_CHUNK, dtype=torch.int16)
+        self._source = torch.empty(CHUNK, dtype=torch.float32)
+        self._stored = torch.empty(CHUNK, dtype=torch.float32)
+        self._bits = torch.empty(CHUNK, dtype=torch.int64)  # of any width
+        self._half = torch.empty(CHUNK, dtype=torch.int16)
 
     def cast(self, source: Tensor, out: Tensor, name: str, start: int = 0) -> None:
         """Writes `source` into `out`, as long and of the storage dtype; the same dtype is copied bit by bit.
@@ -81,7 +81,7 @@ class Caster:
         for piece, part in _chunks(source, out):
             wide = self._wide(piece, part if target.name == "fp32" else self._source)
             if not _amax(wide) <= target.largest:
-                raise _refusal(source, target, name, start)
+                raise refusal(source, target, name, start)
             if wide is not part:
                 part.copy_(wide)
 
@@ -96,7 +96,7 @@ class Caster:
         for (piece,) in _chunks(source):
             amax = self._largest(piece)
             if not isfinite(amax):
-                raise _refusal(source, _dtype(source), name, start)
+                raise refusal(source, _dtype(source), name, start)
             largest = max(largest, amax)
         return largest
 
@@ -133,9 +133,9 @@ class Caster:
     def _rounding(self, source: Tensor, stored: Tensor, target: DType) -> float:
         weight, value = self._wide(source, self._source), self._wide(stored, self._stored)
         error = torch.sub(weight, value, out=self._stored[: weight.numel()])  # exact for every right cast (Sterbenz)
-        power = _power(weight, target, self._bits.view(torch.int32)[: weight.numel()])
+        spacing = power(weight, target, self._bits.view(torch.int32)[: weight.numel()])
         # A power of two divides exactly, and NaN or infinity on either side becomes NaN or infinity here.
-        ratio = _amax(error.div_(power)) / _half_spacing(target)
+        ratio = _amax(error.div_(spacing)) / half_spacing(target)
         return inf if isnan(ratio) else ratio
 
     def _largest(self, piece: Tensor) -> float:
@@ -145,7 +145,7 @@ class Caster:
     def _wide(self, piece: Tensor, scratch: Tensor) -> Tensor:
         if piece.dtype == torch.float32:
             return piece
-        return _widen(piece, scratch[: piece.numel()], self._half[: piece.numel()])
+        return widen(piece, scratch[: piece.numel()], self._half[: piece.numel()])
 
 
 def encode(weight: Tensor, storage: str, name: str) -> Tensor:
@@ -158,9 +158,9 @@ def encode(weight: Tensor, storage: str, name: str) -> Tensor:
 def decode(stored: Tensor) -> Tensor:
     """Returns the float32 values of any float dtype but fp64, exactly, in the same shape; NaN and infinity as such."""
     out = torch.empty(stored.shape, dtype=torch.float32)
-    half = torch.empty(_CHUNK, dtype=torch.int16)
+    half = torch.empty(CHUNK, dtype=torch.int16)
     for piece, part in _chunks(stored.contiguous().view(-1), out.view(-1)):
-        _widen(piece, part, half[: piece.numel()])
+        widen(piece, part, half[: piece.numel()])
     return out
 
 
@@ -168,11 +168,11 @@ def bound(weight: Tensor, source: str, storage: str) -> Tensor:
     """Returns the worst |w - decode(encode(w))| per element: float32, as `weight`, the decoded values of `source`."""
     if DTYPES[storage].holds(DTYPES[source]):
         return torch.zeros_like(weight)
-    power = _power(weight, DTYPES[storage], torch.empty(weight.shape, dtype=torch.int32))
-    return power.mul_(_half_spacing(DTYPES[storage]))
+    spacing = power(weight, DTYPES[storage], torch.empty(weight.shape, dtype=torch.int32))
+    return spacing.mul_(half_spacing(DTYPES[storage]))
 
 
-def _power(weight: Tensor, target: DType, scratch: Tensor) -> Tensor:
+def power(weight: Tensor, target: DType, scratch: Tensor) -> Tensor:
     """Returns 2 ** max(exponent(w), min_exponent) of a float32 tensor, in `scratch` (int32)."""
     return (
         torch.bitwise_and(weight.view(torch.int32), _EXPONENT, out=scratch)
@@ -181,12 +181,12 @@ def _power(weight: Tensor, target: DType, scratch: Tensor) -> Tensor:
     )
 
 
-def _half_spacing(target: DType) -> float:
+def half_spacing(target: DType) -> float:
     assert target.mantissa is not None
     return 2.0 ** (-target.mantissa - 1)
 
 
-def _widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
+def widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
     """Returns `out`, the float32 values of a chunk. Shifting fp8 into fp16 takes a fraction of torch's own cast."""
     if piece.dtype == torch.float8_e5m2:  # the upper half of a binary16
         half.copy_(piece.view(torch.int8)).bitwise_left_shift_(8)
@@ -196,7 +196,7 @@ def _widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
         out.copy_(half.view(torch.float16)).mul_(256.0)
         return out if _amax(out) < 480.0 else out.masked_fill_(out.abs() == 480.0, float("nan"))
     if piece.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise Refused(f"{_NAMES[piece.dtype]} is never cast", "store it as keep")
+        raise Refused(f"{NAMES[piece.dtype]} is never cast", "store it as keep")
     return out.copy_(piece)
 
 
@@ -209,8 +209,8 @@ def _amax(values: Tensor) -> float:
 def _chunks(*runs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yields the same stretch of each run, as long as the scratch."""
     assert all(run.shape == runs[0].shape for run in runs)
-    for at in range(0, runs[0].numel(), _CHUNK):
-        yield tuple(run[at : at + _CHUNK] for run in runs)
+    for at in range(0, runs[0].numel(), CHUNK):
+        yield tuple(run[at : at + CHUNK] for run in runs)
 
 
 def _as_bits(run: Tensor) -> Tensor:
@@ -218,10 +218,10 @@ def _as_bits(run: Tensor) -> Tensor:
 
 
 def _dtype(run: Tensor) -> DType:
-    return DTYPES[_NAMES[run.dtype]]
+    return DTYPES[NAMES[run.dtype]]
 
 
-def _refusal(source: Tensor, target: DType, name: str, start: int) -> NotFinite:
+def refusal(source: Tensor, target: DType, name: str, start: int) -> NotFinite:
     """Returns the error for a run that a scan has found bad: the first bad element and how many there are."""
     values = source if source.dtype == torch.float64 else decode(source)
     bad = ~torch.isfinite(values)
@@ -250,7 +250,7 @@ def _violation(source: Tensor, stored: Tensor, start: int) -> Violation:
     elif _dtype(stored).holds(_dtype(source)):
         bad = _as_bits(weight) != _as_bits(value)
     else:
-        limit = bound(decode(source), _NAMES[source.dtype], _NAMES[stored.dtype])
+        limit = bound(decode(source), NAMES[source.dtype], NAMES[stored.dtype])
         bad = ~((weight - value).abs() <= limit)
     index = int((bad | ~torch.isfinite(weight)).int().argmax())
     return Violation(start + index, weight[index].item(), value[index].item(), limit[index].item())

@@ -2,21 +2,28 @@
 
 from collections.abc import Mapping
 
+from wanconv.layouts.comfyui import COMFYUI
+from wanconv.layouts.diffsynth import DIFFSYNTH
 from wanconv.layouts.diffusers import DIFFUSERS
 from wanconv.layouts.dtypes import loading_dtype
+from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
-from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.tensors import Model
 
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (OFFICIAL, DIFFUSERS)}
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (OFFICIAL, DIFFUSERS, COMFYUI, LIGHTX2V, DIFFSYNTH)}
 
-__all__ = ["LAYOUTS", "Json", "Layout", "Override", "Place", "loading_dtype", "source_layout"]
+__all__ = ["LAYOUTS", "Json", "Layout", "Override", "Place", "Stored", "Together", "loading_dtype", "source_layout"]
 
 
 def source_layout(model: Model) -> Layout:
-    """Returns the layout whose naming the model's components use (most tensors decide)."""
+    """Returns the layout whose naming and scales the model's components use (most tensors decide, the first of equals).
+
+    LightX2V and DiffSynth read the official files: without scales, they are those.
+    """
     votes = dict.fromkeys(LAYOUTS, 0)
     for component in model.components.values():
         for layout in LAYOUTS.values():
-            votes[layout.name] += len(component.tensors) * (layout.scheme == component.scheme)
+            votes[layout.name] += len(component.tensors) * (layout.scheme_of(component.name) == component.scheme)
+            votes[layout.name] += sum(tensor.packing in layout.packings for tensor in component.tensors.values())
     return LAYOUTS[max(votes, key=lambda name: votes[name])]

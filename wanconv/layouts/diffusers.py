@@ -1,9 +1,13 @@
 """The layout of diffusers pipelines: one folder per component, model_index.json above them."""
 
-from wanconv.families import DENOISERS
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from wanconv.families import DENOISERS, leaf_of, of_client
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads
-from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.layouts.types import Json, Layout, Override, Place, Stored
 from wanconv.tensors import Component, Model
 
 _VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio
@@ -193,6 +197,64 @@ def _model_index(model: Model, folders: set[str]) -> Json:
     }
 
 
+_TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+    """Returns torchao's description of its tensors, from which diffusers rebuilds each: one for every name."""
+    if not any(tensor.packing for tensor in tensors):
+        return {"format": "pt"}
+    dtype = {"_type": "torch.dtype", "_data": _compute_dtype(tensors)}
+    described = {tensor.name: json.dumps(_torchao(tensor, dtype)) for tensor in tensors}
+    return {"format": "pt", "tensor_names": json.dumps([tensor.name for tensor in tensors]), **described}
+
+
+def _torchao(tensor: Stored, dtype: Json) -> Json:
+    """Returns torchao's attributes of one tensor: torchao 0.18 prototype/safetensors/safetensors_utils.py."""
+    if tensor.packing is None:
+        return {"_type": "Tensor"}
+    block, names = [1, tensor.shape[1]], ["qdata", "scale"]
+    if tensor.packing.format == "int8":
+        data = {"act_quant_kwargs": None, "reduce_range": False, "block_size": block, "dtype": dtype}
+        return {"_type": "Int8Tensor", "_data": data, "_tensor_data_names": names}
+    kernel = {"_type": "KernelPreference", "_data": "AUTO"}
+    data = {"block_size": block, "mm_config": None, "act_quant_kwargs": None, "kernel_preference": kernel}
+    return {"_type": "Float8Tensor", "_data": {**data, "dtype": dtype}, "_tensor_data_names": names}
+
+
+def _compute_dtype(tensors: Sequence[Stored]) -> str:
+    """Returns the dtype that most plain tensors have: a linear layer's weight must decode to its bias's."""
+    counts = Counter(tensor.dtype for tensor in tensors if tensor.packing is None and tensor.dtype in _TORCH_DTYPES)
+    return _TORCH_DTYPES[max(sorted(counts), key=lambda dtype: counts[dtype])] if counts else "bfloat16"
+
+
+def _config(tensors: Sequence[Stored]) -> Json:
+    """Returns quantization_config: one default, that of most tensors; diffusers rebuilds each from the header."""
+    formats = Counter(tensor.packing.format for tensor in tensors if tensor.packing)
+    if not formats:
+        return {}
+    granularity = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+    most = max(sorted(formats), key=lambda name: formats[name])
+    if most == "int8":
+        name, data = "Int8WeightOnlyConfig", {"granularity": granularity, "group_size": None}
+    else:
+        name, data = "Float8WeightOnlyConfig", {"granularity": granularity}
+        data["weight_dtype"] = {"_type": "torch.dtype", "_data": "float8_e4m3fn"}
+    default = {"_type": name, "_version": 2, "_data": {**data, "set_inductor_config": True}}
+    skipped = sorted({_module(tensor.name) for tensor in tensors if not tensor.packing and len(tensor.shape) > 1})
+    return {
+        "quantization_config": {
+            "quant_method": "torchao",
+            "modules_to_not_convert": skipped,
+            "quant_type": {"default": default},
+        }
+    }
+
+
+def _module(name: str) -> str:
+    return leaf_of(name)[0] or name
+
+
 _TOKENIZERS = ("tokenizer", "google/umt5-xxl")  # where a source of either layout keeps UMT5's tokenizer
 
 _KEPT_FP32 = "diffusers computes it in fp32 and would widen a narrower file: the source's precision is kept for it"
@@ -228,5 +290,9 @@ DIFFUSERS = Layout(
         "fp8_e4m3fn": "diffusers widens plain fp8 to the compute dtype on load: it saves disk, not memory",
         "fp8_e5m2": "diffusers widens plain fp8 to the compute dtype on load: it saves disk, not memory",
     },
+    packings=of_client("diffusers"),
+    unscaled="torchao's files have one scale for each row of fp8_e4m3fn and int8",
+    metadata=_metadata,
+    config=_config,
     refused={"wan2.2-s2v-14b": "diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"},
 )

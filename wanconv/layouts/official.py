@@ -1,4 +1,4 @@
-"""The layout of the official Wan repositories, which DiffSynth and LightX2V read as well."""
+"""The layout of the official Wan repositories."""
 
 from wanconv.layouts.sizes import channels, heads
 from wanconv.layouts.types import Json, Layout, Override, Place
@@ -33,7 +33,7 @@ def _documents(model: Model) -> dict[str, Json]:
 
 OFFICIAL = Layout(
     name="official",
-    summary="the official Wan code; also DiffSynth and LightX2V",
+    summary="the official Wan code",
     scheme="official",
     loader="Wan-Video/Wan2.2 wan/text2video.py, wan/modules/{model,t5,vae2_1,vae2_2}.py",
     places={
@@ -66,4 +66,5 @@ OFFICIAL = Layout(
         "fp8_e4m3fn": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
         "fp8_e5m2": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
     },
+    unscaled="it would ignore the scales, and compute with weights up to 448 without an error",
 )

@@ -1,17 +1,17 @@
 """What a layout says: where a client looks for each component, and what its loader demands of the numbers."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from wanconv.tensors import Model, Scheme
+from wanconv.tensors import Model, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a component's weights go: `stem` is the file name without its suffix."""
+    """Where a component's weights go: `stem` is the file name without its suffix, `{family}` in it the family's."""
 
     folder: str
     stem: str
@@ -37,6 +37,39 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
+class Together:
+    """Linear weights that a loader reads in one format only: those of `follow` are stored as those of `lead` are, where
+    these have scales; no others may have any."""
+
+    lead: str
+    follow: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of a component as its file will hold it: `name` is the client's for it where nothing is scaled."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    packing: Packing | None
+
+
+def plain_metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+    """Returns what the header of every file says."""
+    return {"format": "pt"}
+
+
+def no_additions(tensors: Sequence[Stored]) -> Json:
+    return {}
+
+
+def no_settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, Json]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Names and files as one client wants them.
 
@@ -44,7 +77,13 @@ class Layout:
     group of sidecars to its folder. `documents` derives the JSON files from a model (path -> value); `derived` are
     globs of files that such documents replace when a model comes from this layout. `coarse` are formats that the client
     loads but gains nothing from, `refused` families without a home, each with a sentence. `loader` is the code that was
-    read.
+    read. `schemes` are the naming schemes of components that differ from `scheme`. Without `shard_nbytes`, a component
+    is one file.
+
+    Of scales: `packings` are all that the loader reads, for the denoisers' linear weights; `unscaled` says why it reads
+    no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's files says, `config`
+    what its config.json says besides, `settings` further JSON files (path -> value). `attached` are sidecars that
+    become tensors: component -> (tensor, file name).
     """
 
     name: str
@@ -55,10 +94,27 @@ class Layout:
     folders: Mapping[str, str]
     documents: Callable[[Model], Mapping[str, Json]]
     derived: tuple[str, ...]
-    shard_nbytes: int
+    shard_nbytes: int | None
     overrides: tuple[Override, ...] = ()
     coarse: Mapping[str, str] | None = None
     refused: Mapping[str, str] | None = None
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    packings: tuple[Packing, ...] = ()
+    unscaled: str = ""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    together: Together | None = None
+    metadata: Callable[[Sequence[Stored]], Mapping[str, str]] = plain_metadata
+    config: Callable[[Sequence[Stored]], Json] = no_additions
+    settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings
+    attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def scheme_of(self, component: str) -> Scheme:
+        return self.schemes.get(component, self.scheme)
+
+    def packing(self, name: str, scale: str) -> Packing | None:
+        """Returns how the client stores a format with such a scale (`auto`: the finest it reads), None where not."""
+        fits = (each for each in self.packings if each.format == name and scale in ("auto", each.scale))
+        return next(fits, None)
 
     def place(self, component: str, architecture: str) -> Place | None:
         return self.places.get(f"{component}:{architecture}") or self.places.get(component)

@@ -2,30 +2,34 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from wanconv import recipe as recipes
 from wanconv.checkpoint.writer import Image
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS, targets, vocabulary
+from wanconv.families import DENOISERS, Target, leaf_of, targets, vocabulary
+from wanconv.families import beside as beside_name
 from wanconv.formats import FORMATS
-from wanconv.layouts import Layout, Override, Place, source_layout
+from wanconv.layouts import Layout, Override, Place, Stored, Together, source_layout
 from wanconv.naming import matches
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.sidecars import beside
-from wanconv.recipe import Recipe
+from wanconv.recipe import Recipe, Rule
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, Component, Model, ModelTensor
+from wanconv.tensors import DTYPES, Component, Model, ModelTensor, Packing, Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One canonical tensor on its way: `format` is what it is stored in, `dtype` the dtype on disk, `rule` who says so.
 
-    `fallback` is the format that an overflow leads to; `reason` is set where the format is not the rule's own.
+    `fallback` is the format that an overflow leads to; `reason` is set where the format is not the rule's own;
+    `packing` is how the client stores the scales, where the format has some.
     """
 
     tensor: ModelTensor
@@ -34,19 +38,36 @@ class Step:
     rule: int
     fallback: str | None = None
     reason: str = ""
+    packing: Packing | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.tensor.numel * DTYPES[self.dtype].itemsize
+        """Bytes on disk: the payload and what stands beside it."""
+        payload = self.tensor.numel * DTYPES[self.dtype].itemsize
+        if self.packing is None:
+            return payload
+        scales = prod(self.packing.scale_shape(self.tensor.shape)) * DTYPES["fp32"].itemsize
+        return payload + scales + sum(len(content) for _, content in self.packing.constants)
+
+    @property
+    def label(self) -> str:
+        """The format, and what its scales cover: `int8 row`."""
+        return self.format if self.packing is None else f"{self.format} {self.packing.scale}"
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of an output file, filled by its steps one after the other."""
+    """One tensor of an output file: filled by its steps one after the other, or the scales of another one's step."""
 
     slot: Slot
     steps: tuple[Step, ...]
     transposed: bool = False
+    scales_of: Step | None = None
+
+    @property
+    def step(self) -> Step:
+        """The first that the bytes come from."""
+        return self.scales_of or self.steps[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +105,7 @@ class Plan:
                     step.tensor.name,
                     step.format,
                     step.dtype,
+                    step.packing and step.packing.scale,
                     [[p.ref.name, p.start, p.count] for p in step.tensor.pieces],
                 ]
                 for step in self.steps
@@ -113,21 +135,24 @@ def plan(
         steps = _steps(model, recipe, layout, overflowing)
     if layout.refused and model.family.name in layout.refused:
         raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
-    stored: dict[str, set[str]] = {}
+    stored: dict[str, list[Stored]] = {}
     for component in model.components.values():
         with _collected(refusals):
-            made, left_out = _outputs(component, layout, steps)
-            files, index = lay_out(
-                _place(component, layout), [output.slot for output in made], shard_nbytes or layout.shard_nbytes
-            )
-            stored[component.name] = {output.slot.dtype for output in made}
-            outputs |= {output.slot.key: output for output in made}
+            made, tensors, left_out = _outputs(component, layout, steps)
+            stored[component.name] = tensors
+            slots = [output.slot for output in made] + _attached(model, component, layout)
+            limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
+            files, index = lay_out(_place(model, component, layout), slots, limit, layout.metadata(tensors))
+            outputs |= {output.slot.key: output for output in made if output.slot.constant is None}
             images += files
             documents |= index
             findings += left_out
     with _collected(refusals):
-        derived, copies, left_out = beside(model, layout, {name: stored.get(name, set()) for name in model.components})
+        derived, copies, left_out = beside(model, layout, {name: stored.get(name, []) for name in model.components})
         findings = _findings(model, recipe, layout, list(steps.values())) + findings + left_out
+    if shard_nbytes and layout.shard_nbytes is None:
+        sentence = f"the {layout.name} layout has one file per component: --shard-size changes nothing"
+        findings.append(Finding("warning", layout.name, sentence))
     if refusals:
         raise _all_of(refusals)
     return Plan(model, recipe, layout, tuple(images), outputs, documents | derived, copies, tuple(findings))
@@ -160,14 +185,24 @@ def _no_layout(model: Model, layout: Layout, reason: str) -> Refused:
     )
 
 
-def _place(component: Component, layout: Layout) -> Place:
+def _place(model: Model, component: Component, layout: Layout) -> Place:
     place = layout.place(component.name, component.architecture.name)
     if place is None:
         raise Refused(
             f"the {layout.name} layout has no place for {component.name}, {component.architecture.name}",
             f"leave it out: {_excluding(component)}",
         )
-    return place
+    return replace(place, stem=place.stem.format(family=model.family.name))
+
+
+def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
+    """Returns the sidecars that become tensors of a component."""
+    name, wanted = layout.attached.get(component.name, ("", ""))
+    for sidecar in model.checkpoint.sidecars:
+        if name and os.path.basename(sidecar) == wanted:
+            content = (model.checkpoint.root / sidecar).read_bytes()
+            return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
+    return []
 
 
 def _excluding(component: Component) -> str:
@@ -178,37 +213,108 @@ def _excluding(component: Component) -> str:
 
 def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
     """Returns canonical name -> step for every tensor of the model; raises Refused for those that no format takes."""
+    _refuse_packed(model)
+    unread: dict[str, list[str]] = {}  # reason -> tensors
     dims = {name: component.dims for name, component in model.components.items()}
     decided = recipes.assign(recipe, model.family.name, vocabulary(model.family, dims))
     overflowing = _with_companions(model, layout, overflowing)
-    steps, problems = {}, []
+    steps: dict[str, Step] = {}
+    problems: list[str] = []
     for name, tensor in model.tensors.items():
         index = decided[name]
         rule = recipe.rules[index]
-        chosen, fallback, reason = rule.format, rule.fallback, ""
-        refusal = FORMATS[chosen].refuses(tensor.dtype, tensor.role.kind, tensor.shape)
+        chosen, scale, fallback, reason = rule.format, _scale(rule, layout), rule.fallback, ""
+        refusal = FORMATS[chosen].refuses(tensor.dtype, tensor.role.kind, tensor.shape, scale)
         if name in overflowing:
             refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.dtype)].largest:g}"
         if refusal and fallback:
-            chosen, fallback, reason = fallback, None, f"fallback from {chosen}: {refusal}"
+            chosen, scale, fallback, reason = fallback, "none", None, f"fallback from {chosen}: {refusal}"
             refusal = FORMATS[chosen].refuses(tensor.dtype, tensor.role.kind, tensor.shape)
         if refusal:
             problems.append(f"{name} as {chosen}: {refusal}")
             continue
         for override in layout.overrides:
             if _demands(override, tensor, chosen):
-                chosen, fallback, reason = override.instead, None, override.reason
+                chosen, scale, fallback, reason = override.instead, "none", None, override.reason
         dtype = FORMATS[chosen].stored(tensor.dtype)
-        if DTYPES[dtype].holds(DTYPES[tensor.dtype]):
+        if scale != "none" or DTYPES[dtype].holds(DTYPES[tensor.dtype]):
             fallback = None
-        steps[name] = Step(tensor, chosen, dtype, index, fallback, reason)
+        made = Step(tensor, chosen, dtype, index, fallback, reason)
+        steps[name] = made if scale == "none" else _packed(made, scale, layout, unread)
+        if scale == "none" and dtype in layout.unread:
+            unread.setdefault(layout.unread[dtype], []).append(name)
     if problems:
         raise Refused(
             f"recipe {recipe.name} does not fit the numbers of {model.checkpoint.root}",
             "give the rule that takes them another format or a fallback",
             problems,
         )
+    if layout.together:
+        steps = _together(steps, layout.together, unread)
+    if unread:
+        raise Refused(
+            f"the {layout.name} layout does not take this recipe: {'; '.join(unread)}",
+            "choose another --recipe, or the --layout of a client that reads it",
+            [_some(names) for names in unread.values()],
+        )
     return steps
+
+
+def _refuse_packed(model: Model) -> None:
+    """Raises Refused for a source that has scales."""
+    packed = [tensor for tensor in model.tensors.values() if tensor.packing]
+    if packed:
+        raise Refused(
+            f"{model.checkpoint.root} is quantized already ({packed[0].stored_as}, as {_client(packed[0])} stores it): "
+            "its precision is lost",
+            "convert the checkpoint that it was made from",
+            [f"{_some([tensor.name for tensor in packed])}: stored with scales"],
+        )
+
+
+def _client(tensor: ModelTensor) -> str:
+    assert tensor.packing is not None
+    return tensor.packing.client
+
+
+def _scale(rule: Rule, layout: Layout) -> str:
+    """Returns what a rule's scales cover in a layout: `auto` is the finest that the client reads of the format."""
+    packing = layout.packing(rule.format, rule.scale)
+    return packing.scale if packing and rule.scale == "auto" else rule.scale
+
+
+def _packed(step: Step, scale: str, layout: Layout, unread: dict[str, list[str]]) -> Step:
+    """Returns the step with the layout's packing; where it has none, or none for this component, notes why."""
+    packing = layout.packing(step.format, scale)
+    if packing is None:
+        what = "scales" if scale == "auto" else f"a scale of each {scale}"
+        why = f"{layout.name} does not read {step.format} with {what}: {layout.unscaled}"
+        unread.setdefault(why, []).append(step.tensor.name)
+    elif step.tensor.name.partition("/")[0] not in DENOISERS:
+        why = "scaled formats are for the linear weights of denoisers"
+        unread.setdefault(why, []).append(step.tensor.name)
+    return replace(step, packing=packing)
+
+
+def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[str]]) -> dict[str, Step]:
+    """Returns the steps with those that follow stored as those that lead; notes what the rule forbids."""
+    linear = [step for step in steps.values() if step.tensor.role.kind == "linear"]
+    leading = [step for step in linear if matches(rule.lead, step.tensor.name)]
+    packings = {step.packing for step in leading}
+    (packing,) = packings if len(packings) == 1 else (None,)
+    if len(packings) > 1:
+        unread.setdefault(rule.reason, []).extend(step.tensor.name for step in leading)
+    made = dict(steps)
+    for step in linear:
+        name = step.tensor.name
+        if packing and matches(rule.follow, name) and step.packing != packing:
+            made[name] = replace(step, format=packing.format, dtype=packing.format, fallback=None, reason=rule.reason)
+            made[name] = replace(made[name], packing=packing)
+        elif (step.packing and len(packings) == 1 and step.packing != packing) or (
+            step.packing and not (matches(rule.lead, name) or matches(rule.follow, name))
+        ):
+            unread.setdefault(rule.reason, []).append(name)
+    return made
 
 
 def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) -> frozenset[str]:
@@ -218,7 +324,7 @@ def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) 
     together = (
         {f"{component.name}/{source}" for source in target.sources}
         for component in model.components.values()
-        for target in targets(component.architecture, layout.scheme, component.dims)
+        for target in targets(component.architecture, layout.scheme_of(component.name), component.dims)
     )
     return overflowing.union(*(names for names in together if names & overflowing))
 
@@ -230,28 +336,34 @@ def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
     return not (exact and override.unless_exact)
 
 
-def _outputs(component: Component, layout: Layout, steps: Mapping[str, Step]) -> tuple[list[Output], list[Finding]]:
-    """Returns the tensors that `layout` stores for a component, in the order of its table, and what has no home in it.
+def _outputs(
+    component: Component, layout: Layout, steps: Mapping[str, Step]
+) -> tuple[list[Output], list[Stored], list[Finding]]:
+    """Returns the tensors that `layout` stores for a component, in the order of its table: with those beside them, and
+    without; and what has no home in it.
 
     Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
     """
     made: list[Output] = []
+    tensors: list[Stored] = []
     housed: set[str] = set()
     missing: list[str] = []
     mixed: list[str] = []
-    for target in targets(component.architecture, layout.scheme, component.dims):
+    scheme = layout.scheme_of(component.name)
+    for target in targets(component.architecture, scheme, component.dims):
         names = [f"{component.name}/{source}" for source in target.sources]
         absent = [name for name in names if name not in component.tensors]
-        if target.optional and (absent or component.scheme != layout.scheme):  # the client reads files without it
+        if target.optional and (absent or component.scheme != scheme):  # the client reads files without it
             continue
         housed.update(names)
         missing += absent
         parts = [steps[name] for name in names if name in steps]
-        if len({part.dtype for part in parts}) > 1:
-            mixed.append(", ".join(f"{part.tensor.name} as {part.format}" for part in parts))
+        fused = len(parts) > 1 or target.transposed
+        if len({part.dtype for part in parts}) > 1 or (fused and any(part.packing for part in parts)):
+            mixed.append(", ".join(f"{part.tensor.name} as {part.label}" for part in parts))
         elif len(parts) == len(names):
-            slot = Slot(f"{component.name}/{target.name}", target.name, parts[0].dtype, target.shape)
-            made.append(Output(slot, tuple(parts), target.transposed))
+            made += _tensors(component.name, target, parts)
+            tensors.append(Stored(target.name, parts[0].dtype, target.shape, parts[0].packing))
     if missing:
         raise Refused(
             f"{component.name}: the {layout.name} layout needs {len(missing)} tensors that the source does not hold",
@@ -265,7 +377,28 @@ def _outputs(component: Component, layout: Layout, steps: Mapping[str, Step]) ->
             mixed,
         )
     homeless = [name for name in component.tensors if name not in housed]
-    return made, [_homeless(component, layout, homeless)] if homeless else []
+    return made, tensors, [_homeless(component, layout, homeless)] if homeless else []
+
+
+def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Output]:
+    """Returns the tensors of a file that hold one of the table: itself, or its payload, scales and constants."""
+    step, packing = parts[0], parts[0].packing
+    if packing is None:
+        slot = Slot(f"{component}/{target.name}", target.name, step.dtype, target.shape)
+        return [Output(slot, tuple(parts), target.transposed)]
+    module, leaf = leaf_of(target.name)
+    assert leaf == "weight", f"{target.name} is no weight of a linear layer"
+
+    def slot_of(leaf: str, dtype: str, shape: Shape, constant: bytes | None = None) -> Slot:
+        name = beside_name(module, leaf)
+        return Slot(f"{component}/{name}", name, dtype, shape, leaf != packing.payload, constant)
+
+    scales = slot_of(packing.scales, "fp32", packing.scale_shape(target.shape))
+    return [
+        Output(slot_of(packing.payload, step.dtype, target.shape), (step,)),
+        Output(scales, (), scales_of=step),
+        *(Output(slot_of(name, "uint8", (len(text),), text), ()) for name, text in packing.constants),
+    ]
 
 
 def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Finding:
@@ -295,7 +428,7 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
             )
         )
     for name, sentence in (layout.coarse or {}).items():
-        if any(step.format == name for step in steps):
+        if any(step.format == name and step.packing is None for step in steps):
             findings.append(Finding("warning", name, sentence))
     for override in layout.overrides:
         kept = [

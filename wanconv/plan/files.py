@@ -12,15 +12,22 @@ from wanconv.checkpoint.writer import Image, Payload
 from wanconv.layouts import Place
 from wanconv.tensors import DTYPES, Shape
 
+_PLAIN = {"format": "pt"}
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan."""
+    """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan.
+
+    One that stands `beside` another follows it into its shard: scales, or a `constant`, whose bytes are known already.
+    """
 
     key: str
     name: str
     dtype: str
     shape: Shape
+    beside: bool = False
+    constant: bytes | None = None
 
     @property
     def nbytes(self) -> int:
@@ -35,27 +42,29 @@ def to_json(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def lay_out(place: Place, slots: Sequence[Slot], shard_nbytes: int) -> tuple[list[Image], dict[str, bytes]]:
-    """Returns a component's files and, where there are several, their index (path -> bytes)."""
+def lay_out(
+    place: Place, slots: Sequence[Slot], shard_nbytes: int | None, metadata: Mapping[str, str] = _PLAIN
+) -> tuple[list[Image], dict[str, bytes]]:
+    """Returns a component's files and, where there are several, their index (path -> bytes). `metadata` is in each."""
     if place.container == "pth":
         return [_archive(f"{place.prefix}{place.stem}.pth", slots)], {}
     shards = _shards(slots, shard_nbytes)
     if len(shards) == 1:
-        return [_safetensors(f"{place.prefix}{place.stem}.safetensors", slots)], {}
+        return [_safetensors(f"{place.prefix}{place.stem}.safetensors", slots, metadata)], {}
     names = [f"{place.stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     index = {
         "metadata": {"total_size": sum(slot.nbytes for slot in slots)},
         "weight_map": {slot.name: name for name, shard in zip(names, shards, strict=True) for slot in shard},
     }
-    files = [_safetensors(place.prefix + name, shard) for name, shard in zip(names, shards, strict=True)]
+    files = [_safetensors(place.prefix + name, shard, metadata) for name, shard in zip(names, shards, strict=True)]
     return files, {f"{place.prefix}{place.stem}.safetensors.index.json": to_json(index)}
 
 
-def _shards(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
+def _shards(slots: Sequence[Slot], limit: int | None) -> list[list[Slot]]:
     shards: list[list[Slot]] = [[]]
     size = 0
     for slot in slots:
-        if shards[-1] and size + slot.nbytes > limit:
+        if limit is not None and shards[-1] and not slot.beside and size + slot.nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(slot)
@@ -63,15 +72,29 @@ def _shards(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
     return shards
 
 
-def _safetensors(path: str, shard: Sequence[Slot]) -> Image:
-    # Wide elements first: every tensor starts at a multiple of its element size, as the safetensors library has it.
-    ordered = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
-    header = build_header([slot.entry for slot in ordered], {"format": "pt"})
-    payloads, offset = [], len(header)
+def _safetensors(path: str, shard: Sequence[Slot], metadata: Mapping[str, str]) -> Image:
+    ordered = _ordered(shard)
+    header = build_header([slot.entry for slot in ordered], metadata)
+    payloads, literals, offset = [], [(0, header)], len(header)
     for slot in ordered:
-        payloads.append(Payload(slot.key, offset, slot.nbytes))
+        if slot.constant is None:
+            payloads.append(Payload(slot.key, offset, slot.nbytes))
+        else:
+            literals.append((offset, slot.constant))
         offset += slot.nbytes
-    return Image(path, offset, ((0, header),), tuple(payloads))
+    return Image(path, offset, tuple(literals), tuple(payloads))
+
+
+def _ordered(shard: Sequence[Slot]) -> list[Slot]:
+    """Returns the tensors as the file has them: every one at a multiple of its element size, as safetensors has it.
+
+    That is wide elements first. Scales come after their payloads, which are measured for both, and constants last; but
+    where the payloads would leave them at an odd place, they are wide elements like others.
+    """
+    wide_first = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
+    late = sorted(wide_first, key=lambda slot: (slot.beside, slot.constant is not None))
+    odd = sum(slot.nbytes for slot in shard if not slot.beside) % DTYPES["fp32"].itemsize
+    return wide_first if odd else late
 
 
 def _archive(path: str, slots: Sequence[Slot]) -> Image:

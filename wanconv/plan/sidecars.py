@@ -1,11 +1,11 @@
 """What lies beside the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from wanconv.layouts import Json, Layout, loading_dtype, source_layout
+from wanconv.layouts import Json, Layout, Stored, loading_dtype, source_layout
 from wanconv.plan.files import to_json
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model
@@ -14,13 +14,15 @@ _OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the mode
 
 
 def beside(
-    model: Model, layout: Layout, stored: Mapping[str, Set[str]]
+    model: Model, layout: Layout, stored: Mapping[str, Sequence[Stored]]
 ) -> tuple[dict[str, bytes], dict[str, Path], list[Finding]]:
     """Returns documents (path -> bytes), copies (path -> source), and findings about what is left out.
 
     Within a layout the source's own files stand; from another one, the layout's documents take their place. `stored`
-    are each component's dtypes in the output: a config that states one states what they are now.
+    are each component's tensors in the output: a config that states a dtype states theirs.
     """
+    dtypes = {name: {each.dtype for each in tensors if not each.packing} for name, tensors in stored.items()}
+    additions = {name: layout.config(tensors) for name, tensors in stored.items()}
     source = source_layout(model)
     documents = dict(layout.documents(model))
     copies: dict[str, Path] = {}
@@ -35,8 +37,9 @@ def beside(
             path = _config_path(layout, owner)
             if source is layout and path is not None and owner.config is not None:
                 documents[path] = owner.config
-                unchanged = {tensor.dtype for tensor in owner.tensors.values()} == stored[owner.name]
-                if unchanged or _restated(owner.config, stored[owner.name]) == owner.config:
+                unchanged = {tensor.dtype for tensor in owner.tensors.values()} == dtypes[owner.name]
+                same = unchanged or _restated(owner.config, dtypes[owner.name]) == owner.config
+                if same and not additions[owner.name]:
                     copies[path] = model.checkpoint.root / sidecar  # byte for byte
         elif source is layout:
             copies[sidecar] = model.checkpoint.root / sidecar
@@ -50,7 +53,8 @@ def beside(
     for name, component in model.components.items():
         path = _config_path(layout, component)
         if path in documents:
-            documents[path] = _restated(documents[path], stored[name])
+            documents[path] = {**_restated(documents[path], dtypes[name]), **additions[name]}
+    documents |= layout.settings(model, stored)
     return {path: to_json(value) for path, value in documents.items() if path not in copies}, copies, findings
 
 

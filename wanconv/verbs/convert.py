@@ -291,7 +291,7 @@ def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
                     if not same:
                         raise UsageError(
                             f"{folder} was made from other numbers, for instance in "
-                            f"{made.outputs[payload.key].steps[0].tensor.name}: its source has changed",
+                            f"{made.outputs[payload.key].step.tensor.name}: its source has changed",
                             "choose another --out, or --force to write it again",
                         )
     return made

@@ -43,7 +43,7 @@ def _dtypes(components: list[Component]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for component in components:
         for tensor in component.tensors.values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + 1
+            counts[tensor.stored_as] = counts.get(tensor.stored_as, 0) + 1
     return dict(sorted(counts.items(), key=lambda one: -one[1]))
 
 
@@ -68,7 +68,14 @@ def _components(model: Model) -> Table:
 
 def _tensors(model: Model) -> Table:
     rows = tuple(
-        (tensor.name, tensor.role.kind, tensor.dtype, str(list(tensor.shape)), tensor.nbytes, tensor.pieces[0].ref.name)
+        (
+            tensor.name,
+            tensor.role.kind,
+            tensor.stored_as,
+            str(list(tensor.shape)),
+            tensor.nbytes,
+            tensor.pieces[0].ref.name,
+        )
         for tensor in model.tensors.values()
     )
     return Table("tensors", ("name", "kind", "dtype", "shape", "size_nbytes", "on_disk"), rows)

@@ -15,7 +15,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     networks = ", ".join(component.architecture.name for component in model.components.values())
     name = (model.release or model.family).name if whole else networks
     base = base_model or (model.release.repository if model.release else None)
-    narrowed = any(not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
+    narrowed = any(step.packing or not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
     head = [
         *([f"base_model: {base}"] if base else []),
         *(["base_model_relation: quantized"] if base and narrowed else []),
@@ -27,7 +27,13 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     ]
     rows = []
     for component in model.components.values():
-        formats = sorted({step.dtype for step in plan.steps if step.tensor.name in component.tensors})
+        formats = sorted(
+            {
+                step.dtype if step.packing is None else step.label
+                for step in plan.steps
+                if step.tensor.name in component.tensors
+            }
+        )
         rows.append(f"| {component.name} | {component.architecture.name} | {', '.join(formats)} |")
     size = by_component(plan).rows[-1][4]
     lines = [

@@ -10,9 +10,10 @@ import torch
 from wanconv.errors import CheckFailed, NotFinite, Refused
 from wanconv.families import DENOISERS, homeless
 from wanconv.formats.plain import Caster, Violation
+from wanconv.formats.scaled import Scaler
 from wanconv.report import Finding, Table
 from wanconv.tensors import Model, ModelTensor, Shape
-from wanconv.workshop.mover import Reader, Sources, runs
+from wanconv.workshop.mover import Reader, Sources, read_scales, row_runs, runs
 from wanconv.workshop.progress import Progress, total
 
 _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
@@ -31,9 +32,13 @@ def compare(model: Model, source: Model, progress: Progress, jobs: int) -> tuple
 
     def one(name: str) -> Finding | None:
         if not hasattr(local, "tools"):
-            local.tools = Reader(sources), Reader(sources), Caster()
-        finding, ratio = _compare_tensor(theirs[name], ours[name], *local.tools)
-        pair = theirs[name].dtype, ours[name].dtype
+            local.tools = Reader(sources), Reader(sources), Caster(), Scaler()
+        reader, other, caster, scaler = local.tools
+        if ours[name].packing is None and theirs[name].packing is None:
+            finding, ratio = _compare_tensor(theirs[name], ours[name], reader, other, caster)
+        else:
+            finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler)
+        pair = theirs[name].stored_as, ours[name].stored_as
         with lock:
             tensors, elements, worst = seen.get(pair, (0, 0, 0.0))
             seen[pair] = tensors + 1, elements + ours[name].numel, max(worst, ratio)
@@ -97,6 +102,30 @@ def _compare_tensor(
             )
         except Refused as error:  # a change between dtypes that no format makes
             return _failure(source.name, error.message), worst
+        worst = max(worst, ratio)
+        if violation is not None:
+            return _bad_element(source, violation), worst
+    return None, worst
+
+
+def _compare_scaled(
+    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader, sources: Sources, scaler: Scaler
+) -> tuple[Finding | None, float]:
+    """Returns the same for a tensor that is stored with scales. From a source that has some, nothing is proven."""
+    worst = 0.0
+    if source.packing is not None:
+        return _failure(source.name, f"the source holds it as {source.stored_as}: no bound is known from there"), worst
+    if source.shape != stored.shape:
+        return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
+    scales, columns = read_scales(sources, stored), source.shape[1]
+    for start, count in row_runs(0, source.numel, columns):
+        rows = slice(start // columns, (start + count) // columns)
+        violation, ratio = scaler.first_violation(
+            reader.values(source, start, count).view(-1, columns),
+            other.values(stored, start, count).view(-1, columns),
+            scales if scales.numel() == 1 else scales[rows],
+            start,
+        )
         worst = max(worst, ratio)
         if violation is not None:
             return _bad_element(source, violation), worst

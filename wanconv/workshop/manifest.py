@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import xxhash
 
@@ -19,7 +20,7 @@ from wanconv.checkpoint.writer import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families.identify import Expert
 from wanconv.hubs import hasher
-from wanconv.plan import Plan
+from wanconv.plan import Plan, Slot, Step
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, TensorRef
 
@@ -93,6 +94,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
 
     home = {payload.key: image.path for image in plan.images for payload in image.payloads}
     digests = {key: digest for file in written for key, digest in file.tensors.items()}
+    scales = {output.scales_of: output.slot for output in plan.outputs.values() if output.scales_of}
     tensors = {}
     for output in plan.outputs.values():
         for step in output.steps:
@@ -102,6 +104,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
                 "shape": list(output.slot.shape),
                 "dtype": output.slot.dtype,
                 "format": step.format,
+                **(_scales_entry(step, scales[step], digests) if step in scales else {}),
                 "rule": step.rule + 1,
                 **({"reason": step.reason} if step.reason else {}),
                 "xxh3_128": digests[output.slot.key],
@@ -128,6 +131,11 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
         "tool": {"wanconv": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     return json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _scales_entry(step: Step, slot: Slot, digests: Mapping[str, str]) -> Json:
+    assert step.packing is not None
+    return {"scale": step.packing.scale, "scales": {"name": slot.name, "xxh3_128": digests[slot.key]}}
 
 
 def read(folder: Path) -> Json | None:
@@ -182,6 +190,9 @@ def _fault(manifest: Json) -> str:
     for name, entry in tensors.items():
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "xxh3_128")):
             return f"its entry of {name} is none"
+        scales = entry.get("scales", {"name": "", "xxh3_128": ""})
+        if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in ("name", "xxh3_128")):
+            return f"its entry of the scales of {name} is none"
         if entry.get("file") not in listed:
             return f"{name} is in {entry.get('file')!r}, which it does not list"
     if not isinstance(options, dict) or options.get("expert") not in (None, "high", "low"):
@@ -285,8 +296,9 @@ def _failure(where: str, message: str) -> Finding:
 
 def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     """Returns a failure for every tensor of a changed weight file that is not what the manifest says."""
-    entries: dict[str, dict[str, str]] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
+    entries: dict[str, dict[str, Any]] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
     expected = {name: entry for name, entry in entries.items() if entry["file"] == path}
+    expected |= {f"the scales of {name}": entry["scales"] for name, entry in expected.items() if "scales" in entry}
     try:
         tensors = read_header(folder / path).tensors if expected else {}
     except InputError:

@@ -12,6 +12,7 @@ import torch
 from wanconv.checkpoint import pth
 from wanconv.errors import InputError, Overflow
 from wanconv.formats.plain import TORCH_DTYPES, Caster
+from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
 
@@ -73,13 +74,18 @@ class Reader:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._scratch = bytearray(RUN * 8)
+        self._held: tuple[ModelTensor, int, int] | None = None
 
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns elements [first, first + count), at most RUN, in the source's dtype; valid until the next call."""
+        """Returns elements [first, first + count), at most RUN, in the dtype on disk; valid until the next call, which
+        reads nothing if it is for the same ones."""
         if tensor.transposed:
             return self._turned(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
-        self._sources.read_elements(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
+        if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
+            self._held = None
+            self._sources.read_elements(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
+            self._held = tensor, first, count
         return torch.frombuffer(self._scratch, dtype=TORCH_DTYPES[dtype.name], count=count)
 
     def _turned(self, tensor: ModelTensor) -> torch.Tensor:
@@ -97,6 +103,54 @@ def runs(first: int, count: int) -> Iterator[tuple[int, int]]:
         yield start, min(RUN, first + count - start)
 
 
+def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Yields (first element, element count) of runs of at most RUN elements: whole rows, or a part of one."""
+    end = first + count
+    while first < end:
+        rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
+        yield first, min(rest, end - first)
+        first += rest
+
+
+def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
+    """Returns the scales of a tensor that has some: one, or one per row."""
+    assert tensor.scales is not None
+    raw = bytearray(tensor.scales.nbytes)
+    sources.read_into(tensor.scales, 0, memoryview(raw))
+    return torch.frombuffer(raw, dtype=torch.float32)
+
+
+class Peaks:
+    """The largest magnitude of every row of the tensors that take scales, each measured once, by whoever needs it.
+
+    For the scale of a whole tensor each thread begins where it writes and leaves out what others have measured, so that
+    they share the work without waiting for each other.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, torch.Tensor] = {}  # NaN: not measured yet
+        self._whole: dict[str, torch.Tensor] = {}
+
+    def of_rows(self, tensor: ModelTensor, first: int, count: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
+        """Returns the peaks of rows [first, first + count)."""
+        peaks = self._rows.setdefault(tensor.name, torch.full((tensor.shape[0],), torch.nan))
+        columns = tensor.shape[1]
+        for start, numel in row_runs(first * columns, count * columns, columns):
+            known = peaks[start // columns : (start + numel) // columns]
+            if known.isnan().any():
+                values = reader.values(tensor, start, numel).view(-1, columns)
+                known.copy_(scaler.peaks(values, tensor.name, start))
+        return peaks[first : first + count]
+
+    def of_tensor(self, tensor: ModelTensor, first: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
+        """Returns the peak of the whole tensor, measured from row `first` on and then from its start."""
+        if tensor.name not in self._whole:
+            rows = tensor.shape[0]
+            parts = [self.of_rows(tensor, *span, reader, scaler) for span in ((first, rows - first), (0, rows))]
+            self._whole[tensor.name] = parts[1].max().view(1)
+        return self._whole[tensor.name]
+
+
 class Mover:
     """Fills the payload of a plan's outputs. Use as a context: it holds the source files open."""
 
@@ -104,6 +158,7 @@ class Mover:
         self._plan = plan
         self._sources = Sources()
         self._local = threading.local()
+        self._peaks = Peaks()
 
     def __enter__(self) -> "Mover":
         torch.set_num_threads(1)  # the writer's threads are the parallelism
@@ -129,6 +184,10 @@ class Mover:
         output = self._plan.outputs[key]
         itemsize = DTYPES[output.slot.dtype].itemsize
         first, count = start // itemsize, len(view) // itemsize
+        if output.scales_of is not None:
+            out = torch.frombuffer(view, dtype=torch.float32)
+            out.copy_(self._scales(output.scales_of, first, count))
+            return
         if output.transposed:
             self._fill_turned(output, first, view)
             return
@@ -141,7 +200,7 @@ class Mover:
 
     def overflowing(self) -> frozenset[str]:
         """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
-        reader, caster = self._tools()
+        reader, caster, _ = self._tools()
         return frozenset(
             step.tensor.name
             for step in self._plan.steps
@@ -153,15 +212,34 @@ class Mover:
             )
         )
 
-    def _tools(self) -> tuple[Reader, Caster]:
+    def _tools(self) -> tuple[Reader, Caster, Scaler]:
         if not hasattr(self._local, "tools"):
-            self._local.tools = Reader(self._sources), Caster()
-        tools: tuple[Reader, Caster] = self._local.tools
+            self._local.tools = Reader(self._sources), Caster(), Scaler()
+        tools: tuple[Reader, Caster, Scaler] = self._local.tools
         return tools
 
+    def _scales(self, step: Step, row: int, count: int) -> torch.Tensor:
+        """Returns the scales of rows [row, row + count), or the only one."""
+        reader, _, scaler = self._tools()
+        assert step.packing is not None
+        if step.packing.scale == "row":
+            return scales_of(self._peaks.of_rows(step.tensor, row, count, reader, scaler), step.dtype)
+        return scales_of(self._peaks.of_tensor(step.tensor, row, reader, scaler), step.dtype)
+
+    def _fill_scaled(self, step: Step, first: int, out: torch.Tensor) -> None:
+        reader, _, scaler = self._tools()
+        columns = step.tensor.shape[1]
+        for start, count in row_runs(first, out.numel(), columns):
+            scales = self._scales(step, start // columns, max(1, count // columns))
+            values = reader.values(step.tensor, start, count).view(-1, min(count, columns))
+            scaler.encode(values, scales, out[start - first : start - first + count].view(values.shape))
+
     def _fill_step(self, step: Step, first: int, view: memoryview) -> None:
-        reader, caster = self._tools()
+        reader, caster, _ = self._tools()
         tensor, out = step.tensor, torch.frombuffer(view, dtype=TORCH_DTYPES[step.dtype])
+        if step.packing is not None:
+            self._fill_scaled(step, first, out)
+            return
         if step.dtype == tensor.dtype and not tensor.transposed:
             self._sources.read_elements(tensor, first, view)
             caster.check(out, tensor.name, first)
@@ -188,7 +266,7 @@ class Mover:
     def _compare(self, copy: TensorRef, tensor: ModelTensor) -> None:
         """Raises InputError where a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
-        (reader, caster), other = self._tools(), Reader(self._sources)
+        (reader, caster, _), other = self._tools(), Reader(self._sources)
         if copy.dtype != tensor.dtype or any(
             caster.first_violation(reader.values(tensor, *run), other.values(twin, *run))[0]
             for run in runs(0, tensor.numel)

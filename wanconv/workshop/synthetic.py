@@ -24,6 +24,7 @@ from wanconv.plan import Slot, lay_out
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 from wanconv.workshop.progress import Progress, total
 
+PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in
 _POOL_NUMEL = 1 << 22
 # What the released files are stored in: families.md of the model cards, checked against their sizes.
 _STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
@@ -52,8 +53,10 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
     _check_known("release", options.release, releases())
     family, release = releases()[options.release]
-    _check_known("layout", options.layout, LAYOUTS)
-    _check_known("dtype", options.dtype, [name for name in FORMATS if name != "keep"])
+    _check_known("layout", options.layout, PUBLISHED)
+    _check_known(
+        "dtype", options.dtype, [each.name for each in FORMATS.values() if each.storage and "none" in each.scales]
+    )
     for component in options.components:
         _check_known(f"component of {family.name}", component, family.components)
     layout = LAYOUTS[options.layout]
@@ -127,7 +130,7 @@ def _files(
         dtype = options.dtype if name in DENOISERS else _STORED[name]
         kind_of = {fill(role.name, index): role.kind for role, index in numbered(architecture, sizes)}
         made = []
-        for target in targets(architecture, layout.scheme, sizes):
+        for target in targets(architecture, layout.scheme_of(name), sizes):
             made.append(Slot(f"{name}/{target.name}", target.name, dtype, target.shape))
             kinds[made[-1].key] = kind_of[target.sources[0]]
         slots |= {slot.key: slot for slot in made}

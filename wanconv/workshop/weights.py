@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from wanconv.formats import scaled
 from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.mover import Reader, Sources
+from wanconv.workshop.mover import Reader, Sources, read_scales
 
 # fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
 _DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}
@@ -69,6 +70,8 @@ class ModelWeights:
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
         self.read_nbytes += tensor.nbytes
+        if tensor.packing is not None:  # a linear layer's, so never transposed
+            return scaled.decode(values.view(tensor.shape), read_scales(self._sources, tensor)).to(self._device)
         values = values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)
         return _decoded(values, tensor.dtype).to(self._device)
 

@@ -1,0 +1,56 @@
+"""The layout of ComfyUI: one file per component, below the folders of its `models`."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from wanconv.families import leaf_of, of_client
+from wanconv.layouts.types import Json, Layout, Place, Stored
+from wanconv.tensors import Model
+
+
+def _documents(model: Model) -> dict[str, Json]:
+    return {}
+
+
+def _metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+    """Returns the header's own list of quantized layers, which says what the comfy_quant tensors say."""
+    layers = {
+        leaf_of(tensor.name)[0]: json.loads(content)
+        for tensor in tensors
+        if tensor.packing is not None
+        for _, content in tensor.packing.constants
+    }
+    said = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+    return {"format": "pt", **said}
+
+
+COMFYUI = Layout(
+    name="comfyui",
+    summary="ComfyUI: one file per component, to be put below its models folder",
+    scheme="official",
+    # comfy/sd.py loads T5 and CLIP by the names that transformers gives them
+    schemes={"text_encoder": "hub", "image_encoder": "hub"},
+    loader="Comfy-Org/ComfyUI comfy/model_detection.py, comfy/sd.py, comfy/ops.py, comfy/quant_ops.py",
+    places={
+        "dit": Place("diffusion_models", "{family}"),
+        "expert.high": Place("diffusion_models", "{family}_high_noise"),
+        "expert.low": Place("diffusion_models", "{family}_low_noise"),
+        "text_encoder": Place("text_encoders", "umt5_xxl"),
+        "vae:wan-vae-2.1": Place("vae", "wan_2.1_vae"),
+        "vae:wan-vae-2.2": Place("vae", "wan2.2_vae"),
+        "image_encoder": Place("clip_vision", "clip_vision_h"),
+        "audio_encoder": Place("audio_encoders", "wav2vec2_large"),
+    },
+    folders={},
+    documents=_documents,
+    derived=(),
+    shard_nbytes=None,
+    coarse={
+        "fp8_e4m3fn": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
+        "fp8_e5m2": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
+    },
+    packings=of_client("comfyui"),
+    unscaled="its kernels take one scale for an fp8 weight, and one or one per row for int8",
+    metadata=_metadata,
+    attached={"text_encoder": ("spiece_model", "spiece.model")},
+)

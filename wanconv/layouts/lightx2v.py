@@ -1,0 +1,57 @@
+"""The layout of LightX2V: official names and folders, scales of rows, and the settings that load them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from wanconv.families import DENOISERS, of_client
+from wanconv.layouts.official import OFFICIAL
+from wanconv.layouts.types import Json, Layout, Stored, Together
+from wanconv.tensors import Model
+
+# One of the kernels that read such a file; others of the same number format do as well (fp8-vllm, int8-torchao …).
+_SCHEMES = {"fp8_e4m3fn": "fp8-sgl", "int8": "int8-sgl"}
+_CHECKPOINTS = {
+    "dit": "dit_quantized_ckpt",
+    "expert.high": "high_noise_quantized_ckpt",
+    "expert.low": "low_noise_quantized_ckpt",
+}
+
+
+def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, Json]:
+    """Returns lightx2v.json, to be given as --config_json: with `*_original_ckpt` the scales would be ignored.
+
+    Its paths are relative to this folder.
+    """
+    denoisers = [name for name in DENOISERS if name in tensors]
+    if not denoisers:
+        return {}
+    formats = {tensor.packing.format for name in denoisers for tensor in tensors[name] if tensor.packing}
+    quantized: Json = {}
+    if formats:
+        (only,) = formats  # `together` has seen to it
+        folders = {_CHECKPOINTS[name]: OFFICIAL.places[name].folder or "." for name in denoisers}
+        quantized = {"dit_quantized": True, "dit_quant_scheme": _SCHEMES[only], **folders}
+    boundary = {} if model.family.boundary is None else {"boundary": model.family.boundary}
+    return {"lightx2v.json": {"sample_shift": model.family.shift, **boundary, **quantized}}
+
+
+LIGHTX2V: Layout = replace(
+    OFFICIAL,
+    name="lightx2v",
+    summary="LightX2V: official names and folders, scales of rows, ready settings in lightx2v.json",
+    loader="ModelTC/LightX2V tools/convert/quant/quant.py, lightx2v/common/ops/mm/mm_weight.py",
+    derived=(*OFFICIAL.derived, "lightx2v.json"),
+    coarse=None,
+    unread={
+        "fp8_e4m3fn": "every fp8 weight that LightX2V reads has scales: use fp8-scaled",
+        "fp8_e5m2": "LightX2V reads no fp8_e5m2",
+    },
+    packings=of_client("lightx2v"),
+    unscaled="its kernels take one scale for each row of fp8_e4m3fn and int8",
+    together=Together(
+        lead="{dit,expert.*}/blocks.**",
+        follow="{dit,expert.*}/audio_injector.**",
+        reason="LightX2V reads all block weights, and S2V's audio injector, by one scheme, and no others with scales",
+    ),
+    settings=_settings,
+)
