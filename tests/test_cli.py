@@ -40,6 +40,11 @@ OPTIONS = {
     "verify": (
         "--against", "--sums", "--hub", "--token", "--expert", "--exclude", "--jobs", "--json", "--quiet", "--verbose",
     ),
+    "validate": (
+        "--against", "--profile", "--numerics", "--full-length", "--steps", "--size", "--frames", "--prompt", "--seed",
+        "--memory", "--device", "--recheck", "--out", "-o", "--expert", "--exclude", "--json", "--quiet", "--verbose",
+        "WANCONV_MEMORY", "WANCONV_DEVICE",
+    ),
     "demo": ("--dir", "--json", "--quiet", "--verbose"),
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "huggingface_hub", "modelscope_hub", "requests")

@@ -15,9 +15,9 @@ from wanconv.naming import nearest
 
 app = typer.Typer(
     name="wanconv",
-    help="Pre-bake video diffusion checkpoints: inspect, convert, verify. Exit codes: 0 done · 1 a check failed · "
-    "2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or overflow · 7 cannot write · "
-    "130 interrupted, resumable.",
+    help="Pre-bake video diffusion checkpoints: inspect, convert, verify, validate. Exit codes: 0 done · 1 a check "
+    "failed · 2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or overflow · 6 quality below "
+    "the gate · 7 cannot write · 130 interrupted, resumable.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={
@@ -61,6 +61,12 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
 ]
 Source = Annotated[Path, typer.Argument(help="A model folder, or one weight file.", show_default="the current folder")]
+SourceOrHub = Annotated[
+    Path,
+    typer.Argument(
+        help="A model folder, one weight file, or hf://OWNER/NAME, ms://…", show_default="the current folder"
+    ),
+]
 Expert = Annotated[
     Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
 ]
@@ -99,21 +105,34 @@ def _options(
 
 
 @app.command(
-    epilog=_examples("wanconv inspect Wan2.2-T2V-A14B", "wanconv inspect high.safetensors --expert high --tensors")
+    epilog=_examples(
+        "wanconv inspect Wan2.2-T2V-A14B",
+        "wanconv inspect high.safetensors --expert high --tensors",
+        "wanconv inspect hf://Wan-AI/Wan2.2-TI2V-5B",
+    )
 )
 def inspect(
-    path: Source = Path(),
+    path: SourceOrHub = Path(),
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     expert: Expert = None,
     exclude: Exclude = None,
+    token: Token = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Say what a checkpoint is: family, components, naming, dtypes, sizes. Reads headers only."""
-    from wanconv.verbs.inspect import inspect as verb
+    from wanconv.verbs import inspect as verbs
 
-    show(verb(path, expert, tuple(exclude or ()), tensors))
+    if (repository := _repository(path)) is not None:
+        show(verbs.inspect_remote(repository, expert, tuple(exclude or ()), tensors, token))
+    show(verbs.inspect(path, expert, tuple(exclude or ()), tensors))
+
+
+def _repository(path: Path) -> str | None:
+    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
+    hub, _, name = str(path).partition(":/")
+    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
 
 
 @app.command(
@@ -147,11 +166,12 @@ def recipes(
     epilog=_examples(
         "wanconv convert Wan2.2-T2V-A14B --recipe experts-bf16-rest-fp16 --layout diffusers --out baked",
         "wanconv convert Wan2.1-T2V-1.3B -r fp8-plain --dry-run",
+        "wanconv convert hf://Wan-AI/Wan2.2-T2V-A14B -r fp8-plain --dry-run",
         "wanconv convert wan2.2_low_noise_14B.safetensors -r bf16 --expert low -o baked",
     )
 )
 def convert(
-    source: Source = Path(),
+    source: SourceOrHub = Path(),
     recipe: Annotated[
         str,
         typer.Option(
@@ -178,6 +198,7 @@ def convert(
         bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
+    token: Token = None,
     jobs: Jobs = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -199,6 +220,11 @@ def convert(
         force=force,
         jobs=jobs or default_jobs(),
     )
+    if (repository := _repository(source)) is not None:
+        if not dry_run:
+            hint = f"wanconv download {repository} --local-dir {source.name}, then convert {source.name}"
+            raise UsageError(f"{repository} is not here, and only --dry-run does without", hint)
+        show(verbs.preview_remote(repository, options, token))
     if dry_run:
         show(verbs.preview(source, options))
     with progress() as tell:
@@ -308,7 +334,7 @@ def verify(
 def validate(
     candidate: Source = Path(),
     against: Annotated[Path | None, typer.Option(help="The model it was made from; without it only safety.")] = None,
-    profile: Annotated[str, typer.Option(help="quick, standard or full.")] = "standard",
+    profile: Annotated[str, typer.Option(help="quick, standard or full, or a .toml file.")] = "standard",
     numerics: Annotated[
         str | None,
         typer.Option(
@@ -375,7 +401,7 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a tiny Wan 2.2 A14B, plan, convert and verify it: the whole way in seconds."""
+    """Make a tiny Wan 2.2 A14B, plan, convert, verify and validate it: the whole way in seconds."""
     from wanconv.verbs.demo import demo as verb
 
     with progress() as tell:
