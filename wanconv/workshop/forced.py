@@ -25,6 +25,8 @@ from wanconv.workshop.weights import ModelWeights
 
 Weights = Mapping[str, Tensor]
 
+_PART = 1 << 20  # elements at a time: three masks of a whole matrix would take a fifth of a GB
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
@@ -90,11 +92,14 @@ def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelW
     for prefix in _ends(reference, component):
         found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
     for number in range(first.sizes.blocks):
-        weights, others = theirs(f"blocks.{number}"), ours(f"blocks.{number}")
+        before, weights = state, theirs(f"blocks.{number}")
+        state = first.block(number, partial(_given, weights), before)
+        others = ours(f"blocks.{number}")
         found.tensors += _compare_weights(component, reference, candidate, weights, others)
-        before, state = state, first.block(number, partial(_given, weights), state)
+        del weights  # of 14B, a block in fp32 has 1.4 GB
         forced = second.block(number, partial(_given, others), before)
         other_state = second.block(number, partial(_given, others), other_state)
+        del others
         update = state.x - before.x
         errors = (_errors(update, one.x - state.x) for one in (forced, other_state))
         found.blocks.append(BlockError(number, *errors))
@@ -157,7 +162,8 @@ def compare_tensor(source: ModelTensor, stored: ModelTensor, runs: Iterable[tupl
     comparison, flushed = Comparison(), 0
     for first, second in runs:
         comparison.add(first, second)
-        flushed += int(((second == 0) & (first != 0)).sum())
+        parts = (torch.split(values.reshape(-1), _PART) for values in (first, second))
+        flushed += sum(int(((other == 0) & (one != 0)).sum()) for one, other in zip(*parts, strict=True))
     result, error, bad = comparison.result(), None, None
     if isinstance(result, NonFinite):
         whose = "in both models" if result.reference and result.candidate else "in one of the models"
