@@ -52,5 +52,6 @@ COMFYUI = Layout(
     packings=of_client("comfyui"),
     unscaled="its kernels take one scale for an fp8 weight, and one or one per row for int8",
     metadata=_metadata,
+    numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan
     attached={"text_encoder": ("spiece_model", "spiece.model")},
 )

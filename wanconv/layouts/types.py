@@ -83,7 +83,7 @@ class Layout:
     Of scales: `packings` are all that the loader reads, for the denoisers' linear weights; `unscaled` says why it reads
     no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's files says, `config`
     what its config.json says besides, `settings` further JSON files (path -> value). `attached` are sidecars that
-    become tensors: component -> (tensor, file name).
+    become tensors: component -> (tensor, file name). `numerics` is what the client computes in (engine/numerics.py).
     """
 
     name: str
@@ -107,6 +107,7 @@ class Layout:
     config: Callable[[Sequence[Stored]], Json] = no_additions
     settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings
     attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    numerics: str = "official"
 
     def scheme_of(self, component: str) -> Scheme:
         return self.schemes.get(component, self.scheme)

@@ -1,0 +1,51 @@
+"""Scaled conversions of a tiny model are judged: good ones pass at their own limits, one wrong scale fails."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny as tools
+import torch
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.families import identify
+from wanconv.verbs.convert import convert
+from wanconv.verbs.validate import Options, validate
+from wanconv.workshop.job import Options as Job
+
+A14B = "wan2.2-t2v-a14b"
+
+
+@pytest.fixture(
+    scope="module", params=[("lightx2v", "fp8-scaled"), ("diffusers", "fp8-scaled"), ("diffusers", "int8-row")]
+)
+def converted(
+    request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    layout, recipe = request.param
+    out = tmp_path_factory.mktemp("scaled") / "out"
+    convert(tiny(A14B), Job(recipe, layout=layout, out=out))
+    return out
+
+
+def judged(candidate: Path, against: Path | None) -> int:
+    return validate(candidate, Options(against=against, profile="quick", size=(64, 64))).exit_code
+
+
+def test_a_scaled_conversion_passes_at_its_own_limits(converted: Path, tiny: Callable[..., Path]) -> None:
+    assert judged(converted, tiny(A14B)) == 0
+
+
+def test_a_scaled_conversion_is_safe_by_itself(converted: Path) -> None:
+    assert judged(converted, None) == 0
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.0], ids=["doubled", "dropped"])
+def test_a_wrong_scale_fails(converted: Path, factor: float, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """All scales of one weight: doubled, or as a client that drops them has it (one)."""
+    out = tools.copy(converted, tmp_path / "out")
+    tensor = identify(open_checkpoint(out)).tensors["expert.low/blocks.1.ffn.up.weight"]
+    assert tensor.scales is not None
+    for row, value in enumerate(torch.frombuffer(bytearray(tensor.scales.read()), dtype=torch.float32).tolist()):
+        tools.poke(tensor.scales.file, tensor.scales.name, row, value * factor or 1.0)
+    assert judged(out, tiny(A14B)) == 6
