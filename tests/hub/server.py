@@ -71,6 +71,7 @@ class Hub:
     def __init__(self, files: Mapping[str, bytes], repository: str = "owner/name") -> None:
         self.repository, self.faults, self.log = repository, Faults(), list[Logged]()
         self.commits: dict[str, dict[str, bytes]] = {}
+        self._sha256s: dict[int, str] = {}
         self.head = self.commit(files)
         self.after_listing: Callable[[], object] = lambda: None
         self.lock = threading.Lock()
@@ -86,6 +87,13 @@ class Hub:
     @property
     def files(self) -> dict[str, bytes]:
         return self.commits[self.head]
+
+    def sha256(self, content: bytes) -> str:
+        """Returns the digest of a file of this hub, taken once."""
+        key = id(content)  # commits keep their files for as long as the hub lives
+        if key not in self._sha256s:
+            self._sha256s[key] = sha256(content)
+        return self._sha256s[key]
 
     def environment(self) -> dict[str, str]:
         """Returns what leads the real clients here."""
@@ -204,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         for path, content in self.hub.commits[commit].items():
             entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
             if len(content) >= LFS_NBYTES:
-                entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
+                entry["lfs"] = {"oid": self.hub.sha256(content), "size": len(content), "pointerSize": 134}
             entries.append(entry)
         end = start + self.hub.faults.page_size
         following = f"{self.hub.endpoint}{urlsplit(self.path).path}?recursive=true&cursor={end}"
@@ -223,11 +231,11 @@ class _Handler(BaseHTTPRequestHandler):
         common = {"X-Repo-Commit": commit}
         if len(content) < LFS_NBYTES:
             return self._body(content, git_sha1(content), common)
-        linked = {"X-Linked-Etag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
+        linked = {"X-Linked-Etag": f'"{hub.sha256(content)}"', "X-Linked-Size": str(len(content))}
         location = hub.faults.redirect_to or f"{hub.payload}/{commit}/{quote(path)}?signature=secret"
         if self._count("redirects"):
             location = self.path
-        return self._send(302, b"", common | linked | {"Location": location, "ETag": f'"{sha256(content)}"'})
+        return self._send(302, b"", common | linked | {"Location": location, "ETag": f'"{hub.sha256(content)}"'})
 
     # ModelScope
 
@@ -242,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self._count("busy_listing"):
                 return self._busy()
             listed = [
-                {"Path": name, "Name": name.split("/")[-1], "Size": len(content), "Sha256": sha256(content),
+                {"Path": name, "Name": name.split("/")[-1], "Size": len(content), "Sha256": hub.sha256(content),
                  "Type": "blob", "IsLFS": len(content) >= LFS_NBYTES, "Revision": hub.head}
                 for name, content in files.items()
             ]  # fmt: skip
@@ -252,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(rf"/api/v1/models/{repository}/repo", path) and query.get("FilePath") in files:
             content = files[query["FilePath"]]
             if len(content) < LFS_NBYTES:
-                return self._body(content, sha256(content), {})
+                return self._body(content, hub.sha256(content), {})
             commit = query["Revision"] if query["Revision"] in hub.commits else hub.head
             location = f"{hub.payload}/{commit}/{quote(query['FilePath'])}?signature=secret"
             return self._send(302, b"", {"Location": location})
@@ -278,7 +286,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = bytes([content[0] ^ 1]) + content[1:]
         if faults.short_by:
             content = content[: -faults.short_by]
-        etag = faults.etags[0] if faults.etags else f"payload-{sha256(content)[:8]}"
+        etag = faults.etags[0] if faults.etags else f"payload-{len(content)}-{content[:8].hex()}"
         if len(faults.etags) > 1:
             faults.etags.pop(0)
         return self._body(content, etag, {"Content-Encoding": "gzip"} if faults.gzip else {})

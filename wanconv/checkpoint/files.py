@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from wanconv.errors import InputError
 from wanconv.tensors import Shape, TensorRef
@@ -55,14 +55,26 @@ class Header:
     digest: str
 
 
+class OpenFile(Protocol):
+    """What a header is read from: on disk, or far away."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Returns exactly `nbytes`; raises InputError where the file ends before."""
+
+
 @dataclass(frozen=True, slots=True)
-class OpenFile:
+class _FileOnDisk:
     path: Path
     descriptor: int
     size: int
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Returns exactly `nbytes`; raises InputError where the file ends before."""
         found = os.pread(self.descriptor, nbytes, offset)
         if len(found) != nbytes:
             raise InputError(f"{self.path} ends at byte {offset + len(found)}, inside its header", _AGAIN)
@@ -80,7 +92,7 @@ def regular_file(path: Path) -> Iterator[OpenFile]:
             )
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            yield OpenFile(path, descriptor, os.fstat(descriptor).st_size)
+            yield _FileOnDisk(path, descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
 

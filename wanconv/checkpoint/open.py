@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wanconv.checkpoint import pth, safetensors
-from wanconv.checkpoint.files import Header, combined, explained, node_kind, printable, regular_file, what_is
+from wanconv.checkpoint.files import Header, OpenFile, combined, explained, node_kind, printable, regular_file, what_is
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
 from wanconv.errors import InputError
 from wanconv.tensors import Checkpoint, Part, TensorRef
@@ -37,6 +37,11 @@ def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
 def read_header(path: Path) -> Header:
     """Returns the header of a weight file, by its extension."""
     return pth.read_header(path) if path.suffix in PTH else safetensors.read_header(path)
+
+
+def header_of(file: OpenFile) -> Header:
+    """Returns the header of an open weight file, by its extension."""
+    return pth.header_of(file) if file.path.suffix in PTH else safetensors.header_of(file)
 
 
 def header_digest(path: Path) -> str:

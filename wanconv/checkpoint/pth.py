@@ -35,13 +35,19 @@ _RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
 def read_header(path: Path) -> Header:
     """Returns where each tensor of a .pth lies; raises InputError for all but a state dict of contiguous tensors."""
     with regular_file(path) as file:
-        _check_is_zip(file)
-        records = archive.read_records(file)
-        folder = _folder(records, path)
-        pickled = archive.read_literal(file, records[f"{folder}/data.pkl"], _MAX_PICKLE)
-        order = records.get(f"{folder}/byteorder")
-        if order is not None and archive.read_literal(file, order, limit=16) != b"little":
-            raise InputError(f"{path} was saved on a big-endian machine", _RE_SAVE)
+        return header_of(file)
+
+
+def header_of(file: OpenFile) -> Header:
+    """Returns the header of an open file, as read_header does; reads none of the tensors' bytes."""
+    path = file.path
+    _check_is_zip(file)
+    records = archive.read_records(file)
+    folder = _folder(records, path)
+    pickled = archive.read_literal(file, records[f"{folder}/data.pkl"], _MAX_PICKLE)
+    order = records.get(f"{folder}/byteorder")
+    if order is not None and archive.read_literal(file, order, limit=16) != b"little":
+        raise InputError(f"{path} was saved on a big-endian machine", _RE_SAVE)
     stored = parse(pickled, path)
     if len(stored) > MAX_TENSORS:
         raise InputError(f"{path} lists {len(stored)} tensors; at most {MAX_TENSORS} are read", _DAMAGED)

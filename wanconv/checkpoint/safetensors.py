@@ -34,8 +34,12 @@ _CODES = {dtype.code: dtype for dtype in DTYPES.values()}
 def read_header(path: Path) -> Header:
     """Returns the header of a safetensors file; raises InputError for everything that the format does not allow."""
     with regular_file(path) as file:
-        raw = _raw_header(file)
-        size = file.size
+        return header_of(file)
+
+
+def header_of(file: OpenFile) -> Header:
+    """Returns the header of an open file, as read_header does; reads nothing behind it."""
+    raw, path, size = _raw_header(file), file.path, file.size
     if raw[8:9] != b"{" or not raw.rstrip(b" ").endswith(b"}"):
         raise InputError(f"{path}: its header is no JSON object padded with spaces", _DAMAGED)
     entries = strict_json(raw[8:], f"{path}: its header")

@@ -60,6 +60,7 @@ class Reader:
 
     def __init__(self, patience: Patience, stop: threading.Event) -> None:
         self._patience, self._stop = patience, stop
+        self._redirected: dict[str, str] = {}  # address → where the last good answer came from
         self._session = requests.Session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -108,12 +109,13 @@ class Reader:
             headers["Range"] = f"bytes={start}-{end - 1}"
             if start and etag and not etag.startswith("W/"):
                 headers["If-Range"] = etag
-        url, home = address.url, _origin(address.url)
+        url, home = self._redirected.pop(address.url, address.url), _origin(address.url)
         for _ in range(_MAX_REDIRECTS + 1):
             secrets = address.secrets if _origin(url) == home else {}
             response = self._get(url, {**headers, **secrets})
             if response.status_code not in _REDIRECTS:
                 _check_status(response, _origin(url) == home)
+                self._redirected[address.url] = url
                 return response
             response.close()
             target = urljoin(url, response.headers.get("Location", ""))

@@ -19,7 +19,9 @@ from wanconv.tensors import Model
 from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
 from wanconv.workshop.job import Options, prepare, target_folder
+from wanconv.workshop.mirror import mirrored
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
 
 _READ_AHEAD_NBYTES = 2 << 30
@@ -56,6 +58,15 @@ def preview(source: Path, options: Options) -> Report:
         findings,
         exit_code=OutputError.exit_code if free < made.nbytes else 0,
     )
+
+
+def preview_remote(repository: str, options: Options, token: str | None = None) -> Report:
+    """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
+    with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
+        out = options.out or Path(f"{mirror.root.name}-{Path(options.recipe).stem}")
+        report = preview(mirror.root, replace(options, out=out, exclude=()))
+        figures = {**report.figures, "read_nbytes": mirror.read_nbytes}
+        return replace(report, title=f"plan: {mirror.uri} → {out}", figures=figures)
 
 
 def convert(source: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:

@@ -1,5 +1,6 @@
 """inspect: what a file or folder is, from its headers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
@@ -8,6 +9,8 @@ from wanconv.families.identify import Expert
 from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
+from wanconv.workshop.mirror import mirrored
+from wanconv.workshop.selection import Wish
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
@@ -37,6 +40,19 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     if tensors:
         tables.append(_tensors(model))
     return Report("inspect", str(path), figures, tables, findings)
+
+
+def inspect_remote(
+    repository: str,
+    expert: Expert | None = None,
+    exclude: tuple[str, ...] = (),
+    tensors: bool = False,
+    token: str | None = None,
+) -> Report:
+    """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
+    with mirrored(repository, Wish(exclude=exclude), token) as mirror:
+        report = inspect(mirror.root, expert, (), tensors)
+        return replace(report, title=mirror.uri, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
 
 
 def _dtypes(components: list[Component]) -> dict[str, int]:

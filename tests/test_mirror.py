@@ -1,0 +1,93 @@
+"""A model that is not here: inspected and planned from its headers, a few hundred kilobytes of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from command import run
+from hub.server import Hub, running
+
+from wanconv.errors import InputError
+from wanconv.verbs.convert import preview, preview_remote
+from wanconv.verbs.inspect import inspect, inspect_remote
+from wanconv.workshop import synthetic
+from wanconv.workshop.job import Options
+from wanconv.workshop.mirror import mirrored
+from wanconv.workshop.selection import Wish
+
+A14B = "wan2.2-t2v-a14b"
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def hub(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    with running(contents(tiny(A14B))) as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
+        yield server
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_a_remote_model_is_what_it_is_on_disk(tiny: Callable[..., Path], hub: Hub, layout: str, name: str) -> None:
+    hub.commit(contents(tiny(A14B, layout)))
+    here, there = inspect(tiny(A14B, layout), tensors=True), inspect_remote(f"{name}://owner/name", tensors=True)
+    assert (there.tables, there.findings) == (here.tables, here.findings)
+    assert there.figures.items() >= here.figures.items()
+    assert there.title == f"{name}://owner/name@{hub.head if name == 'hf' else 'master'}"
+
+
+def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
+    options = Options("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out")
+    here, there = preview(tiny(A14B), options), preview_remote("hf://owner/name", options)
+    assert (there.tables, there.findings) == (here.tables, here.findings)
+    assert there.figures["disk_needed_nbytes"] == here.figures["disk_needed_nbytes"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_costs_a_hundred_kilobytes(hub: Hub, tmp_path: Path) -> None:
+    options = synthetic.Options("wan2.1-t2v-1.3b", "full", "fp8_e4m3fn", 1, ("dit",))
+    hub.commit(contents(synthetic.make(tmp_path / "full", options)))
+    hub.log.clear()
+    report = inspect_remote("hf://owner/name")
+    assert sum(map(len, hub.files.values())) > 20_000_000
+    assert [request.range for request in hub.payload_requests()] == ["bytes=0-99999"]
+    assert hub.sent_nbytes() == 100_000
+    others = sum(len(content) for path, content in hub.files.items() if not path.endswith(".safetensors"))
+    assert report.figures["read_nbytes"] == 100_000 + others
+
+
+def test_the_mirror_is_gone_afterwards(hub: Hub) -> None:
+    with mirrored("hf://owner/name", Wish()) as mirror:
+        root = mirror.root
+        sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
+        assert sizes == {path: len(content) for path, content in hub.files.items()}
+    assert not root.parent.exists()
+
+
+def test_a_header_that_is_damaged_is_named_by_its_address(hub: Hub) -> None:
+    path = next(path for path in hub.files if path.endswith(".safetensors"))
+    hub.commit(hub.files | {path: b"\xff" * 20_000})
+    with pytest.raises(InputError, match=f"^hf://owner/name@{hub.head}/{path} is no safetensors file"):
+        inspect_remote("hf://owner/name")
+
+
+def test_a_server_without_ranges_is_told(hub: Hub) -> None:
+    hub.faults.ignore_ranges = True
+    with pytest.raises(InputError, match="gives whole files only"):
+        inspect_remote("hf://owner/name")
+
+
+def test_the_commands_take_addresses(hub: Hub, tmp_path: Path) -> None:
+    done = run("inspect", "hf://owner/name", cwd=tmp_path, **hub.environment())
+    assert (done.returncode, done.stdout.startswith("hf://owner/name@")) == (0, True)
+    done = run("convert", "hf://owner/name", "-r", "fp16", "--dry-run", cwd=tmp_path, **hub.environment())
+    assert done.stdout.startswith(f"plan: hf://owner/name@{hub.head} → name-fp16")
+    done = run("convert", "hf://owner/name", "-r", "fp16", cwd=tmp_path, **hub.environment())
+    assert (done.returncode, "hint: wanconv download hf://owner/name --local-dir name" in done.stderr) == (2, True)

@@ -1,0 +1,156 @@
+"""A repository's headers in place of the repository: a folder of files with the right names and sizes, full of holes.
+
+What a reader of headers looks at is there, fetched by ranges of some 100 KB; what nobody looks at without reading
+tensors is not. Readers of folders need not know: they are given the folder.
+"""
+
+import os
+import tempfile
+import threading
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
+from wanconv.checkpoint.writer import describe_output_error
+from wanconv.errors import InputError, WanconvError
+from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
+from wanconv.hubs.names import check_names
+from wanconv.hubs.ranges import Patience, Reader
+from wanconv.workshop.fetch import fetch
+from wanconv.workshop.selection import Wish, select
+
+_EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
+_STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
+_WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
+_JOBS = 8
+_HINT = "Try again; --exclude leaves files out."
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """`root` is the folder, `uri` what it stands for."""
+
+    root: Path
+    uri: str
+    counts: list[int] = field(default_factory=list)
+
+    @property
+    def read_nbytes(self) -> int:
+        return sum(self.counts)
+
+
+@contextmanager
+def mirrored(
+    repository: str, wish: Wish, token: str | None = None, patience: Patience | None = None
+) -> Iterator[Mirror]:
+    """Yields the mirror of a repository's wanted files; errors in the block name the repository, not the folder."""
+    reference = parse(repository)
+    hub = open_hub(reference.hub, token)
+    snapshot = hub.snapshot(reference.repository, reference.revision)
+    wanted, _ = select(snapshot.files, wish)
+    check_names((file.path for file in wanted), snapshot.uri)
+    with tempfile.TemporaryDirectory(prefix="wanconv-", ignore_cleanup_errors=True) as folder:
+        mirror = Mirror(Path(folder) / reference.repository.split("/")[1], snapshot.uri)
+        try:
+            _fill(mirror, hub, snapshot, wanted, patience or Patience())
+            yield mirror
+        except WanconvError as error:
+            texts = [
+                text.replace(str(mirror.root), snapshot.uri) for text in (error.message, error.hint, *error.details)
+            ]
+            raise type(error)(texts[0], texts[1], texts[2:]) from error
+
+
+def _fill(mirror: Mirror, hub: Hub, snapshot: Snapshot, wanted: list[RemoteFile], patience: Patience) -> None:
+    """Makes every file: small ones whole, of weights the header, of others the size alone."""
+    stop = threading.Event()
+
+    def make(file: RemoteFile) -> InputError | None:
+        reader = Reader(patience, stop)
+        try:
+            if file.path.endswith(INDEX) or (file.nbytes <= _WHOLE_NBYTES and not file.path.endswith(WEIGHTS)):
+                fetch(reader, hub.address(snapshot, file.path), file, mirror.root, mirror.counts.append)
+                return None
+            with _far_file(mirror, hub, snapshot, file, reader) as far:
+                if file.path.endswith(WEIGHTS):
+                    header_of(far)
+        except InputError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_JOBS) as pool:
+        try:
+            errors = [error for error in pool.map(make, wanted) if error is not None]
+        except BaseException:
+            stop.set()
+            raise
+    if errors:
+        details = [line for error in errors[1:] for line in (error.message, *error.details)]
+        raise InputError(errors[0].message, errors[0].hint or _HINT, (*errors[0].details, *details))
+
+
+class _FarFile:
+    """An OpenFile whose bytes come from a hub, and stay in a file with holes in the place of those not read."""
+
+    def __init__(self, path: Path, size: int, descriptor: int, span: "_Span") -> None:
+        self.path, self.size = path, size
+        self._descriptor, self._span = descriptor, span
+        self._known: list[tuple[int, int]] = []  # (start, end) of what is there, ascending, apart
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        end = offset + nbytes
+        if end > self.size:
+            raise InputError(f"{self.path} ends at byte {self.size}, inside its header", _HINT)
+        if not self._has(offset, end):
+            start, stop = self._around(offset, end)
+            os.pwrite(self._descriptor, self._span(start, stop), start)
+            insort(self._known, (start, stop))
+        return os.pread(self._descriptor, nbytes, offset)
+
+    def _has(self, start: int, end: int) -> bool:
+        place = bisect_right(self._known, start, key=lambda span: span[0]) - 1
+        return start == end or (place >= 0 and self._known[place][1] >= end)
+
+    def _around(self, start: int, end: int) -> tuple[int, int]:
+        """Returns what to ask for: more than is wanted, for a question takes longer than an answer."""
+        if start < _EDGE_NBYTES:
+            return 0, min(self.size, max(end, _EDGE_NBYTES))
+        if end > self.size - _EDGE_NBYTES:
+            return min(start, max(0, self.size - _EDGE_NBYTES)), self.size
+        return start, min(self.size, max(end, start + _STEP_NBYTES))
+
+
+class _Span:
+    """Reads (start, end) of one remote file."""
+
+    def __init__(self, reader: Reader, hub: Hub, snapshot: Snapshot, file: RemoteFile, counts: list[int]) -> None:
+        self._reader, self._address, self._file, self._counts = reader, hub.address(snapshot, file.path), file, counts
+
+    def __call__(self, start: int, end: int) -> bytes:
+        content = bytearray(end - start)
+        for offset, chunk in self._reader.stream(self._address, self._file.path, self._file.nbytes, start, end):
+            if offset < start:
+                message = f"{self._file.path}: its server gives whole files only, and headers alone are wanted"
+                raise InputError(message, "Download the model, or try the other hub.")
+            content[offset - start : offset - start + len(chunk)] = chunk
+            self._counts.append(len(chunk))
+        return bytes(content)
+
+
+@contextmanager
+def _far_file(mirror: Mirror, hub: Hub, snapshot: Snapshot, file: RemoteFile, reader: Reader) -> Iterator[_FarFile]:
+    path = mirror.root / file.path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.truncate(descriptor, file.nbytes)
+            yield _FarFile(path, file.nbytes, descriptor, _Span(reader, hub, snapshot, file, mirror.counts))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise describe_output_error(error, path) from error
