@@ -22,7 +22,7 @@ import urllib3
 from wanconv.errors import InputError, Interrupted
 from wanconv.hubs.types import Address
 
-_CHUNK_NBYTES = 1 << 20
+_CHUNK_NBYTES = 1 << 18
 _PROGRESS_NBYTES = 1 << 20  # as much beyond what was there before makes an attempt count as progress
 _LEAST_NBYTES = 1 << 14  # within stall_s; less is silence
 _REDIRECTS = (301, 302, 303, 307, 308)

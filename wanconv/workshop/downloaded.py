@@ -45,13 +45,14 @@ def read(root: Path) -> Snapshot | None:
         record = strict_json(file.read(0, file.size), str(path)) if file.size <= _MAX_NBYTES else None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is no record of a download: its schema is not {SCHEMA}", _HINT)
-    fields = [record.get(key) for key in ("hub", "repository", "revision")]
+    hub, repository, revision = (record.get(key) for key in ("hub", "repository", "revision"))
     commit, files = record.get("commit"), record.get("files")
-    if not all(isinstance(field, str) for field in fields) or not (commit is None or isinstance(commit, str)):
+    named = hub in ("hf", "ms") and isinstance(repository, str) and isinstance(revision, str)
+    if not named or not (commit is None or isinstance(commit, str)):
         raise InputError(f"{path} does not say which repository it is about", _HINT)
     if not isinstance(files, list) or not all(map(_is_file, files)):
         raise InputError(f"{path} does not list its files", _HINT)
-    return Snapshot(*map(str, fields), commit, tuple(RemoteFile(**file) for file in files))
+    return Snapshot(str(hub), str(repository), str(revision), commit, tuple(RemoteFile(**file) for file in files))
 
 
 def _is_file(entry: object) -> bool:
