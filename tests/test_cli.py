@@ -45,6 +45,7 @@ OPTIONS = {
         "--memory", "--device", "--recheck", "--out", "-o", "--expert", "--exclude", "--json", "--quiet", "--verbose",
         "WANCONV_MEMORY", "WANCONV_DEVICE",
     ),
+    "publish": ("--private", "--token", "--jobs", "--json", "--quiet", "--verbose"),
     "demo": ("--dir", "--json", "--quiet", "--verbose"),
 }  # fmt: skip
 HEAVY = ("torch", "numpy", "diffusers", "transformers", "safetensors", "huggingface_hub", "modelscope_hub", "requests")

@@ -3,6 +3,7 @@
 Two origins, as in the world: the hub lists and redirects, a second port gives out the payload. Every request is logged.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -72,6 +73,7 @@ class Hub:
         self.repository, self.faults, self.log = repository, Faults(), list[Logged]()
         self.commits: dict[str, dict[str, bytes]] = {}
         self._sha256s: dict[int, str] = {}
+        self.uploads: dict[str, bytes] = {}  # by the name that the client gives: the sha256
         self.head = self.commit(files)
         self.after_listing: Callable[[], object] = lambda: None
         self.lock = threading.Lock()
@@ -158,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing; the log is the hub's."""
 
+    logged = Logged("", "", "", {}, [])
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -236,6 +240,49 @@ class _Handler(BaseHTTPRequestHandler):
         if self._count("redirects"):
             location = self.path
         return self._send(302, b"", common | linked | {"Location": location, "ETag": f'"{hub.sha256(content)}"'})
+
+    # Hugging Face: uploads
+
+    def do_POST(self) -> None:
+        body = self._request_body()
+        path, hub = unquote(urlsplit(self.path).path), self.hub
+        if not hub.faults.token or not self._may(f"Bearer {hub.faults.token}"):
+            return self._error(401, "RepoNotFound")
+        if path == "/api/repos/create":
+            return self._json({"url": f"{hub.endpoint}/{hub.repository}"})
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path.endswith("/preupload/main"):
+            modes = [
+                {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LFS_NBYTES else "regular"}
+                for file in json.loads(body)["files"]
+            ]
+            return self._json({"files": [{**mode, "shouldIgnore": False, "oid": None} for mode in modes]})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**wanted, "actions": {"upload": {"href": f"{hub.payload}/{wanted['oid']}"}}}
+                for wanted in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        if path.endswith("/commit/main"):
+            lines = [json.loads(line) for line in body.splitlines()]
+            commit = hub.commit(hub.files | {line["value"]["path"]: self._uploaded(line) for line in lines[1:]})
+            return self._json({"commitOid": commit, "commitUrl": f"{hub.endpoint}/{hub.repository}/commit/{commit}"})
+        return self._error(404, "RepoNotFound")
+
+    def do_PUT(self) -> None:
+        content = self._request_body()
+        if self._count("wrong_bytes"):
+            content = bytes([content[0] ^ 1]) + content[1:]
+        self.hub.uploads[self.path.removeprefix("/")] = content
+        self._send(200, b"", {"ETag": '"put"'})
+
+    def _request_body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _uploaded(self, line: dict[str, dict[str, str]]) -> bytes:
+        value = line["value"]
+        return self.hub.uploads[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
 
     # ModelScope
 

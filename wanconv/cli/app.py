@@ -394,6 +394,28 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+@app.command(
+    epilog=_examples("wanconv publish baked me/Wan2.2-T2V-A14B-fp8", "wanconv publish baked hf://me/mine --private")
+)
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A converted folder.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME or hf://OWNER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    token: Token = None,
+    jobs: Jobs = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Upload a converted folder, refused unless it verifies; what the hub then lists is compared."""
+    from wanconv.verbs import publish as verbs
+    from wanconv.workshop.job import default_jobs
+
+    with progress() as tell:
+        report = verbs.publish(folder, repository, verbs.Options(token, private, jobs or default_jobs()), tell)
+    show(report)
+
+
 @app.command(epilog=_examples("wanconv demo --dir demo-output"))
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.")] = Path("demo-output"),

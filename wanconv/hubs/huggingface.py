@@ -1,7 +1,9 @@
 """Hugging Face: revisions and listings through its own client. HF_ENDPOINT names a mirror."""
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, RepoFile, get_token, hf_hub_url
@@ -15,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
     RevisionNotFoundError,
 )
 
-from wanconv.errors import InputError
+from wanconv.errors import InputError, UsageError
 from wanconv.hubs.ranges import BUSY, retry_after
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
@@ -47,6 +49,19 @@ class HuggingFace:
     def address(self, snapshot: Snapshot, path: str) -> Address:
         url = hf_hub_url(snapshot.repository, path, revision=snapshot.commit, endpoint=self._endpoint)
         return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
+        if not self._token:
+            raise UsageError("publishing needs a token that may write", f"Set {self.token_name}, or give --token.")
+        exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
+        self._ask(repository, "main", lambda: self._client.create_repo(repository, private=private, exist_ok=True))
+        self._ask(
+            repository,
+            "main",
+            lambda: self._client.upload_folder(
+                repo_id=repository, folder_path=folder, allow_patterns=exactly, commit_message="Published by wanconv"
+            ),
+        )
 
     def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
         """Returns the client's answer, asked for again where the hub is busy, which the client itself does for lists

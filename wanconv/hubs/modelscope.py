@@ -6,13 +6,15 @@ that moves between listing and download is seen as a digest that does not fit.
 
 import logging
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from modelscope_hub import HubApi
 from modelscope_hub.config import HubConfig
 from modelscope_hub.errors import AuthenticationError, HubError, NetworkError, NotExistError, PermissionDeniedError
 from requests.exceptions import RequestException
 
-from wanconv.errors import InputError
+from wanconv.errors import InputError, UsageError
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,3 +57,6 @@ class ModelScope:
         # Its own client sends both: older endpoints know the cookie only.
         secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
         return Address(url, secrets if self._token else {})
+
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
+        raise UsageError(f"wanconv does not publish to {self.title} yet", "Publish to hf://…, or use `ms-hub upload`.")

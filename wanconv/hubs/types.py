@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 Algorithm = Literal["sha256", "git-sha1"]
@@ -60,6 +61,9 @@ class Hub(Protocol):
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
         """Returns where the bytes of a listed file are; asks nobody."""
+
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
+        """Uploads these files of a folder as one commit, to a repository that is made where there is none."""
 
 
 def hasher(algorithm: str, nbytes: int) -> Hasher:

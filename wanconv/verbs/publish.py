@@ -1,0 +1,60 @@
+"""publish: a converted folder, verified, to a repository of a hub, and compared with what the hub then lists."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wanconv.errors import CheckFailed, DigestMismatch, UsageError
+from wanconv.hubs import open_hub, parse
+from wanconv.report import Report, Table
+from wanconv.verbs import verify as verifying
+from wanconv.workshop import hub_list, manifest, sums
+from wanconv.workshop.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `publish` is asked for; `private` is about a repository that is yet to be made."""
+
+    token: str | None = field(default=None, repr=False)
+    private: bool = False
+    jobs: int = 2
+
+
+def publish(
+    folder: Path,
+    repository: str,
+    options: Options,
+    progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Uploads what the folder's manifest lists, and the manifest; returns where it is. Raises CheckFailed for a folder
+    that does not verify, and DigestMismatch where the hub then lists other bytes."""
+    reference = parse(repository)
+    if reference.revision is not None:
+        raise UsageError(f"{repository} names a revision", "leave it out: what is published becomes the latest one")
+    known = manifest.read(folder) if folder.is_dir() else None
+    if known is None:
+        raise UsageError(f"{folder} has no {manifest.NAME}: it is no conversion", "convert first, then publish OUT")
+    files = {file.path: file.nbytes for file in manifest.files(known)}
+    files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
+    _check(folder, options, progress)
+    hub = open_hub(reference.hub, options.token)
+    hub.publish(folder, tuple(files), reference.repository, options.private)
+    lines, _ = hub_list.compare(folder, f"{reference.hub}://{reference.repository}", options.token)
+    wrong = [finding.message for finding in sums.check(folder, lines, progress, options.jobs)]
+    wrong += [f"{path} is not listed" for path in sorted(files.keys() - {line.path for line in lines})]
+    if wrong:
+        raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)
+    figures = {
+        "published": f"{len(files)} files, every digest as {hub.title} lists it",
+        "repository": lines[0].origin,
+        "published_nbytes": sum(files.values()),
+    }
+    table = Table("files", ("path", "size_nbytes"), tuple(files.items()))
+    return Report("publish", f"{folder.name}: published", figures, (table,))
+
+
+def _check(folder: Path, options: Options, progress: Progress) -> None:
+    report = verifying.verify(folder, verifying.Options(jobs=options.jobs), progress)
+    if report.exit_code:
+        failures = [f"{one.where}: {one.message}" for one in report.findings if one.severity == "failure"]
+        raise CheckFailed(f"{folder} does not verify, and nothing was published", f"wanconv verify {folder}", failures)
