@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import comfy_kitchen.tensor as kitchen
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import Refused
+from wanconv.errors import Refused, UsageError
 from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Shape
@@ -289,3 +290,42 @@ def test_one_wrong_scale_fails_the_proof_and_the_digest(layout: str, factor: flo
     failed = {finding.where: finding.code for finding in report.findings if finding.severity == "failure"}
     assert failed["expert.low/blocks.1.ffn.up.weight"] == "check-failed"
     assert failed["the scales of expert.low/blocks.1.ffn.up.weight"] == "digest"
+
+
+# plain casts of small numbers
+
+
+def test_numbers_that_a_plain_cast_makes_zero_are_told_and_scales_keep_them(tiny: Tiny, tmp_path: Path) -> None:
+    source, name = tmp_path / "source", "audio_injector.injector.0.o.weight"
+    tools.copy(tiny(S2V), source)
+    (component,) = denoisers(source).values()
+    (file,) = component.part.files
+    ref = component.part.tensors[name]
+    values = torch.randn(ref.numel, generator=torch.Generator().manual_seed(0)) * 0.001
+    with (source / file).open("r+b") as stream:
+        stream.seek(ref.offset)
+        stream.write(values.numpy().tobytes())
+    for scale, told in (("none", True), ("row", False)):
+        rule = ("dit/**", f'format = "fp8_e4m3fn"\nscale = "{scale}"')
+        blocks = ("dit/blocks.**", f'format = "fp8_e4m3fn"\nscale = "{scale}"')
+        recipe = mine(tmp_path, rule if scale == "none" else blocks)
+        layout = "diffsynth" if scale == "none" else "lightx2v"
+        report = convert(source, Options(recipe, layout=layout, out=tmp_path / scale))
+        warned = {one.where: one.message for one in report.findings if "became zero" in one.message}
+        assert ("dit/audio_injector.0.cross_attn.o.weight" in warned) == told
+    assert verify(tmp_path / "row", Check(against=source)).exit_code == 0
+
+
+def test_a_finished_scaled_folder_is_left_and_a_changed_source_is_seen(tiny: Tiny, tmp_path: Path) -> None:
+    source, options = tools.copy(tiny(A14B), tmp_path / "source"), Options("int8-row", layout="comfyui")
+    first = convert(source, replace(options, out=tmp_path / "out"))
+    again = convert(source, replace(options, out=tmp_path / "out"))
+    assert (first.figures["outcome"], again.figures["outcome"]) == (
+        "written",
+        "was there already and is as it should be",
+    )
+    tensor = identify(open_checkpoint(source)).tensors["expert.high/blocks.1.ffn.up.weight"].pieces[0].ref
+    middle = tensor.numel // 2
+    tools.poke(tensor.file, tensor.name, middle, 3.0)
+    with pytest.raises(UsageError, match="was made from other numbers, for instance in expert"):
+        convert(source, replace(options, out=tmp_path / "out"))

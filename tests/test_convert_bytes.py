@@ -25,9 +25,17 @@ def contents(source: Path, out: Path, options: Options) -> dict[str, str]:
     return tiny.contents(out)
 
 
-@pytest.mark.parametrize("layout", ["official", "diffusers"])
-def test_threads_and_blocks_do_not_show_in_the_bytes(source: Path, tmp_path: Path, layout: str) -> None:
-    options = Options("experts-bf16-rest-fp16", layout=layout)
+RECIPES = [
+    ("experts-bf16-rest-fp16", "official"),
+    ("experts-bf16-rest-fp16", "diffusers"),
+    ("fp8-scaled", "comfyui"),  # one scale per tensor
+    ("int8-row", "lightx2v"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "layout"), RECIPES)
+def test_threads_and_blocks_do_not_show_in_the_bytes(source: Path, tmp_path: Path, recipe: str, layout: str) -> None:
+    options = Options(recipe, layout=layout)
     expected = contents(source, tmp_path / "whole", options)
     for jobs, block in ((1, 1 << 16), (2, 1 << 20), (5, 12 << 10)):
         assert (
@@ -51,10 +59,11 @@ def test_neither_the_place_nor_the_spelling_of_source_and_out_show_in_the_bytes(
 
 
 @pytest.mark.parametrize("stops", [[0.1, 0.5, 0.95], [0.99]])
+@pytest.mark.parametrize(("recipe", "layout"), RECIPES[1:])
 def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
-    source: Path, tmp_path: Path, stops: Sequence[float]
+    source: Path, tmp_path: Path, recipe: str, layout: str, stops: Sequence[float]
 ) -> None:
-    options = Options("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out", block_nbytes=1 << 16)
+    options = Options(recipe, layout=layout, out=tmp_path / "out", block_nbytes=1 << 16)
     expected = contents(source, tmp_path / "whole", options)
     for share in stops:
 

@@ -5,7 +5,7 @@ from wanconv.plan.build import Plan, Step
 from wanconv.report import Table
 
 _INTERPRETER_NBYTES = 190 << 20  # anonymous memory of Python with torch imported, measured
-_SCRATCH_NBYTES = 12 << 20  # per worker: a run of source bytes and the caster's own
+_SCRATCH_NBYTES = 16 << 20  # per worker: a run of source bytes and the caster's own
 
 
 def conversion_memory(jobs: int) -> int:

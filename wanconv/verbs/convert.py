@@ -161,9 +161,10 @@ def _write_weights(
             tell = total(progress, "converting", sum(image.nbytes for image in made.images))
             images = made.images
             try:
-                return made, write_images(
+                written = write_images(
                     workspace.folder, images, mover.fill, journal, tell, options.jobs, options.block_nbytes
                 )
+                return replace(made, findings=(*made.findings, *mover.findings())), written
             except NeedsFallback:
                 workspace.remember(workspace.overflowing | mover.overflowing())
 
@@ -290,6 +291,8 @@ def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
         for image in made.images:
             with (folder / image.path).open("rb") as stream:
                 for payload in image.payloads:
+                    if made.outputs[payload.key].scales_of:  # the payload that they scale tells as much
+                        continue
                     nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
                     start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
                     sample = bytearray(nbytes)

@@ -11,11 +11,14 @@ import torch
 
 from wanconv.checkpoint import pth
 from wanconv.errors import InputError, Overflow
-from wanconv.formats.plain import TORCH_DTYPES, Caster
+from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
 from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
+from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
 
+_FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
+_FLUSH_LIMIT = 0.01
 RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
 
 
@@ -159,6 +162,8 @@ class Mover:
         self._sources = Sources()
         self._local = threading.local()
         self._peaks = Peaks()
+        self._flushed: dict[str, tuple[int, int]] = {}
+        self._counting = threading.Lock()
 
     def __enter__(self) -> "Mover":
         torch.set_num_threads(1)  # the writer's threads are the parallelism
@@ -197,6 +202,20 @@ class Mover:
             if low < high:
                 self._fill_step(step, low - at, view[(low - first) * itemsize : (high - first) * itemsize])
             at += step.tensor.numel
+
+    def findings(self) -> list[Finding]:
+        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, by a sample of each run."""
+        steps = {step.tensor.name: step for step in self._plan.steps}
+        shares = {name: lost / seen for name, (lost, seen) in self._flushed.items() if lost > _FLUSH_LIMIT * seen}
+        return [
+            Finding(
+                "warning",
+                name,
+                f"about {shares[name]:.0%} of its numbers became zero in {steps[name].format}",
+                "give it a format with scales, or a wider one",
+            )
+            for name in sorted(shares)
+        ]
 
     def overflowing(self) -> frozenset[str]:
         """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
@@ -247,11 +266,20 @@ class Mover:
         try:
             for start, count in runs(first, out.numel()):
                 values = reader.values(tensor, start, count)
-                caster.cast(values, out[start - first : start - first + count], tensor.name, start)
+                stored = out[start - first : start - first + count]
+                caster.cast(values, stored, tensor.name, start)
+                if not DTYPES[step.dtype].holds(DTYPES[tensor.dtype]):
+                    self._note_flushed(tensor.name, values[:_FLUSH_SAMPLE], stored[:_FLUSH_SAMPLE])
         except Overflow:
             if step.fallback is None:
                 raise
             raise NeedsFallback(tensor.name) from None
+
+    def _note_flushed(self, name: str, source: torch.Tensor, stored: torch.Tensor) -> None:
+        lost = int(((decode(stored) == 0) & (decode(source) != 0)).sum())
+        with self._counting:
+            so_far, seen = self._flushed.get(name, (0, 0))
+            self._flushed[name] = so_far + lost, seen + source.numel()
 
     def _fill_turned(self, output: Output, first: int, view: memoryview) -> None:
         """Writes the transpose of a canonical tensor: made whole, because those are small."""
