@@ -130,6 +130,21 @@ def test_a_warning_leaves_the_verdict_as_it_is(section: str, changes: dict[str, 
     assert (found.outcome, check.outcome, says in check.message) == ("PASS", "WARNING", True)
 
 
+def test_a_block_is_held_to_the_limit_by_itself() -> None:
+    results = deepcopy(GOOD)
+    row = results["steps"][0]
+    errors = {"blocks.0": 0.002, "blocks.1": 0.02, "blocks.2": 0.001}
+    row["blocks"] = [{"block": name, "forced_relative_l2": error} for name, error in errors.items()]
+    results["steps"].append({**row, "blocks": [{"block": "blocks.0", "forced_relative_l2": 0.003}]})
+    found = [check for check in judge(results, QUICK).checks if check.name == "block"]
+    assert [(check.outcome, check.where, check.value) for check in found] == [
+        ("FAIL", "expert.high/blocks.1", 0.02),
+        ("PASS", "expert.high/blocks.0", 0.003),
+    ]
+    row["blocks"][1]["forced_relative_l2"] = None
+    assert judge(results, QUICK).outcome == "NOT FINITE"
+
+
 def test_warnings_and_passes_about_storage_are_told_once_per_component() -> None:
     results = deepcopy(GOOD)
     row = results["storage"][0]

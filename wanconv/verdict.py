@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Literal
@@ -207,6 +207,8 @@ def faults(results: object) -> list[str]:
         for number, row in enumerate(rows if isinstance(rows, list) else []):
             if not isinstance(row, Mapping) or any(key not in row for key in keys):
                 found.append(f"{name}[{number}] lacks one of {', '.join(keys)}")
+            elif any("block" not in block for block in row.get("blocks") or []):
+                found.append(f"{name}[{number}] has blocks without a name")
     for row in results.get("safety") or [] if not found else []:
         for what in _NAMES:
             inner = row.get(what) or []
@@ -332,8 +334,35 @@ def _quality(results: Results, profile: Profile) -> Iterator[Check]:
     """Class E: how far apart the two models are, given the same inputs."""
     for row in _section(results, "steps"):
         yield _error("noise prediction", row, profile.noise_relative_l2, f"{row['component']} at t={row['timestep']}")
+    yield from _blocks(_section(results, "steps"), profile.noise_relative_l2)
     for row in _section(results, "components"):
         yield _error(str(row["what"]), row, profile.component_relative_l2, str(row["component"]))
+
+
+def _blocks(steps: Sequence[Mapping[str, object]], limits: Mapping[str, float]) -> Iterator[Check]:
+    """What each block adds when it is fed the reference's input: a denoiser's last step dilutes a single block's fault.
+
+    Blocks off limits each have a check, at their worst step; of the others, the worst of each component.
+    """
+    worst: dict[tuple[str, str], Check] = {}
+    for row in steps:
+        for block in _section(row, "blocks"):
+            key = str(row["component"]), str(block["block"])
+            named = {"relative_l2": block.get("forced_relative_l2"), "format": row["format"]}
+            check = _error("block", named, limits, "/".join(key))
+            if key not in worst or _size(check) > _size(worst[key]):
+                worst[key] = check
+    passed: dict[str, Check] = {}
+    for (component, _), check in worst.items():
+        if check.outcome != "PASS":
+            yield check
+        elif component not in passed or _size(check) > _size(passed[component]):
+            passed[component] = check
+    yield from passed.values()
+
+
+def _size(check: Check) -> float:
+    return inf if check.value is None else check.value
 
 
 def _video(results: Results) -> Iterator[Check]:
