@@ -204,7 +204,7 @@ class Mover:
             at += step.tensor.numel
 
     def findings(self) -> list[Finding]:
-        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, by a sample of each run."""
+        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, by a sample of each run; the worst first."""
         steps = {step.tensor.name: step for step in self._plan.steps}
         shares = {name: lost / seen for name, (lost, seen) in self._flushed.items() if lost > _FLUSH_LIMIT * seen}
         return [
@@ -214,7 +214,7 @@ class Mover:
                 f"about {shares[name]:.0%} of its numbers became zero in {steps[name].format}",
                 "give it a format with scales, or a wider one",
             )
-            for name in sorted(shares)
+            for name in sorted(shares, key=lambda name: (-shares[name], name))
         ]
 
     def overflowing(self) -> frozenset[str]:
