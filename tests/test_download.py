@@ -466,7 +466,7 @@ def wait_for_part(hub: Hub, folder: Path, nbytes: int) -> Path:
 
 
 def test_killed_in_the_middle_of_a_file_it_goes_on_there(hub: Hub, tmp_path: Path) -> None:
-    hub.faults.chunk_delay_s = 0.02
+    hub.faults.chunk_delay_s = 0.2
     process = start(hub, tmp_path / "model")
     part = wait_for_part(hub, tmp_path / "model", 500_000)
     process.kill()
@@ -484,7 +484,7 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(hub: Hub, tmp_path: Pat
 
 
 def test_ctrl_c_says_how_to_go_on_and_shows_no_token(hub: Hub, tmp_path: Path) -> None:
-    hub.faults.chunk_delay_s = 0.02
+    hub.faults.chunk_delay_s = 0.2
     process = start(hub, tmp_path / "model", "--token", "hf_secret")
     part = wait_for_part(hub, tmp_path / "model", 300_000)
     process.send_signal(signal.SIGINT)
@@ -495,8 +495,22 @@ def test_ctrl_c_says_how_to_go_on_and_shows_no_token(hub: Hub, tmp_path: Path) -
     assert part.stat().st_size >= 300_000
 
 
+def test_a_disk_that_fills_up_leaves_what_it_took(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    full = ["bash", "-c", 'ulimit -f 1000 && exec "$@"', "-", *COMMAND, "download", "owner/name", "-o", str(folder)]
+    environment = {**os.environ, **hub.environment(), "WANCONV_JOBS": "1"}
+    done = subprocess.run(full, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "error[output]: cannot write" in done.stderr) == (7, True)
+    hub.log.clear()
+    again = start(hub, folder)
+    _, errors = again.communicate(timeout=30)
+    assert again.returncode == 0, errors
+    assert ranges(hub) == [f"bytes={1000 * 1024}-{NBYTES - 1}"]
+    assert there(Options(local_dir=folder)) == FILES
+
+
 def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> None:
-    hub.faults.chunk_delay_s = 0.02
+    hub.faults.chunk_delay_s = 0.2
     first = start(hub, tmp_path / "model")
     wait_for_part(hub, tmp_path / "model", 1)
     second = start(hub, tmp_path / "model")

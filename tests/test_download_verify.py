@@ -1,5 +1,6 @@
 """From a hub to a verified folder: verify knows what a download brought, whoever downloaded it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub.server import Hub, running
+from hub.server import Hub, git_sha1, running, sha256
 
 from wanconv.errors import InputError, UsageError
 from wanconv.report import Report
@@ -121,8 +122,6 @@ def test_the_hub_finds_a_record_and_a_file_that_were_changed_together(model: Pat
     record = model / ".wanconv-download.json"
     lines = record.read_text().split("\n")
     place = next(number for number, line in enumerate(lines) if '"config.json"' in line)
-    from hub.server import git_sha1
-
     lines[place + 3] = f'   "digest": "{git_sha1((model / "config.json").read_bytes())}"'
     record.write_text("\n".join(lines))
     assert verify(model, Options()).exit_code == 0
@@ -171,10 +170,13 @@ def test_what_hugging_faces_client_downloads_is_verified_offline(hub: Hub, prist
     assert verify(cached, Options()).exit_code == 4
 
 
-def test_downloaded_verified_converted_verified(pristine: Path, tmp_path: Path) -> None:
+def test_downloaded_verified_converted_verified(hub: Hub, pristine: Path, tmp_path: Path) -> None:
     assert verify(pristine, Options()).exit_code == 0
     convert(pristine, Job("fp16", layout="diffusers", out=tmp_path / "out"))
     assert verify(tmp_path / "out", Options(against=pristine)).exit_code == 0
+    sources = json.loads((tmp_path / "out" / "wanconv.json").read_text())["source"]
+    assert {one["sha256_from"] for one in sources} == {f"hf://owner/name@{hub.head}"}
+    assert {one["sha256"] for one in sources} == {sha256(hub.files[one["path"]]) for one in sources}
     assert not [path for path in (tmp_path / "out").rglob("*") if "download" in path.name]
 
 

@@ -14,7 +14,7 @@ from wanconv.checkpoint.files import regular_file, strict_json
 from wanconv.checkpoint.writer import describe_output_error, publish, write_file
 from wanconv.errors import InputError
 from wanconv.hubs import RemoteFile, Snapshot
-from wanconv.workshop import manifest
+from wanconv.hubs.names import check_names
 
 NAME = ".wanconv-download.json"
 SCHEMA = "wanconv.download/1"
@@ -36,6 +36,14 @@ def write(root: Path, snapshot: Snapshot) -> None:
     publish(temporary, root / NAME)
 
 
+def sha256_of(record: Snapshot | None, path: str, nbytes: int) -> str | None:
+    """Returns the sha256 that a record has for a file of this length, None where it has none."""
+    for file in record.files if record else ():
+        if (file.path, file.nbytes, file.algorithm) == (path, nbytes, "sha256"):
+            return file.digest
+    return None
+
+
 def read(root: Path) -> Snapshot | None:
     """Returns a folder's record, None where there is none; raises InputError for one that cannot be trusted."""
     path = root / NAME
@@ -52,6 +60,7 @@ def read(root: Path) -> Snapshot | None:
         raise InputError(f"{path} does not say which repository it is about", _HINT)
     if not isinstance(files, list) or not all(map(_is_file, files)):
         raise InputError(f"{path} does not list its files", _HINT)
+    check_names((file["path"] for file in files), str(path))
     return Snapshot(str(hub), str(repository), str(revision), commit, tuple(RemoteFile(**file) for file in files))
 
 
@@ -61,7 +70,6 @@ def _is_file(entry: object) -> bool:
     path, nbytes, digest = entry["path"], entry["nbytes"], entry["digest"]
     return (
         isinstance(path, str)
-        and manifest.is_inside(path)
         and type(nbytes) is int
         and isinstance(digest, str)
         and re.fullmatch(r"[0-9a-f]*", digest) is not None

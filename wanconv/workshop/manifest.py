@@ -23,6 +23,7 @@ from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, TensorRef
+from wanconv.workshop import downloaded
 
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
@@ -35,13 +36,18 @@ Json = dict[str, object]
 
 
 def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> list[Json]:
-    """Returns the source's weight files: size, digest of the header, and the full digest where one is known."""
+    """Returns the source's weight files: size, digest of the header, and the full digest where one is known, with who
+    says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
+    record = downloaded.read(checkpoint.root)
     for path in sorted({file for part in checkpoint.parts for file in part.files}):
         file = checkpoint.root / path
-        entry: Json = {"path": path, "nbytes": file.stat().st_size, "header_sha256": header_digest(file)}
+        nbytes = file.stat().st_size
+        entry: Json = {"path": path, "nbytes": nbytes, "header_sha256": header_digest(file)}
         if digests:
             entry |= {"sha256": digests[path], "sha256_from": "read"}
+        elif record is not None and (listed := downloaded.sha256_of(record, path, nbytes)) is not None:
+            entry |= {"sha256": listed, "sha256_from": record.uri}
         elif (known := known_digest(checkpoint.root, path)) is not None:
             entry |= {"sha256": known, "sha256_from": "huggingface"}
         files.append(entry)

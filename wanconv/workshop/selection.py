@@ -58,9 +58,8 @@ def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], M
     owned = {name for file in wanted for name in owners(file.path)}
     if absent := [word for word in wish.only if not owned & _components((word,))]:
         known = sorted({name for path in paths for name in owners(path)})
-        raise UsageError(
-            f"the repository has no file of {', '.join(absent)}", f"--only knows here: {', '.join(known) or 'nothing'}"
-        )
+        hint = f"choose among {', '.join(known)}" if known else "leave --only out"
+        raise UsageError(f"the repository has no file of {', '.join(absent)}", hint)
     if not wanted:
         raise UsageError("no file of the repository is wanted", "check --include and --exclude")
     return wanted, skipped
