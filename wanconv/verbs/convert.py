@@ -19,7 +19,6 @@ from wanconv.tensors import Model
 from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
 from wanconv.workshop.job import Options, prepare, target_folder
-from wanconv.workshop.mirror import mirrored
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
@@ -62,6 +61,8 @@ def preview(source: Path, options: Options) -> Report:
 
 def preview_remote(repository: str, options: Options, token: str | None = None) -> Report:
     """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
+    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
+
     with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
         out = options.out or Path(f"{mirror.root.name}-{Path(options.recipe).stem}")
         report = preview(mirror.root, replace(options, out=out, exclude=()))

@@ -9,7 +9,6 @@ from wanconv.families.identify import Expert
 from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
-from wanconv.workshop.mirror import mirrored
 from wanconv.workshop.selection import Wish
 
 
@@ -50,6 +49,8 @@ def inspect_remote(
     token: str | None = None,
 ) -> Report:
     """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
+    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
+
     with mirrored(repository, Wish(exclude=exclude), token) as mirror:
         report = inspect(mirror.root, expert, (), tensors)
         return replace(report, title=mirror.uri, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
