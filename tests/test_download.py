@@ -276,11 +276,16 @@ def test_a_range_with_other_bytes_is_found_by_the_digest_and_the_file_begun_agai
     assert there(options) == {BIG: WEIGHTS}
 
 
-@pytest.mark.parametrize("fault", ["html", "html_same_size"])
-def test_a_web_page_is_refused(hub: Hub, options: Options, fault: str) -> None:
-    setattr(hub.faults, fault, True)
+@pytest.mark.parametrize("length_is_told", [True, False])
+def test_a_web_page_is_refused(hub: Hub, options: Options, length_is_told: bool) -> None:
+    hub.faults.html, hub.faults.no_content_length = True, not length_is_told
     error = refused(options, InputError, "answered with a web page instead of the file")
     assert error.hint.startswith("Log in to the network")
+
+
+def test_a_web_page_of_the_right_size_is_refused(hub: Hub, options: Options) -> None:
+    hub.faults.html_same_size = True
+    refused(options, DigestMismatch, "and the hub lists")
 
 
 def test_an_encoding_that_was_not_asked_for_is_refused(hub: Hub, options: Options) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wanconv.errors import UsageError
 from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
 
-__all__ = ["Address", "Hub", "Reference", "RemoteFile", "Snapshot", "hasher", "is_remote", "open_hub", "parse"]
+__all__ = ["Address", "Hub", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
 _SOURCES = {"hf": "hf", "huggingface": "hf", "ms": "ms", "modelscope": "ms"}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -23,11 +23,6 @@ class Reference:
     hub: str
     repository: str
     revision: str | None = None
-
-
-def is_remote(text: str) -> bool:
-    """True for what begins as a reference to a hub does."""
-    return text.startswith(("hf://", "ms://"))
 
 
 def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:

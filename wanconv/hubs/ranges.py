@@ -172,9 +172,6 @@ def _first_byte(response: requests.Response, what: str, start: int, end: int, nb
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise InputError(f"{what} comes encoded as {encoding}, which was not asked for", _LIES)
-    if "text/html" in response.headers.get("Content-Type", "").lower() and not what.endswith((".html", ".htm")):
-        message = f"{what}: {_plain(response.url)} answered with a web page instead of the file"
-        raise InputError(message, "Log in to the network (a hotel, a proxy), or check the address, and try again.")
     length = response.headers.get("Content-Length")
     if response.status_code == 206:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -184,6 +181,9 @@ def _first_byte(response: requests.Response, what: str, start: int, end: int, nb
         if length is not None and length != str(int(found[2]) - start + 1):
             raise InputError(f"{what}: the length of the answer, {length}, is not that of its range", _LIES)
         return start
+    if length != str(nbytes) and "text/html" in response.headers.get("Content-Type", "").lower():
+        message = f"{what}: {_plain(response.url)} answered with a web page instead of the file"
+        raise InputError(message, "Log in to the network (a hotel, a proxy), or check the address, and try again.")
     if length is not None and length != str(nbytes):
         raise InputError(f"{what} has {length} bytes there, and the hub lists {nbytes}", "Try again, or another hub.")
     return 0
