@@ -530,16 +530,21 @@ def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> N
 # Independent judges
 
 
-def test_hugging_faces_own_client_agrees(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "judge"),
+    [("hf", ("hf", "cache", "verify", "--fail-on-missing-files")), ("modelscope", ("ms-hub", "cache", "verify"))],
+    ids=SOURCES,
+)
+def test_the_hubs_own_client_agrees(hub: Hub, tmp_path: Path, source: str, judge: tuple[str, ...]) -> None:
     folder = tmp_path / "model"
-    start(hub, folder).communicate(timeout=30)
-    judge = [str(Path(sys.executable).with_name("hf")), "cache", "verify", "owner/name", "--local-dir", str(folder)]
-    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")}
+    start(hub, folder, "--source", source).communicate(timeout=30)
+    client, *words = judge
+    command = [str(Path(sys.executable).with_name(client)), *words, "owner/name", "--local-dir", str(folder)]
+    homes = {name: str(tmp_path / name) for name in ("HF_HOME", "MODELSCOPE_HOME", "MODELSCOPE_CACHE")}
+    environment = {**os.environ, **hub.environment(), **homes}
 
     def verdict() -> int:
-        return subprocess.run(
-            [*judge, "--fail-on-missing-files"], env=environment, capture_output=True, timeout=60, check=False
-        ).returncode
+        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode
 
     assert verdict() == 0
     (folder / "config.json").write_bytes(b'{"a": 2}\n')
