@@ -31,8 +31,10 @@ def held(root: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UsageError(f"another download writes to {root}", "wait for it, or choose another folder") from error
+        except OSError as error:
+            raise describe_output_error(error, root) from error
         yield
     finally:
         os.close(descriptor)
