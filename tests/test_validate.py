@@ -161,6 +161,14 @@ def test_a_lone_expert_is_not_judged_whole(source: Path, converted: Path) -> Non
     assert {row["component"] for row in results(report)["steps"]} == {"expert.high"}
 
 
+def test_a_file_without_config_has_the_heads_of_its_reference(source: Path, converted: Path, tmp_path: Path) -> None:
+    folder = copy(converted, tmp_path / "bare")
+    for name in ("transformer", "transformer_2"):
+        (folder / name / "config.json").unlink()
+    assert quick(folder, source).exit_code == 0
+    assert quick(converted, folder).exit_code == 0
+
+
 def test_an_expert_that_the_reference_lacks_is_not_judged(source: Path, converted: Path, tmp_path: Path) -> None:
     half = copy(source, tmp_path / "half")
     shutil.rmtree(half / "low_noise_model")

@@ -13,6 +13,7 @@ from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, official_grid, task_of
 from wanconv.families import DENOISERS
+from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
 from wanconv.tensors import Model
 from wanconv.verdict import Profile
@@ -258,6 +259,8 @@ def measure(
     candidate: Model, reference: Model | None, profile: Profile, wanted: Wanted, tell: Progress
 ) -> tuple[Json, Json, Clips]:
     """Returns (settings, measured results, frames by run) of a validation."""
+    if reference is not None:
+        candidate, reference = _told_heads(candidate, reference), _told_heads(reference, candidate)
     device = torch.device(wanted.device)
     share = wanted.memory_nbytes // (1 if reference is None else 2)
     with _threads(candidate), ExitStack() as opened:
@@ -292,6 +295,17 @@ def _threads(model: Model) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _told_heads(model: Model, other: Model) -> Model:
+    """Returns a model whose files do not say how many heads it has, as those without config.json, with the other's."""
+    components = {
+        name: replace(component, dims={**component.dims, "heads": heads(other, other.components[name])})
+        if name in DENOISERS and name in other.components and "heads" not in component.dims
+        else component
+        for name, component in model.components.items()
+    }
+    return replace(model, components=components)
 
 
 def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:
