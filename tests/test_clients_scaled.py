@@ -229,6 +229,7 @@ def _on_disk(out: Path, component: Component) -> list[tuple[str, Tensor]]:
 # what a client does not read
 
 
+CPU = torch.device("cpu")
 ROW, TENSOR = 'format = "fp8_e4m3fn"\nscale = "row"', 'format = "fp8_e4m3fn"\nscale = "tensor"'
 BLOCKS = "{dit,expert.*}/blocks.**"
 
@@ -264,17 +265,64 @@ def test_lightx2v_refuses_plain_fp8(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["comfyui", "lightx2v", "diffusers"])
 @pytest.mark.parametrize("recipe", ["fp8-scaled", "int8-row"])
-def test_a_scaled_folder_is_known_again_and_is_no_source(layout: str, recipe: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_scaled_folder_is_known_again(layout: str, recipe: str, tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(tiny(A14B), Options(recipe, layout=layout, out=out))
     model = identify(open_checkpoint(out))
     packings = {tensor.packing for tensor in model.tensors.values()} - {None}
     assert [packing.client for packing in packings if packing] == [layout]
     assert packings <= set(LAYOUTS[layout].packings)
-    with pytest.raises(
-        Refused, match=r"is quantized already \((fp8_e4m3fn|int8) \w+, as \w+ stores it\): its precision"
-    ):
-        convert(out, Options("bf16", out=tmp_path / "again"))
+
+
+# sources that are quantized already
+
+
+@pytest.mark.parametrize(("recipe", "first", "second"), [
+    ("fp8-scaled", "comfyui", "lightx2v"), ("fp8-scaled", "comfyui", "diffusers"),
+    ("fp8-scaled", "lightx2v", "diffusers"),
+    ("int8-row", "comfyui", "diffusers"), ("int8-row", "diffusers", "lightx2v"), ("int8-row", "lightx2v", "comfyui"),
+])  # fmt: skip
+@pytest.mark.parametrize("again", ["keep", "same"])
+def test_another_client_gets_the_same_numbers(
+    recipe: str, first: str, second: str, again: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    convert(tiny(A14B), Options(recipe, layout=first, out=one))
+    report = convert(one, Options("keep" if again == "keep" else recipe, layout=second, out=other))
+    assert [note.message for note in report.findings if "carried over" in note.message]
+    assert not [note.message for note in report.findings if "lost already" in note.message]
+    before, after = identify(open_checkpoint(one)), identify(open_checkpoint(other))
+    assert {each.packing.client for each in after.tensors.values() if each.packing} == {second}
+    with ModelWeights(before, 0, CPU) as theirs, ModelWeights(after, 0, CPU) as ours:
+        for name, tensor in after.tensors.items():
+            if tensor.packing:
+                component, _, path = name.partition("/")
+                assert torch.equal(*(each.tensors(component, path)[path] for each in (theirs, ours)))
+    assert verify(other, Check(against=one)).exit_code == 0
+    assert verify(other, Check(against=tiny(A14B))).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout"), [("bf16", "official"), ("int8-row", "comfyui"), ("fp8-plain", "diffusers")]
+)
+def test_a_second_rounding_is_told_and_proven(recipe: str, layout: str, tiny: Tiny, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    convert(tiny(A14B), Options("fp8-scaled", layout="diffusers", out=one))
+    report = convert(one, Options(recipe, layout=layout, out=other))
+    told = [note.message for note in report.findings if "lost already" in note.message]
+    assert len(told) == 1
+    assert told[0].startswith("was fp8_e4m3fn row: that precision is lost already, and ")
+    assert verify(other, Check(against=one)).exit_code == 0
+    configs = [json.loads(path.read_bytes()) for path in other.rglob("config.json")]
+    assert not [config for config in configs if "quantization_config" in config]
+
+
+def test_rows_of_scales_do_not_become_one(tiny: Tiny, tmp_path: Path) -> None:
+    convert(tiny(A14B), Options("fp8-scaled", layout="lightx2v", out=tmp_path / "one"))
+    with pytest.raises(Refused, match="comfyui does not read fp8_e4m3fn with a scale of each row: its kernels"):
+        convert(tmp_path / "one", Options("keep", layout="comfyui", out=tmp_path / "other"))
+    report = convert(tmp_path / "one", Options("fp8-scaled", layout="comfyui", out=tmp_path / "other"))
+    assert [note for note in report.findings if "fp8_e4m3fn tensor adds its own error" in note.message]
 
 
 @pytest.mark.parametrize("layout", ["comfyui", "lightx2v", "diffusers"])

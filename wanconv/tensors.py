@@ -244,6 +244,11 @@ class ModelTensor:
         return self.pieces[0].ref.dtype
 
     @property
+    def numbers(self) -> str:
+        """The dtype of its numbers, read back."""
+        return self.dtype if self.packing is None else "fp32"
+
+    @property
     def stored_as(self) -> str:
         """The dtype on disk, and what its scales cover where it has some: `int8 row`."""
         return self.dtype if self.packing is None else f"{self.dtype} {self.packing.scale}"

@@ -50,6 +50,15 @@ class Step:
         return payload + scales + sum(len(content) for _, content in self.packing.constants)
 
     @property
+    def carried(self) -> bool:
+        """True where the source's payload and scales are written as they are: the formats agree, and where the source
+        has one scale for all rows, the target may have it in each."""
+        ours, theirs = self.packing, self.tensor.packing
+        if ours is None or theirs is None or ours.format != theirs.format:
+            return False
+        return ours.scale == theirs.scale or theirs.scale == "tensor"
+
+    @property
     def label(self) -> str:
         """The format, and what its scales cover: `int8 row`."""
         return self.format if self.packing is None else f"{self.format} {self.packing.scale}"
@@ -213,7 +222,6 @@ def _excluding(component: Component) -> str:
 
 def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
     """Returns canonical name -> step for every tensor of the model; raises Refused for those that no format takes."""
-    _refuse_packed(model)
     unread: dict[str, list[str]] = {}  # reason -> tensors
     dims = {name: component.dims for name, component in model.components.items()}
     decided = recipes.assign(recipe, model.family.name, vocabulary(model.family, dims))
@@ -224,20 +232,22 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         index = decided[name]
         rule = recipe.rules[index]
         chosen, scale, fallback, reason = rule.format, _scale(rule, layout), rule.fallback, ""
-        refusal = FORMATS[chosen].refuses(tensor.dtype, tensor.role.kind, tensor.shape, scale)
+        if chosen == "keep" and tensor.packing is not None:
+            chosen, scale = tensor.packing.format, _kept_scale(tensor.packing, layout)
+        refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape, scale)
         if name in overflowing:
-            refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.dtype)].largest:g}"
+            refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.numbers)].largest:g}"
         if refusal and fallback:
             chosen, scale, fallback, reason = fallback, "none", None, f"fallback from {chosen}: {refusal}"
-            refusal = FORMATS[chosen].refuses(tensor.dtype, tensor.role.kind, tensor.shape)
+            refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape)
         if refusal:
             problems.append(f"{name} as {chosen}: {refusal}")
             continue
         for override in layout.overrides:
             if _demands(override, tensor, chosen):
                 chosen, scale, fallback, reason = override.instead, "none", None, override.reason
-        dtype = FORMATS[chosen].stored(tensor.dtype)
-        if scale != "none" or DTYPES[dtype].holds(DTYPES[tensor.dtype]):
+        dtype = FORMATS[chosen].stored(tensor.numbers)
+        if scale != "none" or DTYPES[dtype].holds(DTYPES[tensor.numbers]):
             fallback = None
         made = Step(tensor, chosen, dtype, index, fallback, reason)
         steps[name] = made if scale == "none" else _packed(made, scale, layout, unread)
@@ -260,27 +270,17 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
     return steps
 
 
-def _refuse_packed(model: Model) -> None:
-    """Raises Refused for a source that has scales."""
-    packed = [tensor for tensor in model.tensors.values() if tensor.packing]
-    if packed:
-        raise Refused(
-            f"{model.checkpoint.root} is quantized already ({packed[0].stored_as}, as {_client(packed[0])} stores it): "
-            "its precision is lost",
-            "convert the checkpoint that it was made from",
-            [f"{_some([tensor.name for tensor in packed])}: stored with scales"],
-        )
-
-
-def _client(tensor: ModelTensor) -> str:
-    assert tensor.packing is not None
-    return tensor.packing.client
-
-
 def _scale(rule: Rule, layout: Layout) -> str:
     """Returns what a rule's scales cover in a layout: `auto` is the finest that the client reads of the format."""
     packing = layout.packing(rule.format, rule.scale)
     return packing.scale if packing and rule.scale == "auto" else rule.scale
+
+
+def _kept_scale(packing: Packing, layout: Layout) -> str:
+    """Returns what the scales of a kept tensor cover in a layout: the same, or each row where one was for all."""
+    if packing.scale == "tensor" and layout.packing(packing.format, "tensor") is None:
+        return "row"
+    return packing.scale
 
 
 def _packed(step: Step, scale: str, layout: Layout, unread: dict[str, list[str]]) -> Step:
@@ -332,7 +332,7 @@ def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) 
 def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
     if chosen == "keep" or chosen in override.allowed or not matches(override.match, tensor.name):
         return False
-    exact = DTYPES[FORMATS[chosen].stored(tensor.dtype)].holds(DTYPES[tensor.dtype])
+    exact = DTYPES[FORMATS[chosen].stored(tensor.numbers)].holds(DTYPES[tensor.numbers])
     return not (exact and override.unless_exact)
 
 
@@ -420,6 +420,7 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
         findings.append(Finding("note", "dit", sentence))
     for reason, names in _grouped((step.reason, step.tensor.name) for step in steps if step.reason):
         findings.append(Finding("note", _some(names), f"stored as {_formats(steps, names)}: {reason}"))
+    findings += _second_steps(steps)
     undecided = [step.tensor.name for step in steps if step.fallback]
     if undecided:
         findings.append(
@@ -446,6 +447,22 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
             Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}; written once")
             for ref, canonical in component.tied
         ]
+    return findings
+
+
+def _second_steps(steps: Sequence[Step]) -> list[Finding]:
+    """Returns what becomes of tensors that were quantized before: carried over, or rounded a second time."""
+    before = [step for step in steps if step.tensor.packing is not None]
+    findings = []
+    for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):
+        was = next(step.tensor.stored_as for step in before if step.tensor.name == names[0])
+        if not label:
+            findings.append(
+                Finding("note", _some(names), f"was {was} and stays so: payload and scales are carried over")
+            )
+            continue
+        message = f"was {was}: that precision is lost already, and {label} adds its own error, up to half a step"
+        findings.append(Finding("warning", _some(names), message, "convert the checkpoint that it was made from"))
     return findings
 
 

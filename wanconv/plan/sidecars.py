@@ -10,6 +10,7 @@ from wanconv.plan.files import to_json
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model
 
+_QUANTIZATION = "quantization_config"  # Hugging Face's key for what the source was: a layout adds what it is now
 _OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the model card
 
 
@@ -36,10 +37,10 @@ def beside(
             owner = configs[sidecar]
             path = _config_path(layout, owner)
             if source is layout and path is not None and owner.config is not None:
-                documents[path] = owner.config
+                documents[path] = {key: value for key, value in owner.config.items() if key != _QUANTIZATION}
                 unchanged = {tensor.dtype for tensor in owner.tensors.values()} == dtypes[owner.name]
                 same = unchanged or _restated(owner.config, dtypes[owner.name]) == owner.config
-                if same and not additions[owner.name]:
+                if same and not additions[owner.name] and _QUANTIZATION not in owner.config:
                     copies[path] = model.checkpoint.root / sidecar  # byte for byte
         elif source is layout:
             copies[sidecar] = model.checkpoint.root / sidecar

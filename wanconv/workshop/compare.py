@@ -34,7 +34,7 @@ def compare(model: Model, source: Model, progress: Progress, jobs: int) -> tuple
         if not hasattr(local, "tools"):
             local.tools = Reader(sources), Reader(sources), Caster(), Scaler()
         reader, other, caster, scaler = local.tools
-        if ours[name].packing is None and theirs[name].packing is None:
+        if ours[name].packing is None:
             finding, ratio = _compare_tensor(theirs[name], ours[name], reader, other, caster)
         else:
             finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler)
@@ -111,10 +111,8 @@ def _compare_tensor(
 def _compare_scaled(
     source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader, sources: Sources, scaler: Scaler
 ) -> tuple[Finding | None, float]:
-    """Returns the same for a tensor that is stored with scales. From a source that has some, nothing is proven."""
+    """Returns the same for a tensor that is stored with scales."""
     worst = 0.0
-    if source.packing is not None:
-        return _failure(source.name, f"the source holds it as {source.stored_as}: no bound is known from there"), worst
     if source.shape != stored.shape:
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, columns = read_scales(sources, stored), source.shape[1]
@@ -122,7 +120,7 @@ def _compare_scaled(
         rows = slice(start // columns, (start + count) // columns)
         violation, ratio = scaler.first_violation(
             reader.values(source, start, count).view(-1, columns),
-            other.values(stored, start, count).view(-1, columns),
+            other.payload(stored, start, count).view(-1, columns),
             scales if scales.numel() == 1 else scales[rows],
             start,
         )

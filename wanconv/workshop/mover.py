@@ -11,6 +11,7 @@ import torch
 
 from wanconv.checkpoint import pth
 from wanconv.errors import InputError, Overflow
+from wanconv.formats import scaled
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
 from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
@@ -78,10 +79,28 @@ class Reader:
         self._sources = sources
         self._scratch = bytearray(RUN * 8)
         self._held: tuple[ModelTensor, int, int] | None = None
+        self._scales: tuple[ModelTensor, torch.Tensor] | None = None
 
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns elements [first, first + count), at most RUN, in the dtype on disk; valid until the next call, which
-        reads nothing if it is for the same ones."""
+        """Returns elements [first, first + count), at most RUN; valid until the next call.
+
+        They have the dtype on disk, or are decoded to float32 where the tensor has scales.
+        """
+        if tensor.packing is None:
+            return self.payload(tensor, first, count)
+        payload, columns = self.payload(tensor, first, count), tensor.shape[1]
+        if self._scales is None or self._scales[0] is not tensor:
+            self._scales = tensor, read_scales(self._sources, tensor)
+        scales = self._scales[1].expand(tensor.shape[0])
+        values = torch.empty(count, dtype=torch.float32)
+        for start, numel in row_runs(first, count, columns):
+            rows = slice(start // columns, start // columns + max(1, numel // columns))
+            part = slice(start - first, start - first + numel)
+            values[part] = scaled.decode(payload[part].view(-1, min(numel, columns)), scales[rows]).view(-1)
+        return values
+
+    def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
+        """Returns the same as it is on disk; a second call for the same ones reads nothing."""
         if tensor.transposed:
             return self._turned(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
@@ -204,7 +223,10 @@ class Mover:
             at += step.tensor.numel
 
     def findings(self) -> list[Finding]:
-        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, by a sample of each run; the worst first."""
+        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, the worst first.
+
+        A sample of each run is counted, of those that this run of the program has written.
+        """
         steps = {step.tensor.name: step for step in self._plan.steps}
         shares = {name: lost / seen for name, (lost, seen) in self._flushed.items() if lost > _FLUSH_LIMIT * seen}
         return [
@@ -239,8 +261,12 @@ class Mover:
 
     def _scales(self, step: Step, row: int, count: int) -> torch.Tensor:
         """Returns the scales of rows [row, row + count), or the only one."""
-        reader, _, scaler = self._tools()
+        reader, caster, scaler = self._tools()
         assert step.packing is not None
+        if step.carried:
+            scales = read_scales(self._sources, step.tensor)
+            caster.check(scales, f"the scales of {step.tensor.name}")
+            return scales.expand(step.tensor.shape[0])[row : row + count] if step.packing.scale == "row" else scales
         if step.packing.scale == "row":
             return scales_of(self._peaks.of_rows(step.tensor, row, count, reader, scaler), step.dtype)
         return scales_of(self._peaks.of_tensor(step.tensor, row, reader, scaler), step.dtype)
@@ -256,10 +282,14 @@ class Mover:
     def _fill_step(self, step: Step, first: int, view: memoryview) -> None:
         reader, caster, _ = self._tools()
         tensor, out = step.tensor, torch.frombuffer(view, dtype=TORCH_DTYPES[step.dtype])
+        if step.carried:
+            self._sources.read_elements(tensor, first, view)
+            caster.check(out, tensor.name, first)
+            return
         if step.packing is not None:
             self._fill_scaled(step, first, out)
             return
-        if step.dtype == tensor.dtype and not tensor.transposed:
+        if step.dtype == tensor.dtype and tensor.packing is None and not tensor.transposed:
             self._sources.read_elements(tensor, first, view)
             caster.check(out, tensor.name, first)
             return
@@ -268,7 +298,7 @@ class Mover:
                 values = reader.values(tensor, start, count)
                 stored = out[start - first : start - first + count]
                 caster.cast(values, stored, tensor.name, start)
-                if not DTYPES[step.dtype].holds(DTYPES[tensor.dtype]):
+                if not DTYPES[step.dtype].holds(DTYPES[tensor.numbers]):
                     self._note_flushed(tensor.name, values[:_FLUSH_SAMPLE], stored[:_FLUSH_SAMPLE])
         except Overflow:
             if step.fallback is None:

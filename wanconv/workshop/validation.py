@@ -23,7 +23,7 @@ from wanconv.verdict import Profile, coarsest
 from wanconv.workshop import generation
 from wanconv.workshop.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.workshop.generation import Run, Setting
-from wanconv.workshop.mover import Reader, Sources, read_scales, runs
+from wanconv.workshop.mover import Reader, Sources, runs
 from wanconv.workshop.weights import ModelWeights
 
 Json = dict[str, object]
@@ -161,11 +161,7 @@ def scan_stored(component: str, model: Model) -> list[TensorError]:
     with closing(Sources()) as sources:
         reader = Reader(sources)
         for name, tensor in model.components[component].tensors.items():
-            scales = None if tensor.packing is None else read_scales(sources, tensor)
-            if scales is not None and not torch.isfinite(scales).all():
-                bad = "NaN or infinity among its scales"
-                found.append(TensorError(name, tensor.role.kind, tensor.dtype, tensor.dtype, None, 0.0, bad))
-            for start, count in runs(0, tensor.numel) if tensor.dtype != "int8" else ():  # every int8 is finite
+            for start, count in runs(0, tensor.numel):
                 finite = torch.isfinite(decode(reader.values(tensor, start, count)))
                 if not finite.all():
                     bad = f"NaN or infinity, the first at element {start + int(finite.int().argmin())}"
