@@ -38,7 +38,8 @@ OPTIONS = {
         "--jobs", "-j", "--force", "--json", "--quiet", "--verbose", "WANCONV_SOURCE",
     ),
     "verify": (
-        "--against", "--sums", "--hub", "--token", "--expert", "--exclude", "--jobs", "--json", "--quiet", "--verbose",
+        "--against", "--sums", "--hub", "--for", "--token", "--expert", "--exclude", "--jobs", "--json", "--quiet",
+        "--verbose",
     ),
     "validate": (
         "--against", "--profile", "--numerics", "--full-length", "--steps", "--size", "--frames", "--prompt", "--seed",

@@ -305,6 +305,10 @@ def verify(
         str | None,
         typer.Option(help="Compare with a hub's list: hf://OWNER/NAME, ms://…, or recorded: where it is from."),
     ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option("--for", help="Check that this layout's client reads it.", autocompletion=_complete_layout),
+    ] = None,
     token: Token = None,
     expert: Expert = None,
     exclude: Exclude = None,
@@ -318,7 +322,9 @@ def verify(
     from wanconv.verbs.verify import verify as verb
     from wanconv.workshop.job import default_jobs
 
-    options = Options(against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs(), hub, token)
+    options = Options(
+        against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs(), hub, token, client
+    )
     with progress() as tell:
         report = verb(path, options, tell)
     show(report)

@@ -81,7 +81,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source)."""
+    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
+
+    By component, `stored` are its tensors as they would be called without scales, `slots` all that its files hold.
+    """
 
     model: Model
     recipe: Recipe
@@ -91,6 +94,8 @@ class Plan:
     documents: Mapping[str, bytes]
     copies: Mapping[str, Path]
     findings: tuple[Finding, ...]
+    stored: Mapping[str, Sequence[Stored]]
+    slots: Mapping[str, Sequence[Slot]]
 
     @property
     def steps(self) -> Iterator[Step]:
@@ -145,11 +150,15 @@ def plan(
     if layout.refused and model.family.name in layout.refused:
         raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
     stored: dict[str, list[Stored]] = {}
+    slots_by_component: dict[str, list[Slot]] = {}
     for component in model.components.values():
         with _collected(refusals):
             made, tensors, left_out = _outputs(component, layout, steps)
             stored[component.name] = tensors
-            slots = [output.slot for output in made] + _attached(model, component, layout)
+            slots = slots_by_component[component.name] = [
+                *(output.slot for output in made),
+                *_attached(model, component, layout),
+            ]
             limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
             files, index = lay_out(_place(model, component, layout), slots, limit, layout.metadata(tensors))
             outputs |= {output.slot.key: output for output in made if output.slot.constant is None}
@@ -164,7 +173,10 @@ def plan(
         findings.append(Finding("warning", layout.name, sentence))
     if refusals:
         raise _all_of(refusals)
-    return Plan(model, recipe, layout, tuple(images), outputs, documents | derived, copies, tuple(findings))
+    documents |= derived
+    return Plan(
+        model, recipe, layout, tuple(images), outputs, documents, copies, tuple(findings), stored, slots_by_component
+    )
 
 
 @contextmanager

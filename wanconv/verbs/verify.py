@@ -12,6 +12,8 @@ from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
+from wanconv.workshop.client import check_client
+from wanconv.workshop.job import named_layout
 from wanconv.workshop.progress import Progress, total
 
 
@@ -20,7 +22,7 @@ class Options:
     """What `verify` is asked for: `sums` are digest lists (none: those that lie in the folder).
 
     `expert` and `exclude` are about what is verified; how its source was read stands in its manifest. `hub` names a
-    repository, or is `recorded`; `token` may read its list.
+    repository, or is `recorded`; `token` may read its list. `client` is a layout whose rules are checked.
     """
 
     against: Path | None = None
@@ -30,10 +32,12 @@ class Options:
     jobs: int = 2
     hub: str | None = None
     token: str | None = field(default=None, repr=False)
+    client: str | None = None
 
 
 def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns what was checked and every failure; raises InputError where headers or cover are already wrong."""
+    client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None
     source = _source(options, known)  # first: a wrong path is told before hours of reading
     digests, findings = _check_digests(path, known, options, progress)
@@ -53,6 +57,9 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         "cover": f"{len(model.tensors)} tensors, every one known and none missing",
         "digests": digests,
     }
+    if client is not None:
+        findings += check_client(model, client)
+        figures["client"] = client.name
     if source is None:
         return _report(path, figures, (), findings)
     from wanconv.workshop.compare import compare  # imports torch, which nothing else here needs

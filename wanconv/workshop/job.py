@@ -9,7 +9,7 @@ from wanconv.checkpoint.writer import BLOCK_NBYTES
 from wanconv.errors import UsageError
 from wanconv.families import identify
 from wanconv.families.identify import Expert
-from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.layouts import LAYOUTS, Layout, source_layout
 from wanconv.naming import nearest
 from wanconv.plan import Plan, plan
 from wanconv.recipe import load
@@ -37,18 +37,22 @@ class Options:
     block_nbytes: int = BLOCK_NBYTES
 
 
+def named_layout(name: str) -> Layout:
+    """Returns a layout by its name; raises UsageError where there is none."""
+    if name not in LAYOUTS:
+        guess = nearest(name, LAYOUTS)
+        raise UsageError(
+            f"there is no layout {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}"
+        )
+    return LAYOUTS[name]
+
+
 def prepare(source: Path, options: Options) -> Plan:
     """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
     recipe = load(options.recipe)
-    if options.layout is not None and options.layout not in LAYOUTS:
-        guess = nearest(options.layout, LAYOUTS)
-        raise UsageError(
-            f"there is no layout {options.layout!r}",
-            f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}",
-        )
+    wanted = None if options.layout is None else named_layout(options.layout)
     model = identify(open_checkpoint(source, options.exclude), options.expert)
-    layout = LAYOUTS[options.layout] if options.layout else source_layout(model)
-    return plan(model, recipe, layout, options.shard_nbytes)
+    return plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
 
 
 def target_folder(source: Path, options: Options) -> Path:

@@ -1,0 +1,97 @@
+"""verify --for CLIENT: what was written for a client passes, what another one needs or what was changed does not."""
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from wanconv.errors import Refused, UsageError
+from wanconv.layouts import LAYOUTS
+from wanconv.verbs.convert import convert
+from wanconv.verbs.verify import Options, verify
+from wanconv.workshop.job import Options as Job
+
+A14B = "wan2.2-t2v-a14b"
+RECIPES = ("bf16", "fp8-scaled", "int8-row")
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path | None]:
+    """Returns made(recipe, layout): a converted folder, None where the layout refuses the recipe."""
+    found: dict[tuple[str, str], Path | None] = {}
+
+    def get(recipe: str, layout: str) -> Path | None:
+        if (recipe, layout) not in found:
+            out = tmp_path_factory.mktemp("client") / "out"
+            try:
+                convert(tiny(A14B), Job(recipe, layout=layout, out=out))
+            except Refused:
+                found[recipe, layout] = None
+            else:
+                found[recipe, layout] = out
+        return found[recipe, layout]
+
+    return get
+
+
+def failures(folder: Path, client: str) -> dict[str, str]:
+    report = verify(folder, Options(client=client))
+    found = {finding.where: finding.message for finding in report.findings if finding.severity == "failure"}
+    assert report.exit_code == (1 if found else 0)
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "layout"), product(RECIPES, LAYOUTS))
+def test_what_was_written_for_a_client_is_what_it_reads(
+    recipe: str, layout: str, made: Callable[[str, str], Path | None]
+) -> None:
+    if (folder := made(recipe, layout)) is not None:
+        assert failures(folder, layout) == {}
+
+
+@pytest.mark.parametrize(("recipe", "written", "client"), [
+    (recipe, written, client)
+    for recipe, written, client in product(("fp8-scaled", "int8-row"), ("comfyui", "lightx2v", "diffusers"), LAYOUTS)
+    if written != client
+])  # fmt: skip
+def test_what_was_written_with_scales_for_one_client_is_for_no_other(
+    recipe: str, written: str, client: str, made: Callable[[str, str], Path | None]
+) -> None:
+    folder = made(recipe, written)
+    assert folder is not None
+    assert failures(folder, client)
+
+
+def test_the_same_files_without_scales_are_for_official_code_lightx2v_and_diffsynth(
+    made: Callable[[str, str], Path | None],
+) -> None:
+    folder = made("bf16", "official")
+    assert folder is not None
+    assert [client for client in LAYOUTS if not failures(folder, client)] == ["official", "lightx2v", "diffsynth"]
+
+
+def test_a_header_or_config_that_does_not_say_it_is_found(made: Callable[[str, str], Path | None]) -> None:
+    folder = made("int8-row", "diffusers")
+    assert folder is not None
+    path = folder / "transformer" / "config.json"
+    config = path.read_bytes()
+    without = {key: value for key, value in json.loads(config).items() if key != "quantization_config"}
+    path.write_text(json.dumps(without))
+    assert failures_of_client(folder)["transformer/config.json"].startswith(
+        "does not say what diffusers reads as quant"
+    )
+    path.write_bytes(config)
+
+
+def failures_of_client(folder: Path) -> dict[str, str]:
+    report = verify(folder, Options(client="diffusers"))
+    return {finding.where: finding.message for finding in report.findings if finding.code == "check-failed"}
+
+
+def test_an_unknown_client_is_named(made: Callable[[str, str], Path | None]) -> None:
+    folder = made("bf16", "official")
+    assert folder is not None
+    with pytest.raises(UsageError, match="there is no layout 'comfy'"):
+        verify(folder, Options(client="comfy"))

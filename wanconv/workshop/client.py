@@ -1,0 +1,75 @@
+"""Whether a folder is what a client reads: its headers held against those that a conversion for it would write.
+
+The plan of `keep` for the layout says every name, dtype, shape and place, and refuses what the client does not read. So
+the rules are the layout's own, in one place; whether they are the client's is what the tests with its loader show.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from wanconv.errors import CheckFailed, Refused
+from wanconv.layouts import Json, Layout
+from wanconv.plan import Plan, plan
+from wanconv.recipe import load
+from wanconv.report import Finding
+from wanconv.tensors import Component, Model, Shape
+
+
+def check_client(model: Model, layout: Layout) -> list[Finding]:
+    """Returns a failure for everything that the client of `layout` would not find as it expects it."""
+    try:
+        made = plan(model, load("keep"), layout)
+    except Refused as refusal:
+        return [_failure(layout.name, refusal.message)]
+    return [finding for component in model.components.values() for finding in _component(component, made)]
+
+
+def _component(component: Component, made: Plan) -> Iterator[Finding]:
+    layout, part = made.layout, component.part
+    place = layout.place(component.name, component.architecture.name)
+    assert place is not None  # the plan has one
+    alone = len(made.model.checkpoint.parts) == 1 and not part.folder
+    if not alone and (part.folder, part.container) != (place.folder, place.container):
+        yield _failure(part.path, f"{layout.name} looks for {place.container} in {place.folder or 'the folder itself'}")
+    if layout.shard_nbytes is None and len(part.files) > 1:
+        yield _failure(part.path, f"{layout.name} reads one file, and these are {len(part.files)}")
+    if place.container == part.container == "pth" and not alone and part.path != f"{place.prefix}{place.stem}.pth":
+        yield _failure(part.path, f"{layout.name} looks for {place.prefix}{place.stem}.pth")
+    expected = {slot.name: (slot.dtype, slot.shape) for slot in made.slots[component.name]}
+    attached = layout.attached.get(component.name, ("", ""))[0]
+    found = {name: (ref.dtype, ref.shape) for name, ref in part.tensors.items() if name != attached}
+    yield from _differences(found, {name: slot for name, slot in expected.items() if name != attached}, layout)
+    stored = made.stored[component.name]
+    for key, value in layout.metadata(stored).items():
+        if key != "format" and _parsed(part.metadata.get(key)) != _parsed(value):
+            yield _failure(part.path, f"its header does not say what {layout.name} reads as {key}")
+    config = component.config or {}
+    for key, wanted in layout.config(stored).items():
+        if not isinstance(config.get(key), dict) or config[key] != wanted:
+            yield _failure(f"{place.prefix}config.json", f"does not say what {layout.name} reads as {key}")
+
+
+def _differences(
+    found: Mapping[str, tuple[str, Shape]], expected: Mapping[str, tuple[str, Shape]], layout: Layout
+) -> Iterator[Finding]:
+    for name in sorted(expected.keys() - found.keys()):
+        yield _failure(name, f"{layout.name} needs it, and it is not there")
+    for name in sorted(found.keys() - expected.keys()):
+        yield _failure(name, f"{layout.name} does not know it")
+    for name in sorted(found.keys() & expected.keys()):
+        if found[name] != expected[name]:
+            dtype, shape = expected[name]
+            have = f"{found[name][0]} {list(found[name][1])}"
+            yield _failure(name, f"is {have}, and {layout.name} reads {dtype} {list(shape)}")
+
+
+def _parsed(text: str | None) -> object:
+    try:
+        parsed: Json = json.loads(text or "null")
+    except ValueError:
+        return text
+    return parsed
+
+
+def _failure(where: str, message: str) -> Finding:
+    return Finding("failure", where, message, "convert it for that client: --layout", CheckFailed.code)
