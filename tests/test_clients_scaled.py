@@ -18,11 +18,11 @@ from wanconv.errors import Refused, UsageError
 from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Shape
+from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop.job import Options
-from wanconv.workshop.weights import ModelWeights
 
 Tiny = Callable[..., Path]
 A14B, S2V, I2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b", "wan2.1-i2v-14b"

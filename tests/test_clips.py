@@ -10,8 +10,8 @@ import pytest
 from skimage.io import imread
 from validation_samples import clip
 
-from wanconv.workshop import clips
-from wanconv.workshop.clips import Encoding, Frames
+from wanconv.validation import clips
+from wanconv.validation.clips import Encoding, Frames
 
 MOVING = clip(4, 96, 128, 0.0, 1)
 

@@ -13,9 +13,9 @@ from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
 from wanconv.families import identify
 from wanconv.tensors import Model
+from wanconv.validation.forced import denoiser
+from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.validate import Options, validate
-from wanconv.workshop.forced import denoiser
-from wanconv.workshop.weights import ModelWeights
 
 pytestmark = [
     pytest.mark.gpu,

@@ -25,6 +25,7 @@ FLOORS = [
     ["layouts", "recipe", "verdict"],
     ["plan"],
     ["workshop"],
+    ["validation"],
     [f"verbs.{verb}" for verb in ("download", "inspect", "convert", "verify", "validate", "recipes")],
     ["verbs.demo", "verbs.publish"],
     ["cli"],

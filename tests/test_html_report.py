@@ -17,9 +17,9 @@ import pytest
 from skimage.io import imread
 from validation_samples import LAYERS, SAMPLES, as_json, clips
 
+from wanconv.validation import html, plots, wording
+from wanconv.validation.clips import FRAMES_NBYTES
 from wanconv.verdict import Check, Verdict, judge, load_profile
-from wanconv.workshop import html, plots, wording
-from wanconv.workshop.clips import FRAMES_NBYTES
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 OUTCOMES = {

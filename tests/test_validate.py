@@ -23,7 +23,7 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
 from wanconv.workshop.job import Options as Job
 
-LIBRARIES = ("wanconv.workshop.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
+LIBRARIES = ("wanconv.validation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
 SMALL = ("--profile", "quick", "--size", "64x64")
 
 

@@ -21,13 +21,13 @@ from wanconv.errors import UsageError
 from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
 from wanconv.metrics.tensors import Agreement, compare
+from wanconv.validation.forced import denoiser
+from wanconv.validation.generation import vae_of
+from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.verdict import Check, judge, load_profile
-from wanconv.workshop.forced import denoiser
-from wanconv.workshop.generation import vae_of
 from wanconv.workshop.job import Options as Job
-from wanconv.workshop.weights import ModelWeights
 
 SIZE = (64, 64)
 FAMILIES = ("wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b", "wan2.1-t2v-1.3b")

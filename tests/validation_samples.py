@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wanconv.workshop.clips import Frames
+from wanconv.validation.clips import Frames
 
 Sample = tuple[dict[str, Any], dict[str, Frames] | None]
 EXPERTS = ("expert.high", "expert.low")

@@ -24,7 +24,7 @@ from wanconv.workshop import manifest
 from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
-    from wanconv.workshop.measure import Clips, Wanted
+    from wanconv.validation.measure import Clips, Wanted
 
 Json = dict[str, object]
 
@@ -65,7 +65,7 @@ def recheck(path: Path, profile_name: str) -> Report:
 
 def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
-    from wanconv.workshop.measure import cannot_judge, measure  # imports torch
+    from wanconv.validation.measure import cannot_judge, measure  # imports torch
 
     profile = load_profile(options.profile)
     _check(options)
@@ -123,7 +123,7 @@ def _reference(path: Path, expert: Expert | None) -> Model:
 
 
 def _wanted(options: Options) -> "Wanted":
-    from wanconv.workshop.measure import Wanted
+    from wanconv.validation.measure import Wanted
 
     return Wanted(
         options.numerics,
@@ -224,8 +224,8 @@ def _figure(value: float | None) -> str:
 
 def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
     """Writes results.json, validation.html, and the free run's frames and clips."""
-    from wanconv.workshop import clips as media
-    from wanconv.workshop.html import render
+    from wanconv.validation import clips as media
+    from wanconv.validation.html import render
 
     write_file(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
     write_file(out / "validation.html", render(results, found, profile, clips).encode())

@@ -21,7 +21,7 @@ from wanconv.engine.weights import Fetch
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.tensors import Kind, Model, ModelTensor
-from wanconv.workshop.weights import ModelWeights
+from wanconv.validation.weights import ModelWeights
 
 Weights = Mapping[str, Tensor]
 

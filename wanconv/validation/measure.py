@@ -16,13 +16,13 @@ from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
 from wanconv.tensors import Model
+from wanconv.validation import generation, results
+from wanconv.validation.forced import Probe
+from wanconv.validation.generation import Run, Setting
+from wanconv.validation.results import Inputs, Json, agreement_figures
+from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile
-from wanconv.workshop import generation, validation
-from wanconv.workshop.forced import Probe
-from wanconv.workshop.generation import Run, Setting
 from wanconv.workshop.progress import Progress
-from wanconv.workshop.validation import Inputs, Json, agreement_figures
-from wanconv.workshop.weights import ModelWeights
 
 Clips = dict[str, NDArray[np.float32]]
 
@@ -52,7 +52,7 @@ class Measurement:
     ) -> None:
         self.candidate, self.reference = candidate, reference
         self.profile, self.wanted, self.tell = profile, wanted, tell
-        self.numerics = validation.default_numerics(candidate.model, wanted.numerics)
+        self.numerics = results.default_numerics(candidate.model, wanted.numerics)
         self.setting = _setting(candidate.model, profile, wanted)
         self.notes: list[str] = []
         self.storage: list[Json] = []
@@ -65,7 +65,7 @@ class Measurement:
 
     def measure(self) -> tuple[Json, Clips]:
         """Returns the measured part of the results, and the frames of the free run."""
-        with validation.peak_anonymous() as peak:
+        with results.peak_anonymous() as peak:
             self._absent()
             inputs = Inputs(self._contexts(), self._condition())
             self._vae()
@@ -125,12 +125,12 @@ class Measurement:
 
     def _recorded_encoder(self, tokens: list[list[int]]) -> Json:
         """Returns the text encoder's row of `safety`; padded to its whole length where the run is, too."""
-        name, dtype = validation.ENCODER_NUMERICS.get(self.numerics.name, ("bf16", torch.bfloat16))
+        name, dtype = results.ENCODER_NUMERICS.get(self.numerics.name, ("bf16", torch.bfloat16))
         encoder = generation.text_encoder(self.candidate, dtype)
         recorder = Recorder(strict=self.numerics.name == "fp16")  # transformers keeps a linear of each block in fp32
         with generation.watched(encoder.module, self.candidate.model.components["text_encoder"], recorder):
             encoder.encode(tokens, padded=self.wanted.full_length)
-        return validation.safety_row("text_encoder", name, recorder)
+        return results.safety_row("text_encoder", name, recorder)
 
     def _condition(self) -> Tensor | None:
         if self.candidate.model.family.model_type != "i2v":
@@ -145,13 +145,13 @@ class Measurement:
         if "vae" not in self.candidate.model.components:
             return
         self.tell("decoding", 0, 1)
-        latents, image = validation.clean_latents(self.setting), generation.image_of(self.setting).unsqueeze(2)
+        latents, image = results.clean_latents(self.setting), generation.image_of(self.setting).unsqueeze(2)
         strict = self.numerics.name == "fp16"
         recorded = generation.vae_of(self.candidate, torch.float16 if strict else torch.float32)
         recorder = Recorder()
         with generation.watched(recorded.module, self.candidate.model.components["vae"], recorder):
             decoded = recorded.decode(latents)
-        self.safety.append(validation.safety_row("vae", "fp16" if strict else "fp32", recorder))
+        self.safety.append(results.safety_row("vae", "fp16" if strict else "fp32", recorder))
         if self.reference is not None and self._compares("vae"):
             theirs, ours = generation.vae_of(self.reference), generation.vae_of(self.candidate) if strict else recorded
             self._compared("vae", "decoded video", theirs.decode(latents), ours.decode(latents) if strict else decoded)
@@ -159,7 +159,7 @@ class Measurement:
 
     def _compared(self, component: str, what: str, reference: Tensor, candidate: Tensor) -> None:
         assert self.reference is not None
-        held_to = validation.gate(component, self.reference.model, self.candidate.model)
+        held_to = results.gate(component, self.reference.model, self.candidate.model)
         figures = agreement_figures(compare(reference.float(), candidate.float()))
         self.components.append({"component": component, "what": what, "format": held_to, **figures})
 
@@ -167,16 +167,16 @@ class Measurement:
         """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""
         for component in self.candidate.model.components:
             if self.reference is None or not self._compares(component):
-                tensors = validation.scan_stored(component, self.candidate.model)
+                tensors = results.scan_stored(component, self.candidate.model)
             elif component not in DENOISERS:
-                tensors = validation.compare_stored(component, self.reference.model, self.candidate.model)
+                tensors = results.compare_stored(component, self.reference.model, self.candidate.model)
             else:
                 continue
-            self.storage += validation.storage_rows(tensors)
+            self.storage += results.storage_rows(tensors)
 
     def _probes(self, inputs: Inputs) -> None:
-        wanted = validation.timesteps(self.profile, self.setting.task.boundary)
-        probes = validation.probes(self.setting, inputs, wanted)
+        wanted = results.timesteps(self.profile, self.setting.task.boundary)
+        probes = results.probes(self.setting, inputs, wanted)
         for number, (component, probe) in enumerate(probes.items()):
             self.tell("probing the denoisers", number, len(probes))
             if component in self.candidate.model.components:
@@ -184,13 +184,11 @@ class Measurement:
 
     def _probe(self, component: str, probe: Probe) -> None:
         if self.reference is not None and self._compares(component):
-            found, rows = validation.compare_component(component, self.reference, self.candidate, probe)
+            found, rows = results.compare_component(component, self.reference, self.candidate, probe)
             self.steps += rows
-            self.storage += validation.storage_rows(found.tensors)
+            self.storage += results.storage_rows(found.tensors)
             self.runs.append({"model": f"{component}, both models, every probe", "seconds": found.seconds})
-        self.safety.append(
-            validation.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
-        )
+        self.safety.append(results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators))
         if self.reference is None or self._compares(component):
             self.exercised.append(component)
 
@@ -202,8 +200,8 @@ class Measurement:
         )
         if inputs.condition is not None:
             inputs = replace(inputs, condition=generation.condition_of(long, None))
-        for component, probe in validation.probes(long, inputs, [TRAIN_STEPS - 1]).items():
-            row = validation.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
+        for component, probe in results.probes(long, inputs, [TRAIN_STEPS - 1]).items():
+            row = results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
             self.safety.append({**row, "component": f"{component}, full length"})
 
     def _free_run(self, inputs: Inputs) -> tuple[Json | None, Clips]:
@@ -223,7 +221,7 @@ class Measurement:
         wanted = (
             ("reference", self.reference, start),
             ("candidate", self.candidate, start),
-            ("control", self.reference, validation.one_ulp_away(start)),
+            ("control", self.reference, results.one_ulp_away(start)),
         )
         runs: dict[str, Run] = {}
         for number, (name, weights, noise) in enumerate(wanted):
@@ -234,13 +232,13 @@ class Measurement:
             "frames": self.setting.frames,
             "fps": self.setting.task.fps,
             "size": list(self.setting.size),
-            "candidate": validation.compare_videos(runs["reference"], runs["candidate"]),
-            "control": validation.compare_videos(runs["reference"], runs["control"]),
+            "candidate": results.compare_videos(runs["reference"], runs["candidate"]),
+            "control": results.compare_videos(runs["reference"], runs["control"]),
         }, clips
 
     def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> Run:
         before = weights.read_nbytes
-        with validation.peak_anonymous() as peak:
+        with results.peak_anonymous() as peak:
             run = generation.generate(weights, self.setting, inputs.contexts, start, self.numerics, inputs.condition)
             source = weights if "vae" in weights.model.components else self._having("vae")[0]
             run = replace(run, video=generation.vae_of(source).decode(run.latents))
@@ -335,7 +333,7 @@ def cannot_judge(candidate: Model, reference: Model | None) -> list[str]:
     reasons += [
         f"{component.name} is {component.architecture.name}, which the engine does not compute yet"
         for component in denoisers
-        if component.architecture.name not in validation.JUDGED
+        if component.architecture.name not in results.JUDGED
     ]
     if reference is not None and reference.family is not candidate.family:
         reasons.append(f"the candidate is {candidate.family.name}, and the reference {reference.family.name}")

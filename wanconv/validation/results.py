@@ -19,12 +19,12 @@ from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.tensors import DTYPES, Model
+from wanconv.validation import generation
+from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
+from wanconv.validation.generation import Run, Setting
+from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile, coarsest
-from wanconv.workshop import generation
-from wanconv.workshop.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
-from wanconv.workshop.generation import Run, Setting
 from wanconv.workshop.mover import Reader, Sources, runs
-from wanconv.workshop.weights import ModelWeights
 
 Json = dict[str, object]
 

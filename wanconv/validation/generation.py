@@ -28,8 +28,8 @@ from wanconv.engine.vae import Vae
 from wanconv.families import DENOISERS, targets
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.tensors import Component, Model
-from wanconv.workshop.forced import denoiser
-from wanconv.workshop.weights import ModelWeights
+from wanconv.validation.forced import denoiser
+from wanconv.validation.weights import ModelWeights
 
 LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import jinja2
 
+from wanconv.validation import clips as film
+from wanconv.validation import plots
+from wanconv.validation.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
-from wanconv.workshop import clips as film
-from wanconv.workshop import plots
-from wanconv.workshop.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
 
 Row = Mapping[str, Any]
 
