@@ -5,12 +5,13 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from wanconv import __version__
-from wanconv.checkpoint.writer import Written, write_file, write_images
+from wanconv.checkpoint.writer import Written, write_chunks, write_file, write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.plan import Plan, by_component, by_rule, conversion_memory, plan
@@ -135,9 +136,10 @@ def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, pro
         )
     files = dict(made.documents)
     files["README.md"] = model_card(made, options.base_model)
-    for path, copied in made.copies.items():
-        files[path] = _read_sidecar(copied)
     written += [replace(write_file(folder / path, content), path=path) for path, content in files.items()]
+    written += [
+        replace(write_chunks(folder / path, _sidecar(copied)), path=path) for path, copied in made.copies.items()
+    ]
     recorded: manifest.Json = {
         "shard_nbytes": options.shard_nbytes,
         "base_model": options.base_model,
@@ -170,9 +172,9 @@ def _write_weights(
                 workspace.remember(workspace.overflowing | mover.overflowing())
 
 
-def _read_sidecar(path: Path) -> bytes:
+def _sidecar(path: Path) -> Iterator[memoryview]:
     try:
-        return path.read_bytes()
+        yield from manifest.read_chunks(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
