@@ -1,10 +1,12 @@
 """A model on disk as the engine sees it: canonical names, decoded numbers, and a bound on what stays in memory.
 
 Blocks are used in turn, over and over, so the first ones that fit stay and the others are read each time: for such a
-cycle that keeps as much as any policy can, where keeping the latest would keep nothing.
+cycle that keeps as much as any policy can, where keeping the latest would keep nothing. A GPU computes while the next
+block is read; on a CPU that would cost a second block's memory, and the cores are busy.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -17,11 +19,16 @@ from wanconv.workshop.mover import Reader, Sources, read_scales
 # fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
 _DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}
 
+Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the bytes that were read for them
+
 
 class ModelWeights:
-    """A WeightSource (engine/weights.py) on a model's files. `read_nbytes` counts what was read so far."""
+    """A WeightSource (engine/weights.py) on a model's files. `read_nbytes` counts what was read so far.
 
-    def __init__(self, model: Model, memory_nbytes: int, device: torch.device) -> None:
+    `ahead` reads the block that follows while the caller computes with the last one; left out, on a GPU only.
+    """
+
+    def __init__(self, model: Model, memory_nbytes: int, device: torch.device, ahead: bool | None = None) -> None:
         self.model = model
         self.read_nbytes = 0
         self._left = memory_nbytes
@@ -29,24 +36,45 @@ class ModelWeights:
         self._kept: dict[tuple[str, str], Mapping[str, Tensor]] = {}
         self._sources = Sources()
         self._below = {name: _prefixes(component.tensors) for name, component in model.components.items()}
+        ahead = device.type == "cuda" if ahead is None else ahead
+        self._reader = ThreadPoolExecutor(1) if ahead else None
+        self._coming: dict[tuple[str, str], Future[Loaded]] = {}
 
     def __enter__(self) -> "ModelWeights":
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.shutdown()
+        self._coming.clear()
         self._kept.clear()
         self._sources.close()
 
     def tensors(self, component: str, prefix: str) -> Mapping[str, Tensor]:
-        kept = self._kept.get((component, prefix))
-        if kept is not None:
-            return kept
-        found = {name: self._read(tensor) for name, tensor in self._below[component][prefix].items()}
-        nbytes = sum(tensor.nbytes for tensor in found.values())
-        if nbytes <= self._left:
-            self._left -= nbytes
-            self._kept[component, prefix] = found
+        found = self._kept.get((component, prefix))
+        if found is None:
+            coming = self._coming.pop((component, prefix), None)
+            found, read_nbytes = self._load(component, prefix) if coming is None else coming.result()
+            self.read_nbytes += read_nbytes
+            nbytes = sum(tensor.nbytes for tensor in found.values())
+            if nbytes <= self._left:
+                self._left -= nbytes
+                self._kept[component, prefix] = found
+        self._read_ahead(component, prefix)
         return found
+
+    def _load(self, component: str, prefix: str) -> Loaded:
+        wanted = self._below[component][prefix]
+        return {name: self._read(tensor) for name, tensor in wanted.items()}, sum(one.nbytes for one in wanted.values())
+
+    def _read_ahead(self, component: str, prefix: str) -> None:
+        """Begins to read the block after `prefix`, one at a time and only where there is one that is not here."""
+        parent, _, number = prefix.rpartition(".")
+        if self._reader is None or self._coming or not number.isdigit():
+            return
+        following = f"{parent}.{int(number) + 1}"
+        if following in self._below[component] and (component, following) not in self._kept:
+            self._coming[component, following] = self._reader.submit(self._load, component, following)
 
     def release(self, component: str) -> None:
         """Lets go of what stays of a component, once it is not needed again: its room is for the next one's."""
@@ -69,7 +97,6 @@ class ModelWeights:
         values = torch.empty(tensor.numel, dtype=TORCH_DTYPES[tensor.dtype])
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
-        self.read_nbytes += tensor.nbytes
         if tensor.packing is not None:  # a linear layer's, so never transposed
             return scaled.decode(values.view(tensor.shape), read_scales(self._sources, tensor)).to(self._device)
         values = values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)

@@ -1,0 +1,47 @@
+"""A model on disk as the engine's weights: what stays, what is read again, what is read ahead."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.families import identify
+from wanconv.tensors import Model
+from wanconv.validation.weights import ModelWeights
+
+CPU = torch.device("cpu")
+PLENTY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Callable[..., Path]) -> Model:
+    return identify(open_checkpoint(tiny("wan2.1-t2v-1.3b")))
+
+
+def test_what_fits_is_read_once_and_what_does_not_each_time(model: Model) -> None:
+    read = {}
+    for memory in (PLENTY, 0):
+        with ModelWeights(model, memory, CPU) as weights:
+            for number in (0, 1, 2, 0, 1, 2):
+                weights.tensors("dit", f"blocks.{number}")
+            read[memory] = weights.read_nbytes
+    assert read[0] == 2 * read[PLENTY]
+
+
+def test_reading_ahead_changes_no_number_and_reads_no_block_twice(model: Model) -> None:
+    with ModelWeights(model, 0, CPU) as plain, ModelWeights(model, 0, CPU, ahead=True) as ahead:
+        for prefix in ("patch_embedding", "blocks.0", "blocks.1", "blocks.2", "head"):
+            one, other = plain.tensors("dit", prefix), ahead.tensors("dit", prefix)
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+        assert ahead.read_nbytes == plain.read_nbytes
+
+
+def test_a_block_that_was_read_ahead_and_is_not_wanted_does_no_harm(model: Model) -> None:
+    with ModelWeights(model, PLENTY, CPU, ahead=True) as weights:
+        weights.tensors("dit", "blocks.0")
+        assert weights.tensors("dit", "blocks.2").keys() == {
+            name.replace("blocks.1", "blocks.2") for name in weights.tensors("dit", "blocks.1")
+        }
