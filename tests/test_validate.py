@@ -119,8 +119,10 @@ def test_the_standard_profile_leaves_clips(source: Path, converted: Path, tmp_pa
     path = tmp_path / "report"
     done = run("validate", converted, "--against", source, "--size", "64x64", "-o", path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    files = ["candidate.mp4", "control.mp4", "reference.mp4", "results.json", "validation.html"]
-    assert sorted(file.name for file in path.iterdir()) == files
+    files = {"results.json", "validation.html"}
+    for name in ("candidate", "control", "reference"):
+        files |= {f"{name}.mp4", *(f"{name}/{number:04}.png" for number in range(5))}
+    assert {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} == files
     video = json.loads((path / "results.json").read_bytes())["video"]
     assert (video["frames"], video["fps"], video["size"]) == (5, 16, [64, 64])
     assert video["control"]["psnr"]["psnr_db"] is None or video["control"]["psnr"]["psnr_db"] > 40

@@ -233,3 +233,5 @@ def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "C
         fps = _dict(results["video"])["fps"]
         assert isinstance(fps, int)
         write_file(out / f"{name}.mp4", media.mp4(frames, fps))
+        for number, still in enumerate(media.pngs(frames)):
+            write_file(out / name / f"{number:04}.png", still)
