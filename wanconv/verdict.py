@@ -17,7 +17,7 @@ Results are one JSON object, schema wanconv.validation/1:
     components             class E, encoders and VAE: {component, what, format, relative_l2, sqnr_db, cosine}
     video                  {frames, fps, size, candidate: {metric: value} | {not_finite: [whose]}, control: the same}
                            | null
-    runs                   per model: {model, seconds_per_step, peak_anonymous_nbytes, read_nbytes}
+    runs                   what was run: {model, seconds, seconds_per_step, peak_anonymous_nbytes, read_nbytes}
     tool                   versions
 """
 

@@ -184,10 +184,19 @@ class Measurement:
 
     def _probe(self, component: str, probe: Probe) -> None:
         if self.reference is not None and self._compares(component):
+            both = self.reference, self.candidate
+            before = sum(weights.read_nbytes for weights in both)
             found, rows = results.compare_component(component, self.reference, self.candidate, probe)
             self.steps += rows
             self.storage += results.storage_rows(found.tensors)
-            self.runs.append({"model": f"{component}, both models, every probe", "seconds": found.seconds})
+            self.runs.append(
+                {
+                    "model": f"{component}, both models, every probe",
+                    "seconds": found.seconds,
+                    "seconds_per_step": found.seconds / len(set(probe.timesteps.tolist())),
+                    "read_nbytes": sum(weights.read_nbytes for weights in both) - before,
+                }
+            )
         self.safety.append(results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators))
         if self.reference is None or self._compares(component):
             self.exercised.append(component)
