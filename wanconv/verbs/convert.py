@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -19,6 +18,7 @@ from wanconv.report import Finding, Report
 from wanconv.tensors import Model
 from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
+from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish
@@ -35,7 +35,7 @@ def preview(source: Path, options: Options) -> Report:
     _refuse_source(made.model, source, out)
     findings = list(made.findings)
     with writing(out):
-        free = _free_nbytes(out)
+        free = free_nbytes(out)
     if free < made.nbytes:
         findings.append(
             Finding(
@@ -195,18 +195,11 @@ def _sources(model: Model, options: Options, progress: Progress) -> list[manifes
     return manifest.source_files(model.checkpoint, digests)
 
 
-def _free_nbytes(out: Path) -> int:
-    folder = out
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
 def _check_space(made: Plan, folder: Path) -> None:
     """Raises OutputError where the disk has less room than is still to be written."""
     with writing(folder):
         there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-        needed, free = made.nbytes - there, shutil.disk_usage(folder).free
+        needed, free = made.nbytes - there, free_nbytes(folder)
     if needed > free:
         raise OutputError(
             f"{folder.parent} has {free} bytes free, and {needed} are needed", "free space or choose another --out"

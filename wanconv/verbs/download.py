@@ -1,7 +1,6 @@
 """download: files of a hub, planned before a byte, resumed, digested while they are written."""
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Patience, Reader
 from wanconv.report import Finding, Report, Table
 from wanconv.workshop import downloaded, manifest
+from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish, owners, select
@@ -48,7 +48,7 @@ def preview(repository: str, options: Options) -> Report:
     """Returns what would be downloaded and whether it fits on the disk; asks for the list alone and writes nothing."""
     job = _prepare(repository, options)
     here = [file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes]
-    needed, free = _needed(job, here), _free_nbytes(job.root)
+    needed, free = _needed(job, here), free_nbytes(job.root)
     findings = _skipped(job)
     if needed > free:
         message = f"{needed} bytes are needed and {free} are free"
@@ -67,7 +67,7 @@ def download(repository: str, options: Options, progress: Progress = lambda what
         before = _record_of(job)
         here = _found(job, before, options, progress)
         missing = [file for file in job.snapshot.files if file not in here]
-        needed, free = _needed(job, here), _free_nbytes(job.root)
+        needed, free = _needed(job, here), free_nbytes(job.root)
         if needed > free:
             message = f"{job.root} has {free} bytes free, and {needed} are needed"
             raise OutputError(message, "free space, choose another --local-dir, or take less with --only or --include")
@@ -187,13 +187,6 @@ def _needed(job: _Job, here: Sequence[RemoteFile]) -> int:
     """Returns the bytes still to come: all, less what is there and what earlier runs have begun."""
     missing = (file for file in job.snapshot.files if file not in here)
     return sum(file.nbytes - part_nbytes(job.root / file.path, file) for file in missing)
-
-
-def _free_nbytes(root: Path) -> int:
-    folder = root
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _figures(job: _Job) -> dict[str, object]:
