@@ -113,6 +113,11 @@ class Checkpoint:
     parts: tuple[Part, ...]
     sidecars: tuple[str, ...] = ()
 
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Every file that holds weights, once, sorted."""
+        return tuple(sorted({file for part in self.parts for file in part.files}))
+
 
 @dataclass(frozen=True, slots=True)
 class Spelling:

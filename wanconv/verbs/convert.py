@@ -184,7 +184,7 @@ def _sources(model: Model, options: Options, progress: Progress) -> list[manifes
     if not options.hash_source:
         return manifest.source_files(model.checkpoint)
     root = model.checkpoint.root
-    paths = sorted({file for part in model.checkpoint.parts for file in part.files})
+    paths = model.checkpoint.weight_files
     tell = total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
     found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
     digests = {}
@@ -224,7 +224,7 @@ def _report(made: Plan, out: Path, findings: list[Finding] | tuple[Finding, ...]
 def _refuse_source(model: Model, source: Path, out: Path) -> None:
     """Refuses an OUT (and its OUT.partial) that is the source, holds it or lies in it, by any path that leads there."""
     root, home = _real(source), _real(model.checkpoint.root)
-    named = [home / file for part in model.checkpoint.parts for file in part.files]
+    named = [home / file for file in model.checkpoint.weight_files]
     own = {root, *named, *map(_real, named)}
     for folder in (out, partial_folder(out) if out.name else out):
         target = _real(folder)
@@ -316,7 +316,7 @@ def _state_key(made: Plan, key: str, options: Options) -> str:
     """Returns what a resumed run must share with the one it goes on from: the same source files, untouched."""
     root = made.model.checkpoint.root
     stats = []
-    for file in sorted({file for part in made.model.checkpoint.parts for file in part.files}):
+    for file in made.model.checkpoint.weight_files:
         try:
             known = (root / file).stat()
         except OSError as error:

@@ -139,7 +139,7 @@ def _not_downloaded(root: Path, record: Sequence[sums.Listed]) -> list[Finding]:
 
 def _unlisted(checkpoint: Checkpoint, known: manifest.Json) -> list[Finding]:
     listed = {file.path for file in manifest.files(known)} | {manifest.NAME}
-    found = {*checkpoint.sidecars, *(file for part in checkpoint.parts for file in part.files)}
+    found = {*checkpoint.sidecars, *checkpoint.weight_files}
     return [Finding("warning", name, "is not in the manifest") for name in sorted(found - listed)]
 
 

@@ -40,7 +40,7 @@ def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = Non
     says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
     record = downloaded.read(checkpoint.root)
-    for path in sorted({file for part in checkpoint.parts for file in part.files}):
+    for path in checkpoint.weight_files:
         file = checkpoint.root / path
         nbytes = file.stat().st_size
         entry: Json = {"path": path, "nbytes": nbytes, "header_sha256": header_digest(file)}
