@@ -268,6 +268,28 @@ def test_ctrl_c_stops_and_keeps_what_is_written(tmp_path: Path) -> None:
         check(tmp_path, write_images(tmp_path, IMAGES, fill, journal, block_nbytes=4096))
 
 
+def test_after_ctrl_c_no_thread_is_left_that_writes(tmp_path: Path) -> None:
+    """CPython's Thread.join, interrupted, forgets the thread: it went on in torch, and the process ended by SIGABRT."""
+    filling = [0]
+    started = threading.Event()
+
+    def slow(key: str, start: int, view: memoryview) -> None:
+        filling.append(1)
+        started.set()
+        time.sleep(0.5)
+        filling.pop()
+
+    def interrupt() -> None:
+        started.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with closing(Journal(tmp_path / "journal")) as journal, pytest.raises(Interrupted):
+        write_images(tmp_path, IMAGES, slow, journal, block_nbytes=4096)
+    assert filling == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_memory_stays_at_a_few_blocks() -> None:
     program = """
 import resource, sys, tempfile

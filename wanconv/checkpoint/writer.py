@@ -12,11 +12,14 @@ import hashlib
 import json
 import mmap
 import os
+import signal
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import xxhash
 
@@ -229,6 +232,33 @@ class _State:
     written: list[Written] = field(default_factory=list)
 
 
+@contextmanager
+def _interrupts(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """Has Ctrl-C call `stop` instead of raising, and gives the signals that came.
+
+    A KeyboardInterrupt inside Thread.join would make CPython take a thread that still runs for one that has ended.
+    """
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if _raises(number)]
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        stop()
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _raises(number: int) -> bool:
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(number) is signal.default_int_handler
+
+
 class _Writer:
     def __init__(self, files: Sequence[_File], fill: Fill, journal: Journal, progress: Progress, jobs: int) -> None:
         self._files, self._fill, self._journal, self._progress = files, fill, journal, progress
@@ -247,22 +277,21 @@ class _Writer:
 
     def _run(self) -> list[Written]:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
-        for thread in threads:
-            thread.start()
-        try:
+        with _interrupts(self._stop) as interrupted:
             for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
-        except KeyboardInterrupt:
-            with self._state.lock:
-                self._state.stopped = True
-                self._state.lock.notify_all()
+                thread.start()
             for thread in threads:
                 thread.join()
-            raise Interrupted("stopped; what is written stays", "run the same command to go on") from None
+        if interrupted:
+            raise Interrupted("stopped; what is written stays", "run the same command to go on")
         if self._state.errors:
             raise self._state.errors[min(self._state.errors)]
         return self._state.written
+
+    def _stop(self) -> None:
+        with self._state.lock:
+            self._state.stopped = True
+            self._state.lock.notify_all()
 
     def _work(self) -> None:
         state = self._state

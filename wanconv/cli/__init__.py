@@ -1,7 +1,9 @@
 """The command line: parse, call one verb, render its Report."""
 
+import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -12,4 +14,16 @@ def main() -> None:
 
         run(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave()
+    except SystemExit as ending:
+        if ending.code != 130:
+            raise
+        _leave()
+
+
+def _leave() -> None:
+    """Ends an interrupted process at once: the end of the interpreter aborts it where a thread is still in torch."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(130)
