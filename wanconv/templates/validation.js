@@ -56,8 +56,9 @@
     play.addEventListener("click", () => toggle(play.getAttribute("aria-pressed") !== "true"));
     for (const control of [difference, gain]) control?.addEventListener("change", show);
     show();
-    Promise.all(clips.flatMap((clip) => clip.frames).map((image) => image.decode())).then((all) => {
-      byId("ready").textContent = `${clips.length} clips, ${all.length} frames loaded.`;
+    addEventListener("load", () => {
+      const loaded = clips.flatMap((clip) => clip.frames).filter((image) => image.naturalWidth);
+      byId("ready").textContent = `${clips.length} clips, ${loaded.length} frames loaded.`;
     });
   };
 
