@@ -17,18 +17,16 @@ from wanconv.engine.sampling import (
     UniPC,
     exercised,
     expert_at,
-    first_frame_video,
-    free_mask,
+    given_video,
     guided,
     image_condition,
     latent_size,
     noised,
     official_grid,
-    pinned,
     probe_timesteps,
     task_of,
 )
-from wanconv.engine.wan import first_frame_clean
+from wanconv.engine.wan import Condition, first_frame_clean
 from wanconv.families import FAMILIES
 
 T2V, I2V, TI2V = (TASKS[f"wan2.2-{name}"] for name in ("t2v-a14b", "i2v-a14b", "ti2v-5b"))
@@ -284,31 +282,37 @@ def test_what_does_not_divide_is_refused_with_what_would(
 # --- conditioning
 
 
-def test_image_to_video_is_told_the_given_frame_by_four_mask_channels() -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_image_to_video_is_told_the_given_frames_by_four_mask_channels(last: bool) -> None:
     frames, encoded = 9, noise(1, 16, 3, 2, 2)
     given = torch.zeros(frames)
     given[0] = 1  # per pixel frame; the first one counts for the four of its latent frame
+    given[-1] = float(last)
     expected = torch.cat([given[:1].repeat(4), given[1:]]).view(3, 4).T  # (latent frame, 4) -> (4, latent frame)
-    condition = image_condition(encoded)
+    condition = image_condition(encoded, last)
     assert condition.shape == (1, 20, 3, 2, 2)
     assert torch.equal(condition[0, :4, :, 1, 1], expected)
     assert torch.equal(condition[:, 4:], encoded)
 
 
-def test_what_image_to_video_encodes_is_the_image_and_then_grey() -> None:
-    image = noise(1, 3, 4, 4)
-    video = first_frame_video(image, 9)
+def test_what_image_to_video_encodes_is_the_images_and_grey_between_them() -> None:
+    first, last = noise(1, 3, 4, 4), noise(1, 3, 4, 4) + 1
+    video = given_video(first, 9)
     assert video.shape == (1, 3, 9, 4, 4)
-    assert torch.equal(video[:, :, 0], image)
+    assert torch.equal(video[:, :, 0], first)
     assert not video[:, :, 1:].any()
+    both = given_video(first, 9, last)
+    assert torch.equal(both[:, :, -1], last)
+    assert torch.equal(both[:, :, :-1], video[:, :, :-1])
 
 
 def test_a_given_frame_stays_put_and_its_tokens_are_at_time_zero() -> None:
-    latents, given = noise(1, 48, 3, 4, 6), noise(1, 48, 1, 4, 6) + 5
-    mask = free_mask(latents)
-    kept = pinned(latents, given, mask)
-    assert torch.equal(kept[:, :, :1], given)
+    latents, given = noise(2, 48, 3, 4, 6), noise(1, 48, 1, 4, 6) + 5
+    kept = Condition(first=given).of(2).pinned(latents)
+    assert torch.equal(kept[:, :, :1], given.expand(2, -1, -1, -1, -1))
     assert torch.equal(kept[:, :, 1:], latents[:, :, 1:])
-    official = (mask[0, 0, :, ::2, ::2] * 957).flatten()
+    mask = torch.ones(3, 4, 6)
+    mask[0] = 0
+    official = (mask[:, ::2, ::2] * 957).flatten()
     assert official.tolist() == [0.0] * 6 + [957.0] * 12
     assert first_frame_clean(torch.tensor([957]), (3, 2, 3)).tolist() == [official.tolist()]

@@ -10,7 +10,7 @@ from engine_weights import FolderWeights
 from torch import Tensor
 
 from wanconv import errors
-from wanconv.engine.sampling import first_frame_video, free_mask, image_condition
+from wanconv.engine.sampling import given_video, image_condition
 from wanconv.engine.vae import Vae
 
 BOTH = pytest.mark.parametrize("release", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
@@ -51,27 +51,28 @@ def test_a_decoded_video_is_the_pipelines(tiny: Callable[..., Path], release: st
     assert len(torch.unique(frames)) > 1000  # no bytes yet
 
 
-def test_an_image_condition_is_the_pipelines(tiny: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_an_image_condition_is_the_pipelines(last: bool, tiny: Callable[..., Path]) -> None:
     from diffusers import WanImageToVideoPipeline
 
     folder = tiny("wan2.2-i2v-a14b", "diffusers")
     image, latents = normal(1, 3, 32, 48).clamp(-1, 1), normal(1, 16, 3, 4, 6)
     pipeline = WanImageToVideoPipeline(None, None, theirs(folder), None, boundary_ratio=0.9)
-    _, expected = pipeline.prepare_latents(image, 1, 16, 32, 48, 9, torch.float32, torch.device("cpu"), None, latents)
-    assert torch.equal(image_condition(ours(folder)[0].encode(first_frame_video(image, 9))), expected)
+    end = image.flip(3) if last else None
+    _, expected = pipeline.prepare_latents(
+        image, 1, 16, 32, 48, 9, torch.float32, torch.device("cpu"), None, latents, end
+    )
+    assert torch.equal(image_condition(ours(folder)[0].encode(given_video(image, 9, end)), last), expected)
 
 
-def test_a_given_first_frame_and_its_mask_are_the_pipelines(tiny: Callable[..., Path]) -> None:
+def test_a_given_first_frame_is_the_pipelines(tiny: Callable[..., Path]) -> None:
     from diffusers import WanImageToVideoPipeline
 
     folder = tiny("wan2.2-ti2v-5b", "diffusers")
     image, latents = normal(1, 3, 32, 64).clamp(-1, 1), normal(1, 48, 3, 2, 4)
     pipeline = WanImageToVideoPipeline(None, None, theirs(folder), None, expand_timesteps=True)
-    _, given, mask = pipeline.prepare_latents(
-        image, 1, 48, 32, 64, 9, torch.float32, torch.device("cpu"), None, latents
-    )
+    _, given, _ = pipeline.prepare_latents(image, 1, 48, 32, 64, 9, torch.float32, torch.device("cpu"), None, latents)
     assert torch.equal(ours(folder)[0].encode(image.unsqueeze(2)), given)
-    assert torch.equal(free_mask(latents), mask)
 
 
 @BOTH

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wanconv.engine.wan import Wan, WanSizes, first_frame_clean, rotations
+from wanconv.engine.layers import rotations
+from wanconv.engine.wan import Condition, Wan, WanSizes, first_frame_clean
 from wanconv.families import FAMILIES, fill, targets
 from wanconv.families.names import numbered, shape_of
 from wanconv.families.wan import I2V, T2V, TI2V
@@ -125,7 +126,7 @@ def test_a_condition_is_further_channels_of_the_latents() -> None:
     latents, context = inputs("i2v-a14b", (2, 2, 2))
     network, dims, times = I2V, SIZES["i2v-a14b"], torch.tensor([999, 1])
     wan, fetch = build(network, dims), Weights(network, dims)
-    split = wan.denoise(fetch, latents[:, :16], times, context, latents[:, 16:])
+    split = wan.denoise(fetch, latents[:, :16], times, context, Condition(latents[:, 16:]))
     assert torch.equal(split, wan.denoise(fetch, latents, times, context))
     assert split.shape == (2, 16, 2, 4, 4)
 

@@ -19,6 +19,7 @@ from wanconv import verdict
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.report import Report
+from wanconv.validation.pictures import drawn
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
 from wanconv.workshop.job import Options as Job
@@ -253,6 +254,39 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(converted: 
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         quick(converted, out=tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize(
+    ("release", "options", "message"),
+    [
+        ("wan2.1-t2v-1.3b", {"image": Path("a.png")}, "wan2.1-t2v is not given --image: it takes a prompt alone"),
+        ("wan2.2-ti2v-5b", {"last_image": Path("a.png")}, "wan2.2-ti2v-5b is not given --last-image: it takes --image"),
+    ],
+)
+def test_a_file_that_the_model_does_not_look_at_is_refused(
+    release: str, options: dict[str, Path], message: str, tiny: Callable[..., Path]
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        quick(tiny(release), **options)
+
+
+@pytest.mark.parametrize("release", ["wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
+def test_a_given_image_changes_what_is_measured_and_nothing_else(
+    release: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny(release)
+    convert(source, Job("fp8-plain", layout="diffusers", out=tmp_path / "out", jobs=1))
+    drawn("last_image", (96, 80)).save(tmp_path / "image.png")
+    without, given = (quick(tmp_path / "out", source, image=path) for path in (None, tmp_path / "image.png"))
+    assert without.exit_code == given.exit_code
+    assert results(given)["settings"]["given"] == {"image": str(tmp_path / "image.png")}
+    assert results(without)["steps"] != results(given)["steps"]
+    assert results(without)["storage"] == results(given)["storage"]
+
+
+def test_an_image_that_cannot_be_read_is_told_before_anything_runs(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="nowhere.png cannot be read as an image"):
+        quick(tiny("wan2.2-i2v-a14b"), image=Path("nowhere.png"))
 
 
 @pytest.mark.parametrize("numerics", ["official", "diffusers", "comfyui-fp16", "fp16"])

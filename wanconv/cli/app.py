@@ -353,6 +353,12 @@ def validate(
     size: Annotated[str | None, typer.Option(help="WxH, such as 832x480.", show_default="the profile's")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="4 n + 1.", show_default="the profile's")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to generate.", show_default="a cat")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="First frame, for a model that takes one.", show_default="drawn where needed")
+    ] = None,
+    last_image: Annotated[
+        Path | None, typer.Option(help="Last frame, likewise.", show_default="drawn where needed")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
@@ -380,6 +386,8 @@ def validate(
         size=None if size is None else _size(size),
         frames=frames,
         seed=seed,
+        image=image,
+        last_image=last_image,
         memory_nbytes=_nbytes(memory, "--memory"),
         device=device,
         out=out,

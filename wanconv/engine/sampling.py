@@ -8,8 +8,8 @@ two are not comparable bit by bit, and wanconv follows the official code.
 
 Timesteps are int64, noise levels and latents float32. A timestep in bf16 has 8 bits: 999 would become 1000.
 
-Definitions: Wan-Video/Wan2.2 wan/utils/fm_solvers_unipc.py, wan/text2video.py, wan/image2video.py,
-wan/textimage2video.py; the solver: Zhao et al., "UniPC", arXiv 2302.04867.
+Definitions: Wan-Video/Wan2.2 wan/utils/fm_solvers_unipc.py, wan/text2video.py, wan/image2video.py;
+Wan-Video/Wan2.1 wan/first_last_frame2video.py; the solver: Zhao et al., "UniPC", arXiv 2302.04867.
 """
 
 import math
@@ -225,36 +225,30 @@ def _around(number: int, step: int, least: int, offset: int = 0) -> str:
     return str(below) if below == above else f"{below} or {above}"
 
 
-# --- conditioning on a first frame
+# --- conditioning on images
 
 
-def first_frame_video(image: Tensor, frames: int) -> Tensor:
-    """Returns what I2V encodes: the image and then grey (0 in [-1, 1]).  # (B, 3, H, W) -> (B, 3, frames, H, W)"""
-    video = image.new_zeros(*image.shape[:2], frames, *image.shape[2:])
-    video[:, :, 0] = image
+def given_video(first: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
+    """Returns what I2V encodes: the images at their ends of the clip, grey (0 in -1 … 1) between them.
+
+    # each (B, 3, H, W) -> (B, 3, frames, H, W)
+    """
+    video = first.new_zeros(*first.shape[:2], frames, *first.shape[2:])
+    video[:, :, 0] = first
+    if last is not None:
+        video[:, :, -1] = last
     return video
 
 
-def image_condition(encoded: Tensor) -> Tensor:
-    """Returns Wan 2.2 I2V's further input channels: four of mask, 1 in the given frame, and the encoded video.
+def image_condition(encoded: Tensor, last: bool = False) -> Tensor:
+    """Returns I2V's further input channels: four of mask, 1 in the given frames, and the encoded video.
+
+    A latent frame is four pixel frames, a mask channel each, but for the first, which is one.
 
     # (B, 16, F, H, W) -> (B, 20, F, H, W)
     """
     mask = encoded.new_zeros(encoded.shape[0], TIME_STRIDE, *encoded.shape[2:])
     mask[:, :, 0] = 1
+    if last:
+        mask[:, -1, -1] = 1
     return torch.cat([mask, encoded], dim=1)
-
-
-def free_mask(latents: Tensor) -> Tensor:
-    """Returns TI2V's mask (1, 1, F, H, W): 0 in the first latent frame, which is given, 1 elsewhere.
-
-    The tokens of that frame are at timestep 0: wan.first_frame_clean.
-    """
-    mask = latents.new_ones(1, 1, *latents.shape[2:])
-    mask[:, :, 0] = 0
-    return mask
-
-
-def pinned(latents: Tensor, given: Tensor, mask: Tensor) -> Tensor:
-    """Returns the latents with the given first frame (B, C, 1, H, W) put back: at the start and after every step."""
-    return (1 - mask) * given + mask * latents

@@ -30,14 +30,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from wanconv.engine.layers import (
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    attention,
+    modulate,
+    per_token,
+    rotate,
+    rotations,
+    sinusoid,
+)
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.weights import Fetch
 from wanconv.tensors import Shape
 
 TEXT_TOKENS = 512
 PATCH = (1, 2, 2)
-_EPSILON = 1e-6
-_THETA = 10000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,29 @@ class WanSizes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Condition:
+    """What a denoiser is given beside noise, time and text; of one sample, or of as many as there are latents.
+
+    channels (B, C', F, H, W): I2V's mask and image latents, further channels after the noise's.
+    first (B, C, 1, H, W): TI2V's first latent frame, in the place of the noise's and at timestep 0.
+    """
+
+    channels: Tensor | None = None
+    first: Tensor | None = None
+
+    def of(self, batch: int) -> "Condition":
+        """Returns the condition of one sample for each of `batch` samples."""
+        return Condition(*(None if one is None else one.expand(batch, *one.shape[1:]) for one in self._parts()))
+
+    def pinned(self, latents: Tensor) -> Tensor:
+        """Returns latents with what is given put back: what comes out of the last step."""
+        return latents if self.first is None else torch.cat((self.first.to(latents.dtype), latents[:, :, 1:]), dim=2)
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return self.channels, self.first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class State:
     """What the blocks hand on: `x` changes from block to block, the rest is theirs in common.
 
@@ -83,53 +115,6 @@ class State:
     which: Tensor
     rotation: Tensor
     grid: tuple[int, int, int]
-
-
-class Linear(nn.Module):
-    """x Wᵀ + b in the dtype that it is told; weight (out, in)."""
-
-    def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, columns), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(rows), requires_grad=False)
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.dtype), self.weight.to(self.dtype), self.bias.to(self.dtype))
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight over all heads at once, squares and result in the dtypes of the numerics."""
-
-    def __init__(self, d: int, numerics: Numerics) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d), requires_grad=False)
-        self.numerics = numerics
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.numerics.rms == torch.float16:  # what no library kernel does: squares that end at 65504
-            x = x.to(torch.float16)
-            return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + _EPSILON) * self.weight.to(x.dtype)
-        # The official norm rounds to the dtype of x before it multiplies by float32 weights.
-        dtype = self.numerics.qk_norm
-        if dtype == torch.float32 != x.dtype:
-            return F.rms_norm(x, x.shape[-1:], eps=_EPSILON).to(dtype) * self.weight.to(dtype)
-        return F.rms_norm(x.to(dtype), x.shape[-1:], self.weight.to(dtype), _EPSILON)
-
-
-class LayerNorm(nn.Module):
-    """The norm before cross-attention, the only one with parameters of its own."""
-
-    def __init__(self, d: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(d), requires_grad=False)
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(
-            x.to(self.dtype), x.shape[-1:], self.weight.to(self.dtype), self.bias.to(self.dtype), _EPSILON
-        )
 
 
 class SelfAttention(nn.Module):
@@ -262,7 +247,12 @@ class Wan(nn.Module):
 
     @torch.inference_mode()
     def denoise(
-        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None = None
+        self,
+        fetch: Fetch,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Returns the predicted velocity ε - x₀ (B, C_out, F, H, W), float32; arguments as for `embed`."""
         state = self.embed(fetch, latents, timestep, context, condition)
@@ -272,18 +262,26 @@ class Wan(nn.Module):
 
     @torch.inference_mode()
     def embed(
-        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None = None
+        self,
+        fetch: Fetch,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        condition: Condition | None = None,
     ) -> State:
         """Returns the state before the first block.
 
         latents (B, C, F, H, W), H and W even; timestep in 0 … 1000, int64 or float32 or wider: (B,), or (B, N) where
         tokens differ (`first_frame_clean`); context (B, L ≤ 512, text): encoded text, cut to its true length or zero
-        from there on; condition (B, C', F, H, W): I2V's mask and image latents, channels after the noise's.
+        from there on.
         """
         assert timestep.dtype in (torch.int64, torch.float32, torch.float64), "bf16 has 8 bits: 999 would become 1000"
-        if condition is not None:
-            latents = torch.cat((latents, condition.to(latents.dtype)), dim=1)
         frames, height, width = (size // patch for size, patch in zip(latents.shape[2:], PATCH, strict=True))
+        if condition is not None and condition.first is not None:
+            latents = condition.pinned(latents)
+            timestep = first_frame_clean(timestep, (frames, height, width))
+        if condition is not None and condition.channels is not None:
+            latents = torch.cat((latents, condition.channels.to(latents.dtype)), dim=1)
         x = self._run("patch_embedding", self.patch_embedding, fetch, latents)
         values, which = torch.unique(timestep, return_inverse=True)
         angles = self.numerics.angles
@@ -334,53 +332,6 @@ def first_frame_clean(timestep: Tensor, grid: tuple[int, int, int]) -> Tensor:
     tokens = timestep[:, None].expand(-1, frames * height * width).clone()
     tokens[:, : height * width] = 0
     return tokens
-
-
-def per_token(rows: Tensor, which: Tensor) -> Tensor:
-    """Looks up (T, d) for which (B,) -> (B, 1, d), or (B, N) -> (B, N, d)."""
-    found = rows[which]
-    return found.unsqueeze(1) if which.dim() == 1 else found
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Returns norm(x) · (1 + scale) + shift, in their dtype."""
-    return torch.addcmul(shift, F.layer_norm(x.to(shift.dtype), x.shape[-1:], eps=_EPSILON), 1 + scale)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns softmax(q·kᵀ / √c)·v of (B, N, heads, c), as (B, N, heads · c); not masked."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def rotations(grid: tuple[int, int, int], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns exp(i · position · θ) (F·H·W, 1, width / 2), complex: pairs for time, then height, then width.
-
-    Axes have 2·(width // 6) of `width` channels each, time has the rest: 44, 42, 42 of 128.
-    """
-    side = 2 * (width // 6)
-    parts = []
-    for axis, channels in enumerate((width - 2 * side, side, side)):
-        frequency = 1.0 / _THETA ** (torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
-        angle = torch.outer(torch.arange(grid[axis], dtype=torch.float64, device=device), frequency)
-        around = [1, 1, 1, channels // 2]
-        around[axis] = grid[axis]
-        parts.append(torch.polar(torch.ones_like(angle), angle).view(around).expand(*grid, -1))
-    return torch.cat(parts, dim=-1).flatten(0, 2).unsqueeze(1).to(dtype.to_complex())
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns neighbouring channels of (B, N, heads, c) as complex numbers, in the precision of `rotation`."""
-    pairs = torch.view_as_complex(x.to(rotation.dtype.to_real()).view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotation).flatten(-2)
-
-
-def sinusoid(timestep: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Returns (T, width) of (T,): cosines, then sines, of timestep · 10000^(-i / half); float32."""
-    half = width // 2
-    frequency = torch.pow(_THETA, -torch.arange(half, dtype=dtype, device=timestep.device) / half)
-    angle = torch.outer(timestep.to(dtype), frequency)
-    return torch.cat((angle.cos(), angle.sin()), dim=1).float()
 
 
 def _gelu(x: Tensor) -> Tensor:

@@ -10,17 +10,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.wan import State, Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.tensors import Kind, Model, ModelTensor
+from wanconv.validation.tasks import JUDGED, Condition, Denoiser
 from wanconv.validation.weights import ModelWeights
 
 Weights = Mapping[str, Tensor]
@@ -30,13 +31,16 @@ _PART = 1 << 20  # elements at a time: three masks of a whole matrix would take 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """A batch of inputs: latents (B, C, F, H, W), timesteps (B,), contexts (B, 512, text); `labels` name each."""
+    """A batch of inputs: latents (B, C, F, H, W), timesteps (B,), contexts (B, 512, text); `labels` name each.
+
+    The condition is of the whole batch.
+    """
 
     latents: Tensor
     timesteps: Tensor
     contexts: Tensor
     labels: tuple[tuple[int, str], ...]
-    condition: Tensor | None = None
+    condition: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,11 @@ class Forced:
     seconds: float = 0.0
 
 
-def denoiser(model: Model, weights: ModelWeights, component: str, numerics: Numerics) -> Wan:
+def denoiser(model: Model, weights: ModelWeights, component: str, numerics: Numerics) -> Denoiser:
     """Returns the network of a denoiser, without weights."""
     part = model.components[component]
     dims = {**part.dims, "heads": heads(model, part)}
-    return Wan(WanSizes.of(dims, partial(weights.shape, component)), numerics)
+    return JUDGED[part.architecture.name].build(dims, partial(weights.shape, component), numerics)
 
 
 def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelWeights, probe: Probe) -> Forced:
@@ -91,7 +95,7 @@ def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelW
     state, other_state = _embedded(first, theirs, probe), _embedded(second, ours, probe)
     for prefix in _ends(reference, component):
         found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
-    for number in range(first.sizes.blocks):
+    for number in range(len(first.blocks)):
         before, weights = state, theirs(f"blocks.{number}")
         state = first.block(number, partial(_given, weights), before)
         others = ours(f"blocks.{number}")
@@ -113,17 +117,18 @@ def record_denoiser(
     component: str, weights: ModelWeights, numerics: Numerics, probe: Probe, recorder: Recorder
 ) -> Tensor:
     """Runs a denoiser under `numerics` with every operation recorded; returns the velocities."""
-    wan = denoiser(weights.model, weights, component, numerics)
-    recorder.watch(wan)
+    network = denoiser(weights.model, weights, component, numerics)
+    assert isinstance(network, nn.Module)
+    recorder.watch(network)
     with recorder:
         recorder.at(expert=component)
-        return wan.denoise(
+        return network.denoise(
             partial(weights.tensors, component), probe.latents, probe.timesteps, probe.contexts, probe.condition
         )
 
 
-def _embedded(wan: Wan, fetch: Fetch, probe: Probe) -> State:
-    return wan.embed(fetch, probe.latents, probe.timesteps, probe.contexts, probe.condition)
+def _embedded(network: Denoiser, fetch: Fetch, probe: Probe) -> Any:
+    return network.embed(fetch, probe.latents, probe.timesteps, probe.contexts, probe.condition)
 
 
 def _given(weights: Weights, prefix: str) -> Weights:

@@ -13,38 +13,15 @@ from torch import Tensor, nn
 
 from wanconv.engine.numerics import FP32, Imitation, Numerics
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.sampling import (
-    Grid,
-    Task,
-    UniPC,
-    expert_at,
-    first_frame_video,
-    guided,
-    image_condition,
-    latent_size,
-)
+from wanconv.engine.sampling import UniPC, expert_at, guided
 from wanconv.engine.text import NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
 from wanconv.engine.vae import Vae
 from wanconv.families import DENOISERS, targets
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.tensors import Component, Model
 from wanconv.validation.forced import denoiser
+from wanconv.validation.tasks import Condition, Setting
 from wanconv.validation.weights import ModelWeights
-
-LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Setting:
-    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed."""
-
-    task: Task
-    grid: Grid
-    latents: tuple[int, int, int, int]
-    size: tuple[int, int]
-    frames: int
-    seed: int
-    device: torch.device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,15 +31,6 @@ class Run:
     latents: Tensor
     video: Tensor | None
     seconds_per_step: float
-
-
-def setting(
-    model: Model, task: Task, grid: Grid, size: tuple[int, int], frames: int, seed: int, device: str
-) -> Setting:
-    """Returns what to generate with a model; raises UsageError for a size or length that its VAE cannot have."""
-    vae = model.family.components["vae"].name
-    latents = (LATENT_CHANNELS[vae], *latent_size(task, size, frames))
-    return Setting(task, grid, latents, size, frames, seed, torch.device(device))
 
 
 def noise(setting: Setting) -> Tensor:
@@ -141,28 +109,13 @@ def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> Vae:
     return Vae(weights, hub_names(model.components["vae"]), hub_config(model, "vae"), dtype)
 
 
-def image_of(setting: Setting) -> Tensor:
-    """Returns a drawn first frame in -1 … 1: a bright disc before a slanted gradient.  # (1, 3, H, W)"""
-    width, height = setting.size
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    disc = torch.sigmoid((0.4 - (x**2 + y**2).sqrt()) * 20)
-    return torch.stack((x * (1 - disc) + disc, y * (1 - disc), (x - y) / 2 * (1 - disc)))[None].to(setting.device)
-
-
-def condition_of(setting: Setting, vae: Vae | None) -> Tensor:
-    """Returns I2V-A14B's further channels (1, 20, F, H, W) for the drawn frame; grey latents where there is no VAE."""
-    video = first_frame_video(image_of(setting), setting.frames)
-    encoded = torch.zeros(1, *setting.latents, device=setting.device) if vae is None else vae.encode(video)
-    return image_condition(encoded)
-
-
 def generate(
     weights: ModelWeights,
     setting: Setting,
     contexts: Tensor,
     start: Tensor,
     numerics: Numerics = FP32,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
 ) -> Run:
     """Samples from `start` with guidance, both branches in one batch; `video` is left to the caller.
 
@@ -170,7 +123,7 @@ def generate(
     """
     grid, task = setting.grid, setting.task
     solver, sample = UniPC(grid), start
-    both = None if condition is None else condition.expand(2, -1, -1, -1, -1)
+    both = None if condition is None else condition.of(2)
     begin = time.perf_counter()
     networks = {
         name: denoiser(weights.model, weights, name, numerics) for name in weights.model.components if name in DENOISERS
@@ -183,4 +136,5 @@ def generate(
             times = torch.tensor([timestep, timestep], device=setting.device)
             velocity = networks[expert].denoise(partial(weights.tensors, expert), latents, times, contexts, both)
             sample = solver.step(guided(velocity[1:], velocity[:1], task.guidance_at(timestep)), sample)
+    sample = sample if condition is None else condition.pinned(sample)
     return Run(sample, None, (time.perf_counter() - begin) / len(grid))

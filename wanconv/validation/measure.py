@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
 from wanconv.tensors import Model
-from wanconv.validation import generation, results
+from wanconv.validation import generation, pictures, results, tasks
 from wanconv.validation.forced import Probe
-from wanconv.validation.generation import Run, Setting
+from wanconv.validation.generation import Run
 from wanconv.validation.results import Inputs, Json, agreement_figures
+from wanconv.validation.tasks import Condition, Input, Material, Setting
 from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile
 from wanconv.workshop.progress import Progress
@@ -31,7 +33,10 @@ _WORTH_THREADS = 1 << 20  # elements of a matrix
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to run, beside the profile; None leaves it to the profile, and numerics to the model."""
+    """What to run, beside the profile; None leaves it to the profile, and numerics to the model.
+
+    `files` are the inputs that the user hands over; those that a network needs and that are not there are made up.
+    """
 
     numerics: str | None
     full_length: bool
@@ -42,6 +47,7 @@ class Wanted:
     seed: int
     memory_nbytes: int
     device: str
+    files: Mapping[Input, Path] = field(default_factory=dict)
 
 
 class Measurement:
@@ -54,6 +60,8 @@ class Measurement:
         self.profile, self.wanted, self.tell = profile, wanted, tell
         self.numerics = results.default_numerics(candidate.model, wanted.numerics)
         self.setting = _setting(candidate.model, profile, wanted)
+        self.judged = tasks.judged(candidate.model)
+        self.pictures = tasks.pictures_of(self.judged, self.setting.size, wanted.files)
         self.notes: list[str] = []
         self.storage: list[Json] = []
         self.safety: list[Json] = []
@@ -132,20 +140,20 @@ class Measurement:
             encoder.encode(tokens, padded=self.wanted.full_length)
         return results.safety_row("text_encoder", name, recorder)
 
-    def _condition(self) -> Tensor | None:
-        if self.candidate.model.family.model_type != "i2v":
-            return None
+    def _condition(self) -> Condition | None:
         having = self._having("vae")
-        if not having:
-            self.notes.append("no VAE at hand: the image condition is grey latents")
-        return generation.condition_of(self.setting, generation.vae_of(having[0]) if having else None)
+        vae = generation.vae_of(having[0]) if having else None
+        condition = self.judged.condition(Material(self.setting, self.pictures, vae))
+        if condition is not None and vae is None:
+            self.notes.append("no VAE at hand: the image is grey latents")
+        return condition
 
     def _vae(self) -> None:
         """Compares what both VAEs make of the same latents and of the same image, and records the candidate's."""
         if "vae" not in self.candidate.model.components:
             return
         self.tell("decoding", 0, 1)
-        latents, image = results.clean_latents(self.setting), generation.image_of(self.setting).unsqueeze(2)
+        latents, image = results.clean_latents(self.setting), self._image()
         strict = self.numerics.name == "fp16"
         recorded = generation.vae_of(self.candidate, torch.float16 if strict else torch.float32)
         recorder = Recorder()
@@ -156,6 +164,12 @@ class Measurement:
             theirs, ours = generation.vae_of(self.reference), generation.vae_of(self.candidate) if strict else recorded
             self._compared("vae", "decoded video", theirs.decode(latents), ours.decode(latents) if strict else decoded)
             self._compared("vae", "encoded image", theirs.encode(image), ours.encode(image))
+
+    def _image(self) -> Tensor:
+        """Returns the image that both VAEs encode, given or drawn, as a video of one frame.  # (1, 3, 1, H, W)"""
+        size = self.setting.size
+        picture = self.pictures.get("image") or pictures.drawn("image", size)
+        return pictures.pixels(pictures.covering(picture, size)).unsqueeze(2).to(self.setting.device)
 
     def _compared(self, component: str, what: str, reference: Tensor, candidate: Tensor) -> None:
         assert self.reference is not None
@@ -204,11 +218,10 @@ class Measurement:
     def _full_length(self, inputs: Inputs) -> None:
         """Records one step at the task's own length and size: what a short clip does not reach."""
         task = self.setting.task
-        long = generation.setting(
+        long = tasks.setting(
             self.candidate.model, task, self.setting.grid, task.size, task.frames, self.wanted.seed, self.wanted.device
         )
-        if inputs.condition is not None:
-            inputs = replace(inputs, condition=generation.condition_of(long, None))
+        inputs = replace(inputs, condition=self.judged.condition(Material(long, self.pictures, None)))
         for component, probe in results.probes(long, inputs, [TRAIN_STEPS - 1]).items():
             row = results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
             self.safety.append({**row, "component": f"{component}, full length"})
@@ -281,7 +294,7 @@ def measure(
 def _setting(model: Model, profile: Profile, wanted: Wanted) -> Setting:
     task = task_of(model.family.name, model.release.name if model.release else None)
     width, height = (int(side) for side in profile.size.split("x"))
-    return generation.setting(
+    return tasks.setting(
         model,
         task,
         official_grid(wanted.steps or profile.steps or task.steps, task.shift),
@@ -330,6 +343,7 @@ def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wa
         "prompt": wanted.prompt,
         "device": wanted.device,
         "full_length": wanted.full_length,
+        "given": {name: str(path) for name, path in wanted.files.items()},
     }
 
 
@@ -342,7 +356,7 @@ def cannot_judge(candidate: Model, reference: Model | None) -> list[str]:
     reasons += [
         f"{component.name} is {component.architecture.name}, which the engine does not compute yet"
         for component in denoisers
-        if component.architecture.name not in results.JUDGED
+        if component.architecture.name not in tasks.JUDGED
     ]
     if reference is not None and reference.family is not candidate.family:
         reasons.append(f"the candidate is {candidate.family.name}, and the reference {reference.family.name}")

@@ -21,15 +21,14 @@ from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.tensors import DTYPES, Model
 from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
-from wanconv.validation.generation import Run, Setting
+from wanconv.validation.generation import Run
+from wanconv.validation.tasks import Condition, Setting
 from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile, coarsest
 from wanconv.workshop.mover import Reader, Sources, runs
 
 Json = dict[str, object]
 
-# Networks that the engine computes itself; the others are converted and verified, not validated.
-JUDGED = ("wan-t2v", "wan-i2v", "wan-ti2v")
 _SHOWN = 20  # tensors per pair of dtypes, and ranges per component
 # The text encoder's part in what a denoiser's numerics imitate; bf16 elsewhere. ComfyUI: comfy/text_encoders/t5.py.
 ENCODER_NUMERICS = {
@@ -44,10 +43,10 @@ _LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].larges
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """What both models are fed: contexts (2, 512, text) for prompt and negative prompt, and I2V's condition."""
+    """What both models are fed: contexts (2, 512, text) for prompt and negative prompt, and one sample's condition."""
 
     contexts: Tensor
-    condition: Tensor | None
+    condition: Condition | None
 
 
 def default_numerics(model: Model, asked: str | None) -> Numerics:
@@ -81,9 +80,7 @@ def probes(setting: Setting, inputs: Inputs, wanted: Sequence[int]) -> dict[str,
             timesteps=torch.tensor([timestep for timestep in own for _ in range(2)], device=setting.device),
             contexts=inputs.contexts.repeat(len(own), 1, 1),
             labels=tuple((timestep, branch) for timestep in own for branch in ("prompt", "negative prompt")),
-            condition=None
-            if inputs.condition is None
-            else inputs.condition.expand(len(latents), -1, -1, -1, -1).contiguous(),
+            condition=None if inputs.condition is None else inputs.condition.of(len(latents)),
         )
     return made
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
     from wanconv.validation.measure import Clips, Wanted
+    from wanconv.validation.tasks import Input
 
 Json = dict[str, object]
 
@@ -42,6 +43,8 @@ class Options:
     frames: int | None = None
     prompt: str = "A cat walks on the grass, realistic style."
     seed: int = 0
+    image: Path | None = None
+    last_image: Path | None = None
     memory_nbytes: int = 2 << 30
     device: str = "cpu"
     out: Path | None = None
@@ -66,10 +69,12 @@ def recheck(path: Path, profile_name: str) -> Report:
 def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
     from wanconv.validation.measure import cannot_judge, measure  # imports torch
+    from wanconv.validation.tasks import check_inputs
 
     profile = load_profile(options.profile)
     _check(options)
     candidate = identify(open_checkpoint(path, options.exclude), options.expert)
+    check_inputs(candidate.family, _files(options))
     reference = None if options.against is None else _reference(options.against, options.expert)
     results: Json = {
         "schema": verdict.SCHEMA,
@@ -135,7 +140,14 @@ def _wanted(options: Options) -> "Wanted":
         options.seed,
         options.memory_nbytes,
         options.device,
+        _files(options),
     )
+
+
+def _files(options: Options) -> "Mapping[Input, Path]":
+    """Returns the files that a generation is to be given."""
+    handed: dict[Input, Path | None] = {"image": options.image, "last_image": options.last_image}
+    return {name: path for name, path in handed.items() if path is not None}
 
 
 def _list(value: object) -> list[object]:

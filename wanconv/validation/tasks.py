@@ -1,0 +1,182 @@
+"""What is generated, and how each network is run: the table of those that the engine computes, and what they are given.
+
+A row says how a denoiser is built, what it is given beside a prompt, and how that becomes its condition. Whatever a
+network needs and the user does not hand over is made up; a network without a row is converted and verified, not judged.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from wanconv.engine.numerics import Numerics
+from wanconv.engine.sampling import Grid, given_video, image_condition, latent_size
+from wanconv.engine.sampling import Task as Defaults
+from wanconv.engine.vae import Vae
+from wanconv.engine.wan import Condition as WanCondition
+from wanconv.engine.wan import Wan, WanSizes
+from wanconv.engine.weights import Fetch
+from wanconv.errors import UsageError
+from wanconv.families import DENOISERS
+from wanconv.tensors import Family, Model, Shape
+from wanconv.validation import pictures
+
+LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
+
+Input = Literal["image", "last_image"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setting:
+    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed."""
+
+    task: Defaults
+    grid: Grid
+    latents: tuple[int, int, int, int]
+    size: tuple[int, int]
+    frames: int
+    seed: int
+    device: torch.device
+
+
+def setting(
+    model: Model, task: Defaults, grid: Grid, size: tuple[int, int], frames: int, seed: int, device: str
+) -> Setting:
+    """Returns what to generate with a model; raises UsageError for a size or length that its VAE cannot have."""
+    vae = model.family.components["vae"].name
+    latents = (LATENT_CHANNELS[vae], *latent_size(task, size, frames))
+    return Setting(task, grid, latents, size, frames, seed, torch.device(device))
+
+
+class Condition(Protocol):
+    """What a denoiser is fed beside latents, time and text: of one sample, or of each in a batch."""
+
+    def of(self, batch: int) -> Self:
+        """Returns one sample's condition for each of `batch` samples."""
+        ...
+
+    def pinned(self, latents: Tensor) -> Tensor:
+        """Returns latents with what is given of them put back."""
+        ...
+
+
+class Denoiser(Protocol):
+    """A network on the meta device, fed block by block; an nn.Module whose names are canonical.
+
+    A condition is of the network's own class. A state has the residual stream as `x` (B, N, d).
+    """
+
+    blocks: nn.ModuleList
+
+    def denoise(
+        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None
+    ) -> Tensor: ...
+
+    def embed(self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None) -> Any: ...
+
+    def block(self, n: int, fetch: Fetch, state: Any) -> Any: ...
+
+    def unembed(self, fetch: Fetch, state: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """What a condition is made of: pictures of any size, and the VAE that encodes them, where there is one."""
+
+    setting: Setting
+    pictures: Mapping[Input, Image.Image]
+    vae: Vae | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How a network is run. `needs` is made up where it is not handed over, `takes` is left out.
+
+    `build` gets the component's dims and its shapes by canonical name.
+    """
+
+    build: Callable[[Mapping[str, int], Callable[[str], Shape], Numerics], Denoiser]
+    condition: Callable[[Material], Condition | None]
+    needs: tuple[Input, ...] = ()
+    takes: tuple[Input, ...] = ()
+
+
+def _wan(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics) -> Denoiser:
+    return Wan(WanSizes.of(dims, shape), numerics)
+
+
+def _nothing(material: Material) -> None:
+    return None
+
+
+def _channels(material: Material, last: bool = False) -> WanCondition:
+    """Returns I2V's further channels: mask, and the encoded video of its images; grey latents without a VAE."""
+    setting = material.setting
+    first, end = (
+        _interpolated(material.pictures[name], setting) if name in material.pictures else None
+        for name in ("image", "last_image")
+    )
+    assert first is not None, "I2V needs an image"
+    encoded = (
+        torch.zeros(1, *setting.latents, device=setting.device)
+        if material.vae is None
+        else material.vae.encode(given_video(first, setting.frames, end))
+    )
+    return WanCondition(channels=image_condition(encoded, last))
+
+
+def _interpolated(picture: Image.Image, setting: Setting) -> Tensor:
+    cut = pictures.pixels(pictures.cropped(picture, setting.size))
+    return pictures.interpolated(cut, setting.size).to(setting.device)
+
+
+def _first(material: Material) -> WanCondition | None:
+    """Returns TI2V's first latent frame, where an image is given; grey without a VAE."""
+    setting, picture = material.setting, material.pictures.get("image")
+    if picture is None:
+        return None
+    channels, _, height, width = setting.latents
+    if material.vae is None:
+        return WanCondition(first=torch.zeros(1, channels, 1, height, width, device=setting.device))
+    image = pictures.pixels(pictures.covering(picture, setting.size)).to(setting.device)
+    return WanCondition(first=material.vae.encode(image.unsqueeze(2)))
+
+
+# fmt: off
+JUDGED: Mapping[str, Judged] = {
+    # network              built by  condition   needs       takes
+    "wan-t2v":      Judged(_wan,     _nothing),
+    "wan-i2v":      Judged(_wan,     _channels,  ("image",)),
+    "wan-ti2v":     Judged(_wan,     _first,     (),         ("image",)),
+}
+# fmt: on
+
+
+def judged(model: Model) -> Judged:
+    """Returns how a model's denoisers are run; a model that cannot be judged has none."""
+    return JUDGED[next(model.components[name].architecture.name for name in DENOISERS if name in model.components)]
+
+
+def check_inputs(family: Family, files: Mapping[Input, Path]) -> None:
+    """Raises UsageError for a file that the networks of a family do not look at."""
+    network = next(family.components[name].name for name in DENOISERS if name in family.components)
+    known = (*JUDGED[network].needs, *JUDGED[network].takes) if network in JUDGED else ()
+    for name in files:
+        if name not in known:
+            looks = f"it takes {' and '.join(map(option, known))}" if known else "it takes a prompt alone"
+            raise UsageError(f"{family.name} is not given {option(name)}: {looks}", f"leave {option(name)} out")
+
+
+def option(name: Input) -> str:
+    """Returns the option that hands an input over."""
+    return f"--{name.replace('_', '-')}"
+
+
+def pictures_of(row: Judged, size: tuple[int, int], files: Mapping[Input, Path]) -> dict[Input, Image.Image]:
+    """Returns the pictures that a network is given, from their files, or drawn where it needs them."""
+    wanted: Sequence[Input] = [name for name in (*row.needs, *row.takes) if name in row.needs or name in files]
+    return {name: pictures.read(files[name]) if name in files else pictures.drawn(name, size) for name in wanted}
