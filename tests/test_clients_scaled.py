@@ -243,7 +243,7 @@ BLOCKS = "{dit,expert.*}/blocks.**"
     ("diffusers", [(BLOCKS, ROW.replace("e4m3fn", "e5m2"))], "diffusers does not read fp8_e5m2 with a scale"),
     ("official", [(BLOCKS, ROW)], "official does not read fp8_e4m3fn with a scale of each row: it wou"),
     ("diffsynth", [(BLOCKS, ROW)], "diffsynth does not read fp8_e4m3fn with a scale of each row: it kno"),
-    ("diffusers", [("text_encoder/**", ROW)], "scaled formats are for the linear weights of denoisers"),
+    ("diffusers", [("text_encoder/**", ROW)], "diffusers reads scales in the weights of dit, expert.h"),
 ])  # fmt: skip
 def test_what_a_client_does_not_read_is_refused_with_the_reason(
     layout: str, rules: list[tuple[str, str]], reason: str, tiny: Tiny, tmp_path: Path

@@ -205,7 +205,8 @@ class Packing:
 
     The last part of a name is its leaf: `payload` and `scales` are the leaves that stand for `weight`, `constants`
     those of further tensors, bytes that never change. One scale for the `tensor` has the shape `()`, those of each
-    `row` are `(rows, 1)`.
+    `row` are `(rows, 1)`. `inputs` is the leaf of a calibrated scale of the layer's inputs, which others' files may
+    have: it says how to multiply, not what the weight is.
     """
 
     client: str
@@ -214,6 +215,7 @@ class Packing:
     payload: str = "weight"
     scales: str = "weight_scale"
     constants: tuple[tuple[str, bytes], ...] = ()
+    inputs: str | None = None
 
     def scale_shape(self, shape: Shape) -> Shape:
         return (shape[0], 1) if self.scale == "row" else ()

@@ -74,11 +74,15 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that ma
 Layout = Annotated[
     str | None,
     typer.Option(
-        help="The client to write for: official or diffusers.",
+        help="The client to write for, such as diffusers or comfyui.",
         show_default="the source's own",
         autocompletion=_complete_layout,
         envvar="WANCONV_LAYOUT",
     ),
+]
+ComfyuiGeneration = Annotated[
+    Literal["native", "legacy"] | None,
+    typer.Option(help="How --layout comfyui stores scales: legacy is scaled_fp8.", show_default="native"),
 ]
 Token = Annotated[
     str | None,
@@ -148,6 +152,7 @@ def recipes(
     ] = None,
     on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.")] = None,
     layout: Layout = None,
+    comfyui_generation: ComfyuiGeneration = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -159,7 +164,7 @@ def recipes(
         if on is not None:
             raise UsageError("--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC")
         show(verbs.list_recipes())
-    show(verbs.explain(name, on, layout))
+    show(verbs.explain(name, on, layout, comfyui_generation))
 
 
 @app.command(
@@ -183,6 +188,7 @@ def convert(
         ),
     ] = ...,  # type: ignore[assignment]  # Typer's way to say that an option is required
     layout: Layout = None,
+    comfyui_generation: ComfyuiGeneration = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", "--output", help="The folder to write.", show_default="SRC-RECIPE beside SRC"),
@@ -211,6 +217,7 @@ def convert(
     options = Options(
         recipe=recipe,
         layout=layout,
+        comfyui_generation=comfyui_generation,
         out=out,
         shard_nbytes=None if shard_size is None else _nbytes(shard_size, "--shard-size"),
         expert=expert,

@@ -2,7 +2,7 @@
 
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.families.packings import Packed, beside, leaf_of, of_client
+from wanconv.families.packings import Packed, beside, is_input_scale, leaf_of, of_client, same_meaning
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "fingerprint",
     "homeless",
     "identify",
+    "is_input_scale",
     "leaf_of",
     "of_client",
+    "same_meaning",
     "targets",
     "vocabulary",
 ]

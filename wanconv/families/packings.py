@@ -1,7 +1,8 @@
 """How clients store weights with scales: one row per client, format and granularity; and what a file's rows are.
 
-Sources: ComfyUI comfy/quant_ops.py and comfy/utils.py (convert_old_quants); LightX2V tools/convert/quant/quant.py and
-lightx2v/common/ops/mm/mm_weight.py; torchao prototype/safetensors/safetensors_support.py.
+Sources: ComfyUI comfy/quant_ops.py and, of its legacy names, comfy/utils.py (convert_old_quants); LightX2V
+tools/convert/quant/quant.py and lightx2v/common/ops/mm/mm_weight.py; torchao
+prototype/safetensors/safetensors_support.py.
 """
 
 import json
@@ -21,7 +22,7 @@ def comfy_quant(name: str) -> bytes:
 
 
 def _comfyui(storage: str, scale: str, name: str) -> Packing:
-    return Packing("comfyui", storage, scale, constants=((COMFY_QUANT, comfy_quant(name)),))
+    return Packing("comfyui", storage, scale, constants=((COMFY_QUANT, comfy_quant(name)),), inputs="input_scale")
 
 
 def _torchao(storage: str) -> Packing:
@@ -35,6 +36,7 @@ PACKINGS: tuple[Packing, ...] = (
     _comfyui("fp8_e5m2",   "tensor", "float8_e5m2"),
     _comfyui("int8",       "row",    "int8_tensorwise"),
     _comfyui("int8",       "tensor", "int8_tensorwise"),
+    Packing("comfyui-legacy", "fp8_e4m3fn", "tensor", scales="scale_weight", inputs="scale_input"),
     Packing("lightx2v", "fp8_e4m3fn", "row"),
     Packing("lightx2v", "int8",       "row"),
     _torchao("fp8_e4m3fn"),
@@ -42,8 +44,8 @@ PACKINGS: tuple[Packing, ...] = (
 )
 # fmt: on
 
-# Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model.
-ATTACHED = {"spiece_model": "uint8"}
+# Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
+ATTACHED = {"spiece_model": ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,18 @@ def unpack(tensors: Mapping[str, TensorRef]) -> tuple[dict[str, TensorRef], dict
             used = {packing.payload, packing.scales, *(leaf for leaf, _ in packing.constants)}
             weights[name] = replace(leaves[packing.payload], name=name)
             packed[name] = Packed(packing, leaves[packing.scales])
-            leaves = {leaf: ref for leaf, ref in leaves.items() if leaf not in used}
+            leaves = {
+                leaf: ref for leaf, ref in leaves.items() if leaf not in used and not is_input_scale(packing, ref)
+            }
         for ref in leaves.values():
-            if ATTACHED.get(ref.name) != ref.dtype:
+            if ref.dtype not in ATTACHED.get(ref.name, ()):
                 weights[ref.name] = ref
     return weights, packed
+
+
+def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
+    """True for the one number by which a client scales what a layer multiplies its weight with."""
+    return leaf_of(ref.name)[1] == packing.inputs and ref.dtype == "fp32" and ref.numel == 1
 
 
 def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
@@ -110,11 +119,12 @@ def _means(ref: TensorRef, content: bytes) -> bool:
         found, wanted = json.loads(ref.read()), json.loads(content)
     except (OSError, ValueError, RecursionError):
         return False
-    return (
-        isinstance(found, dict)
-        and {**found, **wanted}.keys() == wanted.keys()
-        and (
-            {key: value for key, value in found.items() if key not in _OPTIONS}
-            == {key: value for key, value in wanted.items() if key not in _OPTIONS}
-        )
-    )
+    return same_meaning(found, wanted)
+
+
+def same_meaning(found: object, wanted: object) -> bool:
+    """True where two JSON values differ in nothing but how to multiply."""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return found == wanted
+    keys = (found.keys() | wanted.keys()) - _OPTIONS
+    return all(key in found and key in wanted and same_meaning(found[key], wanted[key]) for key in keys)

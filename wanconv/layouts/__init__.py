@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from wanconv.layouts.comfyui import COMFYUI
+from wanconv.layouts.comfyui import COMFYUI, COMFYUI_LEGACY
 from wanconv.layouts.diffsynth import DIFFSYNTH
 from wanconv.layouts.diffusers import DIFFUSERS
 from wanconv.layouts.dtypes import loading_dtype
@@ -11,9 +11,23 @@ from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.tensors import Model
 
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in (OFFICIAL, DIFFUSERS, COMFYUI, LIGHTX2V, DIFFSYNTH)}
+_LAYOUTS = (OFFICIAL, DIFFUSERS, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH)
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+COMFYUI_GENERATIONS: Mapping[str, Layout] = {"native": COMFYUI, "legacy": COMFYUI_LEGACY}
 
-__all__ = ["LAYOUTS", "Json", "Layout", "Override", "Place", "Stored", "Together", "loading_dtype", "source_layout"]
+__all__ = [
+    "COMFYUI",
+    "COMFYUI_GENERATIONS",
+    "LAYOUTS",
+    "Json",
+    "Layout",
+    "Override",
+    "Place",
+    "Stored",
+    "Together",
+    "loading_dtype",
+    "source_layout",
+]
 
 
 def source_layout(model: Model) -> Layout:

@@ -1,10 +1,12 @@
-"""The layout of ComfyUI: one file per component, below the folders of its `models`."""
+"""The layouts of ComfyUI: one file per component, below the folders of its `models`. Its native files say of each layer
+how it is quantized; the older ones are marked as a whole, by a tensor scaled_fp8."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from wanconv.families import leaf_of, of_client
-from wanconv.layouts.types import Json, Layout, Place, Stored
+from wanconv.families import DENOISERS, leaf_of, of_client
+from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
 from wanconv.tensors import Model
 
 
@@ -50,8 +52,33 @@ COMFYUI = Layout(
         "fp8_e5m2": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
     },
     packings=of_client("comfyui"),
+    # comfy/sd1_clip.py runs text encoders on the same operations as denoisers
+    scaled=(*DENOISERS, "text_encoder"),
     unscaled="its kernels take one scale for an fp8 weight, and one or one per row for int8",
     metadata=_metadata,
+    restated=("_quantization_metadata",),
     numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan
     attached={"text_encoder": ("spiece_model", "spiece.model")},
+)
+
+# Two elements mean: multiply in full precision, as there is no calibrated input scale (comfy/model_detection.py). Text
+# encoders always do, and an older one has a parameter of this name without elements (comfy/sd1_clip.py).
+_MARKED = Marker(
+    name="scaled_fp8",
+    dtype="fp8_e4m3fn",
+    shapes={**dict.fromkeys(DENOISERS, (2,)), "text_encoder": (0,)},
+    warning="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, "
+    "biases included, to plain fp8",
+)
+
+COMFYUI_LEGACY: Layout = replace(
+    COMFYUI,
+    name="comfyui-legacy",
+    summary="ComfyUI's older files: the same, but for the names of scales and a marker, scaled_fp8",
+    loader="Comfy-Org/ComfyUI 0.3.64 comfy/ops.py (scaled_fp8_ops), comfy/utils.py (convert_old_quants)",
+    packings=of_client("comfyui-legacy"),
+    unscaled="to ComfyUI every weight of a file marked scaled_fp8 is fp8_e4m3fn with one scale",
+    metadata=plain_metadata,
+    restated=(),
+    marker=_MARKED,
 )

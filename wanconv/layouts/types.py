@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from wanconv.families import DENOISERS
 from wanconv.tensors import Model, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
@@ -56,6 +57,19 @@ class Stored:
     packing: Packing | None
 
 
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A tensor that tells a client of a whole file that its weights may have scales; its numbers, zeros, tell nothing.
+
+    `shapes` are by component. `warning` is what such a file loses in this client, whatever its scales are.
+    """
+
+    name: str
+    dtype: str
+    shapes: Mapping[str, Shape]
+    warning: str
+
+
 def plain_metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
     """Returns what the header of every file says."""
     return {"format": "pt"}
@@ -80,10 +94,12 @@ class Layout:
     read. `schemes` are the naming schemes of components that differ from `scheme`. Without `shard_nbytes`, a component
     is one file.
 
-    Of scales: `packings` are all that the loader reads, for the denoisers' linear weights; `unscaled` says why it reads
-    no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's files says, `config`
-    what its config.json says besides, `settings` further JSON files (path -> value). `attached` are sidecars that
-    become tensors: component -> (tensor, file name). `numerics` is what the client computes in (engine/numerics.py).
+    Of scales: `packings` are all that the loader reads, for the linear weights of the components `scaled`; `unscaled`
+    says why it reads no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's
+    files says (and `restated` what tensors say as well, so that others' files may lack it), `config` what its
+    config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
+    scales. `attached` are sidecars that become tensors: component -> (tensor, file name). `numerics` is what the client
+    computes in (engine/numerics.py).
     """
 
     name: str
@@ -100,13 +116,16 @@ class Layout:
     refused: Mapping[str, str] | None = None
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
     packings: tuple[Packing, ...] = ()
+    scaled: tuple[str, ...] = DENOISERS
     unscaled: str = ""
     unread: Mapping[str, str] = field(default_factory=dict)
     together: Together | None = None
     metadata: Callable[[Sequence[Stored]], Mapping[str, str]] = plain_metadata
+    restated: tuple[str, ...] = ()
     config: Callable[[Sequence[Stored]], Json] = no_additions
     settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings
     attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    marker: Marker | None = None
     numerics: str = "official"
 
     def scheme_of(self, component: str) -> Scheme:

@@ -158,6 +158,7 @@ def plan(
             slots = slots_by_component[component.name] = [
                 *(output.slot for output in made),
                 *_attached(model, component, layout),
+                *_marker(component, layout, tensors),
             ]
             limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
             files, index = lay_out(_place(model, component, layout), slots, limit, layout.metadata(tensors))
@@ -224,6 +225,16 @@ def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
             content = (model.checkpoint.root / sidecar).read_bytes()
             return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
     return []
+
+
+def _marker(component: Component, layout: Layout, tensors: Sequence[Stored]) -> list[Slot]:
+    """Returns the tensor that marks a component's file, where it has scales."""
+    marker = layout.marker
+    if marker is None or not any(tensor.packing for tensor in tensors):
+        return []
+    shape = marker.shapes[component.name]
+    content = bytes(prod(shape) * DTYPES[marker.dtype].itemsize)
+    return [Slot(f"{component.name}/{marker.name}", marker.name, marker.dtype, shape, beside=True, constant=content)]
 
 
 def _excluding(component: Component) -> str:
@@ -302,8 +313,8 @@ def _packed(step: Step, scale: str, layout: Layout, unread: dict[str, list[str]]
         what = "scales" if scale == "auto" else f"a scale of each {scale}"
         why = f"{layout.name} does not read {step.format} with {what}: {layout.unscaled}"
         unread.setdefault(why, []).append(step.tensor.name)
-    elif step.tensor.name.partition("/")[0] not in DENOISERS:
-        why = "scaled formats are for the linear weights of denoisers"
+    elif step.tensor.name.partition("/")[0] not in layout.scaled:
+        why = f"{layout.name} reads scales in the weights of {', '.join(layout.scaled)} alone"
         unread.setdefault(why, []).append(step.tensor.name)
     return replace(step, packing=packing)
 
@@ -443,6 +454,11 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
     for name, sentence in (layout.coarse or {}).items():
         if any(step.format == name and step.packing is None for step in steps):
             findings.append(Finding("warning", name, sentence))
+    if calibrated := [tensor.name for tensor in model.tensors.values() if _has_input_scale(model, tensor)]:
+        message = "its calibrated input scale is left out: its client multiplies in full precision without"
+        findings.append(Finding("note", _some(calibrated), message))
+    if layout.marker and any(step.packing for step in steps):
+        findings.append(Finding("warning", layout.marker.name, layout.marker.warning))
     for override in layout.overrides:
         kept = [
             step.tensor.name
@@ -460,6 +476,13 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
             for ref, canonical in component.tied
         ]
     return findings
+
+
+def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
+    if tensor.packing is None or tensor.packing.inputs is None:
+        return False
+    part = model.components[tensor.name.partition("/")[0]].part
+    return beside_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
 
 
 def _second_steps(steps: Sequence[Step]) -> list[Finding]:

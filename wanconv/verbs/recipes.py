@@ -1,6 +1,7 @@
 """recipes: the list of recipes, or one of them explained, on a model if there is one."""
 
 from pathlib import Path
+from typing import Literal
 
 from wanconv import recipe as recipes
 from wanconv.report import Report, Table
@@ -15,7 +16,12 @@ def list_recipes() -> Report:
     )
 
 
-def explain(name: str, on: Path | None = None, layout: str | None = None) -> Report:
+def explain(
+    name: str,
+    on: Path | None = None,
+    layout: str | None = None,
+    comfyui_generation: Literal["native", "legacy"] | None = None,
+) -> Report:
     """Returns a recipe's rules; with a model, which rule takes what and how many bytes."""
     one = recipes.load(name)
     figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
@@ -23,7 +29,7 @@ def explain(name: str, on: Path | None = None, layout: str | None = None) -> Rep
         from wanconv.plan import by_component, by_rule  # half of the time that a list of recipes takes
         from wanconv.workshop.job import Options, prepare
 
-        made = prepare(on, Options(recipe=name, layout=layout))
+        made = prepare(on, Options(name, layout, comfyui_generation))
         figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
     rows = tuple(

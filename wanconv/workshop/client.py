@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
+from wanconv.families import is_input_scale, same_meaning
 from wanconv.layouts import Json, Layout
-from wanconv.plan import Plan, plan
+from wanconv.plan import Plan, Slot, plan
 from wanconv.recipe import load
 from wanconv.report import Finding
-from wanconv.tensors import Component, Model, Shape
+from wanconv.tensors import Component, Model, TensorRef
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:
@@ -35,13 +36,19 @@ def _component(component: Component, made: Plan) -> Iterator[Finding]:
         yield _failure(part.path, f"{layout.name} reads one file, and these are {len(part.files)}")
     if place.container == part.container == "pth" and not alone and part.path != f"{place.prefix}{place.stem}.pth":
         yield _failure(part.path, f"{layout.name} looks for {place.prefix}{place.stem}.pth")
-    expected = {slot.name: (slot.dtype, slot.shape) for slot in made.slots[component.name]}
     attached = layout.attached.get(component.name, ("", ""))[0]
-    found = {name: (ref.dtype, ref.shape) for name, ref in part.tensors.items() if name != attached}
-    yield from _differences(found, {name: slot for name, slot in expected.items() if name != attached}, layout)
+    expected = {slot.name: slot for slot in made.slots[component.name] if slot.name != attached}
+    found = {
+        name: ref
+        for name, ref in part.tensors.items()
+        if name != attached and not any(is_input_scale(packing, ref) for packing in layout.packings)
+    }
+    yield from _differences(found, expected, layout)
     stored = made.stored[component.name]
     for key, value in layout.metadata(stored).items():
-        if key != "format" and _parsed(part.metadata.get(key)) != _parsed(value):
+        if key == "format" or (key in layout.restated and key not in part.metadata):
+            continue
+        if not same_meaning(_parsed(part.metadata.get(key)), _parsed(value)):
             yield _failure(part.path, f"its header does not say what {layout.name} reads as {key}")
     config = component.config or {}
     for key, wanted in layout.config(stored).items():
@@ -49,18 +56,17 @@ def _component(component: Component, made: Plan) -> Iterator[Finding]:
             yield _failure(f"{place.prefix}config.json", f"does not say what {layout.name} reads as {key}")
 
 
-def _differences(
-    found: Mapping[str, tuple[str, Shape]], expected: Mapping[str, tuple[str, Shape]], layout: Layout
-) -> Iterator[Finding]:
+def _differences(found: Mapping[str, TensorRef], expected: Mapping[str, Slot], layout: Layout) -> Iterator[Finding]:
+    """Of a constant, only that it is there: identify() has seen to its meaning."""
     for name in sorted(expected.keys() - found.keys()):
         yield _failure(name, f"{layout.name} needs it, and it is not there")
     for name in sorted(found.keys() - expected.keys()):
         yield _failure(name, f"{layout.name} does not know it")
     for name in sorted(found.keys() & expected.keys()):
-        if found[name] != expected[name]:
-            dtype, shape = expected[name]
-            have = f"{found[name][0]} {list(found[name][1])}"
-            yield _failure(name, f"is {have}, and {layout.name} reads {dtype} {list(shape)}")
+        ref, slot = found[name], expected[name]
+        if slot.constant is None and (ref.dtype, ref.shape) != (slot.dtype, slot.shape):
+            reads = f"{layout.name} reads {slot.dtype} {list(slot.shape)}"
+            yield _failure(name, f"is {ref.dtype} {list(ref.shape)}, and {reads}")
 
 
 def _parsed(text: str | None) -> object:

@@ -3,13 +3,14 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import BLOCK_NBYTES
 from wanconv.errors import UsageError
 from wanconv.families import identify
 from wanconv.families.identify import Expert
-from wanconv.layouts import LAYOUTS, Layout, source_layout
+from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.naming import nearest
 from wanconv.plan import Plan, plan
 from wanconv.recipe import load
@@ -26,6 +27,7 @@ class Options:
 
     recipe: str
     layout: str | None = None
+    comfyui_generation: Literal["native", "legacy"] | None = None
     out: Path | None = None
     shard_nbytes: int | None = None
     expert: Expert | None = None
@@ -47,10 +49,20 @@ def named_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
+def _wanted_layout(options: Options) -> Layout | None:
+    if options.comfyui_generation is None:
+        return None if options.layout is None else named_layout(options.layout)
+    if options.layout != COMFYUI.name:
+        about = "no layout is named" if options.layout is None else f"this is {options.layout}"
+        message = f"--comfyui-generation is about --layout {COMFYUI.name}, and {about}"
+        raise UsageError(message, f"say --layout {COMFYUI.name}, or leave --comfyui-generation out")
+    return COMFYUI_GENERATIONS[options.comfyui_generation]
+
+
 def prepare(source: Path, options: Options) -> Plan:
     """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
     recipe = load(options.recipe)
-    wanted = None if options.layout is None else named_layout(options.layout)
+    wanted = _wanted_layout(options)
     model = identify(open_checkpoint(source, options.exclude), options.expert)
     return plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
 
