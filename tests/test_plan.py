@@ -250,6 +250,23 @@ def test_every_tensor_starts_at_a_multiple_of_its_element_size(tiny: Callable[..
     assert [ref.name for ref in refs if ref.offset % DTYPES[ref.dtype].itemsize] == []
 
 
+@pytest.mark.parametrize(
+    ("stored", "recipe", "layout"),
+    [("diffusers", "bf16", "diffusers"), ("diffusers", "fp8-scaled", "comfyui"), ("official", "int8-row", "lightx2v")],
+)
+def test_the_files_of_a_source_are_needed_one_after_the_other(
+    tmp_path: Path, stored: str, recipe: str, layout: str
+) -> None:
+    source = sparse.make(tmp_path / "source", A14B, stored, ("expert.low", "text_encoder"))
+    made = plan(model_of(source), load(recipe), LAYOUTS[layout])
+    needed = []
+    for image in made.images:
+        for payload in sorted(image.payloads, key=lambda payload: payload.offset):
+            files = {piece.ref.file.name for piece in made.outputs[payload.key].step.tensor.pieces}
+            needed += [file for file in files if file not in needed[-1:]]
+    assert len(needed) == len(set(needed)) == len(made.model.checkpoint.weight_files) > 6
+
+
 # what lies beside the weights
 
 

@@ -362,12 +362,12 @@ def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
 def _outputs(
     component: Component, layout: Layout, steps: Mapping[str, Step]
 ) -> tuple[list[Output], list[Stored], list[Finding]]:
-    """Returns the tensors that `layout` stores for a component, in the order of its table: with those beside them, and
-    without; and what has no home in it.
+    """Returns the tensors that `layout` stores for a component: with those beside them, and without; and what has no
+    home in it. They are in the order of its table, those of the source's first file before those of its second.
 
     Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
     """
-    made: list[Output] = []
+    made: list[list[Output]] = []
     tensors: list[Stored] = []
     housed: set[str] = set()
     missing: list[str] = []
@@ -385,7 +385,7 @@ def _outputs(
         if len({part.dtype for part in parts}) > 1 or (fused and any(part.packing for part in parts)):
             mixed.append(", ".join(f"{part.tensor.name} as {part.label}" for part in parts))
         elif len(parts) == len(names):
-            made += _tensors(component.name, target, parts)
+            made.append(_tensors(component.name, target, parts))
             tensors.append(Stored(target.name, parts[0].dtype, target.shape, parts[0].packing))
     if missing:
         raise Refused(
@@ -400,7 +400,14 @@ def _outputs(
             mixed,
         )
     homeless = [name for name in component.tensors if name not in housed]
-    return made, tensors, [_homeless(component, layout, homeless)] if homeless else []
+    made.sort(key=lambda outputs: _last_file(outputs[0]))
+    in_turn = [output for outputs in made for output in outputs]
+    return in_turn, tensors, [_homeless(component, layout, homeless)] if homeless else []
+
+
+def _last_file(output: Output) -> Path:
+    """Returns the last of the source's files that a tensor is made from; shards are numbered in their names."""
+    return max(piece.ref.file for step in output.steps for piece in step.tensor.pieces)
 
 
 def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Output]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 from wanconv.checkpoint.files import Entry
@@ -88,9 +89,14 @@ def _safetensors(path: str, shard: Sequence[Slot], metadata: Mapping[str, str]) 
 def _ordered(shard: Sequence[Slot]) -> list[Slot]:
     """Returns the tensors as the file has them: every one at a multiple of its element size, as safetensors has it.
 
-    That is wide elements first. Scales come after their payloads, which are measured for both, and constants last; but
-    where the payloads would leave them at an odd place, they are wide elements like others.
+    They stay in their order, in which a source's files are needed one after the other, with constants last. Where that
+    puts one at an odd place, wide elements come first, then scales, which are measured with their payloads; but where
+    the payloads would leave those at an odd place, they are wide elements like others.
     """
+    in_turn = sorted(shard, key=lambda slot: slot.constant is not None)
+    ends = accumulate(slot.nbytes for slot in in_turn)
+    if not any(end % DTYPES[slot.dtype].itemsize for end, slot in zip(ends, in_turn[1:], strict=False)):
+        return in_turn
     wide_first = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
     late = sorted(wide_first, key=lambda slot: (slot.beside, slot.constant is not None))
     odd = sum(slot.nbytes for slot in shard if not slot.beside) % DTYPES["fp32"].itemsize
