@@ -285,7 +285,7 @@ def test_a_given_image_changes_what_is_measured_and_nothing_else(
 
 
 def test_an_image_that_cannot_be_read_is_told_before_anything_runs(tiny: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="nowhere.png cannot be read as an image"):
+    with pytest.raises(InputError, match=r"nowhere\.png cannot be read as an image"):
         quick(tiny("wan2.2-i2v-a14b"), image=Path("nowhere.png"))
 
 
