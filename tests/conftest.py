@@ -34,12 +34,17 @@ def offline() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Returns tiny(release, layout="official"): a tiny checkpoint, made once for all tests and not to be changed."""
+    """Returns tiny(release, layout=None): a tiny checkpoint, made once for all tests and not to be changed.
+
+    Without a layout it is in the one that the release came in.
+    """
     from wanconv.workshop import synthetic  # brings torch, which tests without checkpoints need not wait for
 
     made: dict[tuple[str, str], Path] = {}
+    families = {name: family for name, (family, _) in synthetic.releases().items()}
 
-    def get(release: str, layout: str = "official") -> Path:
+    def get(release: str, layout: str | None = None) -> Path:
+        layout = layout or synthetic.home(families[release])
         if (release, layout) not in made:
             folder = tmp_path_factory.mktemp("tiny") / f"{release}-{layout}"
             made[release, layout] = synthetic.make(folder, synthetic.Options(release, layout=layout))

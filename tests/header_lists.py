@@ -54,5 +54,5 @@ def part(path: str, shapes: Mapping[str, Shape]) -> Part:
     return Part(path, (path,), refs(shapes, path))
 
 
-def tiny_part(path: str, network: Architecture, scheme: Scheme = "official") -> Part:
-    return part(path, expand(network, scheme, network.tiny))
+def tiny_part(path: str, network: Architecture, scheme: Scheme | None = None) -> Part:
+    return part(path, expand(network, scheme or network.schemes[0], network.tiny))

@@ -9,14 +9,16 @@ from header_lists import RELEASES
 from wanconv.families import DENOISERS, FAMILIES, targets
 from wanconv.layouts import LAYOUTS
 from wanconv.plan import Slot, lay_out
+from wanconv.workshop.synthetic import home
 
 # the dtypes as published
 STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
 
 
-def make(folder: Path, release: str, layout: str = "official", components: Sequence[str] = ()) -> Path:
+def make(folder: Path, release: str, layout: str | None = None, components: Sequence[str] = ()) -> Path:
     """Writes a release as its publisher did, denoisers in fp32: every header, no number."""
     family = next(family for family in FAMILIES if RELEASES[release] in family.releases)
+    layout = layout or home(family)
     for name in components or family.components:
         network = family.components[name]
         dims = RELEASES[release].dims if name in DENOISERS else network.full

@@ -7,37 +7,42 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import pytest
 import tiny as tools
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     AutoencoderKLWan,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DiffusionPipeline,
-    UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, UMT5EncoderModel
+from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import FAMILIES, fill, identify
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
-from wanconv.tensors import Family, Model, ModelTensor
+from wanconv.tensors import Component, Family, Model, ModelTensor
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [family for family in FAMILIES if family.name not in (DIFFUSERS.refused or {})]
-CLASSES: Mapping[str, Any] = {
-    "dit": WanTransformer3DModel,
-    "expert.high": WanTransformer3DModel,
-    "expert.low": WanTransformer3DModel,
-    "text_encoder": UMT5EncoderModel,
-    "vae": AutoencoderKLWan,
-    "image_encoder": CLIPVisionModel,
+CLASSES: Mapping[str, Any] = {  # by the first that a network's name begins with
+    "cogvideox-vae": AutoencoderKLCogVideoX,
+    "cogvideox": CogVideoXTransformer3DModel,
+    "wan-vae": AutoencoderKLWan,
+    "wan": WanTransformer3DModel,
+    "umt5": UMT5EncoderModel,
+    "t5": T5EncoderModel,
+    "clip": CLIPVisionModel,
 }
 
 TRANSFORMERS = ("text_encoder", "image_encoder")
@@ -55,11 +60,16 @@ class Converted(NamedTuple):
 def converted(
     request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Converted:
-    """A tiny checkpoint in the official layout and what became of it."""
+    """A tiny checkpoint in the layout it is released in and what became of it."""
     family, recipe = request.param
     source, out = tiny(family.releases[-1].name), tmp_path_factory.mktemp("converted") / "out"
     convert(source, Options(recipe, layout="diffusers", out=out))
     return Converted(family, recipe, source, out)
+
+
+def class_of(component: Component) -> Any:
+    """Returns the library's class of a network."""
+    return next(kind for name, kind in CLASSES.items() if component.architecture.name.startswith(name))
 
 
 def values(tensor: ModelTensor) -> Tensor:
@@ -81,7 +91,8 @@ def client_names(tensor: ModelTensor) -> set[str]:
 
 def differing(model: nn.Module, tensors: Iterable[ModelTensor], source: Model) -> list[str]:
     """Returns the parameters that are not the source's numbers as the output stores them, or are not in it."""
-    parameters = dict(model.named_parameters())
+    saved = model.state_dict().keys()
+    parameters = dict(model.named_parameters()) | {name: one for name, one in model.named_buffers() if name in saved}
     wrong = []
     for tensor in tensors:
         (name,) = client_names(tensor) & parameters.keys()
@@ -97,19 +108,25 @@ def test_every_component_loads_whole_with_the_source_numbers(converted: Converte
     assert list(out.components) == list(source.components)
     for name, component in out.components.items():
         folder = converted.out / DIFFUSERS.places[name].folder
-        model, info = CLASSES[name].from_pretrained(folder, output_loading_info=True)
+        model, info = class_of(component).from_pretrained(folder, output_loading_info=True)
         assert not any(info.values()), (name, info)
         assert differing(model, component.tensors.values(), source) == []
 
 
 def test_transformers_loads_the_dtype_that_is_stored(converted: Converted) -> None:
-    encoder = UMT5EncoderModel.from_pretrained(converted.out / "text_encoder")
+    text_encoder = identify(open_checkpoint(converted.out / "text_encoder")).components["text_encoder"]
+    encoder = class_of(text_encoder).from_pretrained(converted.out / "text_encoder")
     assert encoder.dtype == (torch.bfloat16 if converted.recipe == "keep" else torch.float16)
 
 
 def test_the_whole_pipeline_loads(converted: Converted) -> None:
     family, pipe = converted.family, DiffusionPipeline.from_pretrained(converted.out)
     image_conditioned = family.model_type in ("i2v", "flf2v")
+    assert pipe.tokenizer.decode(pipe.tokenizer("A cat walks.").input_ids, skip_special_tokens=True) == "A cat walks."
+    if family.name.startswith("cogvideox"):
+        assert type(pipe) is (CogVideoXImageToVideoPipeline if image_conditioned else CogVideoXPipeline)
+        assert pipe.scheduler.config.snr_shift_scale == family.shift
+        return
     assert type(pipe) is (WanImageToVideoPipeline if image_conditioned else WanPipeline)
     assert pipe.config.boundary_ratio == family.boundary
     assert pipe.config.expand_timesteps is (family.name == "wan2.2-ti2v-5b")
@@ -118,7 +135,6 @@ def test_the_whole_pipeline_loads(converted: Converted) -> None:
     if image_conditioned:
         assert (pipe.image_encoder is None) is ("image_encoder" not in family.components)
         assert (pipe.image_processor is None) is ("image_encoder" not in family.components)
-    assert pipe.tokenizer.decode(pipe.tokenizer("A cat walks.").input_ids, skip_special_tokens=True) == "A cat walks."
 
 
 def test_the_experts_stand_where_the_pipeline_looks(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -148,13 +164,13 @@ def test_the_pipeline_makes_a_video_with_both_experts(tiny: Callable[..., Path],
 
 
 def test_derived_configs_hold_no_key_that_their_class_does_not_know(converted: Converted) -> None:
-    for name in identify(open_checkpoint(converted.out)).components:
-        folder = converted.out / DIFFUSERS.places[name].folder
+    for name, component in identify(open_checkpoint(converted.out)).components.items():
+        folder, kind = converted.out / DIFFUSERS.places[name].folder, class_of(component)
         stated = json.loads((folder / "config.json").read_bytes())
-        known = inspect.signature(CLASSES[name].config_class if name in TRANSFORMERS else CLASSES[name]).parameters
+        known = inspect.signature(kind.config_class if name in TRANSFORMERS else kind).parameters
         assert stated.keys() - known.keys() <= {"_class_name", "_diffusers_version", "torch_dtype", "model_type"}
     scheduler = json.loads((converted.out / "scheduler" / "scheduler_config.json").read_bytes())
-    known = inspect.signature(UniPCMultistepScheduler).parameters
+    known = inspect.signature(getattr(diffusers, scheduler["_class_name"])).parameters
     assert scheduler.keys() - known.keys() == {"_class_name", "_diffusers_version"}
 
 
@@ -215,7 +231,7 @@ def test_a_component_that_many_pipelines_share_gets_no_pipeline(
 ) -> None:
     out = tmp_path / "out"
     convert(tiny("wan2.2-t2v-a14b") / file, Options("keep", layout="diffusers", out=out))
-    (name,) = identify(open_checkpoint(out)).components
+    ((name, component),) = identify(open_checkpoint(out)).components.items()
     assert sorted(path.name for path in out.iterdir()) == sorted(["README.md", "wanconv.json", name])
-    _, info = CLASSES[name].from_pretrained(out / name, output_loading_info=True)
+    _, info = class_of(component).from_pretrained(out / name, output_loading_info=True)
     assert not any(info.values())

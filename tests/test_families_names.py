@@ -8,18 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXTransformer3DModel,
+    WanTransformer3DModel,
+)
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 from header_lists import LISTS, architecture, list_id, name_of, read_list, refs, release_of, released, scheme_of
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    T5Config,
+    T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
 )
 
+from wanconv import families
 from wanconv.families import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
 from wanconv.families.match import fits
 from wanconv.families.names import letter_of, numbered, size_of
@@ -27,8 +35,11 @@ from wanconv.tensors import Architecture, Scheme, Shape
 
 TABLES = [(network, scheme) for network in ARCHITECTURES for scheme in network.schemes]
 TABLE_IDS = [f"{network.name}-{scheme}" for network, scheme in TABLES]
-DENOISERS = [network for network in ARCHITECTURES if network.name.startswith("wan-") and "vae" not in network.name]
+DENOISERS = [
+    network for family in FAMILIES for name, network in family.components.items() if name in families.DENOISERS
+]
 
+GATED = "gated-gelu"
 FINGERPRINTS = {  # facts/families.md section 0: DiffSynth-Studio's hashes of the released files
     "official/umt5": "9c8818c2cbea55eca56c7b447df170da",
     "official/clip-vit-h": "5941c53e207d62f20f9025686193c40b",
@@ -86,6 +97,13 @@ def test_the_diffusers_vae_and_the_released_wav2vec2_have_the_fingerprints_of_di
     assert fingerprint(expand(speech, "official", speech.full)) == "06be60f3a4526586d8431cd038a71486"
 
 
+@pytest.mark.parametrize("path", [path for path in LISTS if "cogvideox" in str(release_of(path))], ids=list_id)
+def test_cogvideox_is_known_by_the_fingerprint_of_its_diffusers_files(path: Path) -> None:
+    release = release_of(path)
+    assert release
+    assert fingerprint(read_list(path)) == release.fingerprint
+
+
 def test_a_fingerprint_does_not_depend_on_order_and_reads_tensors_as_well_as_shapes() -> None:
     shapes: dict[str, Shape] = {"b.weight": (2, 3), "a": ()}
     assert fingerprint(shapes) == fingerprint(dict(reversed(shapes.items()))) == fingerprint(refs(shapes))
@@ -134,6 +152,8 @@ def library_model(network: Architecture) -> torch.nn.Module:
             config[key] = size_of(size, dims)
     with torch.device("meta"):
         match network.name:
+            case "t5-v1.1":
+                return T5EncoderModel(T5Config(**config, d_kv=dims["attn"] // dims["heads"], feed_forward_proj=GATED))  # type: ignore[no-any-return]
             case "umt5":
                 return UMT5EncoderModel(UMT5Config(**config, d_kv=dims["attn"] // dims["heads"]))  # type: ignore[no-any-return]
             case "clip-vit-h":
@@ -145,6 +165,13 @@ def library_model(network: Architecture) -> torch.nn.Module:
                 return AutoencoderKLWan(**config)  # type: ignore[no-any-return]
             case "wan-vae-2.2":
                 return AutoencoderKLWan(**config, out_channels=12, patch_size=2, is_residual=True)  # type: ignore[no-any-return]
+            case "cogvideox-vae":
+                widths = tuple(factor * dims["c"] for factor in (1, 2, 2, 4))
+                return AutoencoderKLCogVideoX(**config, block_out_channels=widths)  # type: ignore[no-any-return]
+            case name if name.startswith("cogvideox"):
+                learned = "positions" in dims
+                options = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": learned}
+                return CogVideoXTransformer3DModel(**config, **options, ofs_embed_dim=dims.get("ofs"))  # type: ignore[no-any-return]
             case _:
                 if "image" in dims:
                     config |= {"image_dim": dims["image"], "added_kv_proj_dim": dims["d"]}
@@ -164,7 +191,7 @@ def test_the_library_builds_the_tiny_sizes_with_our_names_and_shapes(network: Ar
     assert (fit.architecture, fit.differences) == (network, 0)
     assert {size: network.tiny[size] for size in fit.dims} == fit.dims
     renamed_by_library = set(theirs) - set(ours)  # tied and reparametrised names
-    assert len(renamed_by_library) == {"umt5": 1, "wav2vec2-large-xlsr": 2}.get(network.name, 0)
+    assert len(renamed_by_library) == {"umt5": 1, "t5-v1.1": 1, "wav2vec2-large-xlsr": 2}.get(network.name, 0)
 
 
 # Tables as such

@@ -13,8 +13,10 @@ from header_lists import RELEASES
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.families import FAMILIES
+from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Family
 from wanconv.verbs.inspect import inspect
+from wanconv.workshop.synthetic import home
 
 A14B = "wan2.2-t2v-a14b"
 EXPERT = "diffusion_pytorch_model.safetensors"
@@ -28,7 +30,7 @@ def test_the_figures_of_a_folder_are_those_of_its_files(family: Family, tiny: Ca
     refs = [ref for part in open_checkpoint(folder).parts for ref in part.tensors.values()]
     assert report.figures["family"] == family.name
     assert report.figures["release"] == "none: not a released size"
-    assert report.figures["layout"] == "official"
+    assert report.figures["layout"] == home(family)
     assert report.figures["parameters"] == sum(ref.numel for ref in refs)
     assert report.figures["total_nbytes"] == sum(ref.nbytes for ref in refs)
     components, tensors = report.tables
@@ -52,13 +54,13 @@ def test_dtypes_are_counted_the_most_frequent_first(tiny: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_released_size_is_named_and_has_the_fingerprint_that_diffsynth_knows(release: str, tmp_path: Path) -> None:
+def test_a_released_size_is_named_and_has_its_fingerprint(release: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if RELEASES[release] in family.releases)
     denoisers = [name for name in family.components if name == "dit" or name.startswith("expert.")]
     report = inspect(sparse.make(tmp_path / "source", release, components=denoisers))
     assert (report.figures["family"], report.figures["release"]) == (family.name, release)
     assert {row[8] for row in report.tables[0].rows} == {RELEASES[release].fingerprint}
-    assert all(row[2] == "official" for row in report.tables[0].rows)
+    assert {row[2] for row in report.tables[0].rows} == {LAYOUTS[home(family)].scheme}
 
 
 def test_the_hubs_names_are_the_same_release(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from wanconv.workshop.job import Options
 from wanconv.workshop.synthetic import PUBLISHED
 
 DIFFUSERS = LAYOUTS["diffusers"]
-HOUSED = [family for family in FAMILIES if family.name not in (DIFFUSERS.refused or {})]
+HOUSED = [  # in both layouts that are published
+    family for family in FAMILIES if not any(family.name in (LAYOUTS[name].refused or {}) for name in PUBLISHED)
+]
 IMAGE = ("image_encoder/*",)
 
 

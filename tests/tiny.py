@@ -13,7 +13,7 @@ from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.workshop import synthetic
 
 
-def make(folder: Path, release: str = "wan2.1-t2v-1.3b", *components: str, layout: str = "official") -> Path:
+def make(folder: Path, release: str = "wan2.1-t2v-1.3b", *components: str, layout: str | None = None) -> Path:
     return synthetic.make(folder, synthetic.Options(release, components=components, layout=layout))
 
 

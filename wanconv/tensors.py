@@ -188,7 +188,8 @@ class Release:
 class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 
-    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default.
+    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `told_by` is
+    what a denoiser's config.json says where another family has the same networks: (key, value).
     """
 
     name: str
@@ -197,6 +198,7 @@ class Family:
     shift: float
     releases: tuple[Release, ...]
     boundary: float | None = None
+    told_by: tuple[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
         raise InputError(f"{checkpoint.root} holds no weights", "Give a folder with .safetensors or .pth files.")
     matched = _match(checkpoint.parts)
     denoisers = _name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
-    family = _family(denoisers, [fit.architecture for _, fit in matched])
+    family = _family(checkpoint, denoisers, [fit.architecture for _, fit in matched])
     claims = denoisers + [
         _Claim(_component_of(family, part, fit), part, fit) for part, fit in matched if not _is_denoiser(fit)
     ]
@@ -235,7 +235,7 @@ def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:
     return None if index is None else index.get("boundary_ratio")
 
 
-def _family(denoisers: Sequence[_Claim], architectures: Sequence[Architecture]) -> Family:
+def _family(checkpoint: Checkpoint, denoisers: Sequence[_Claim], architectures: Sequence[Architecture]) -> Family:
     """Returns the family that has these denoisers; without one, the first that has all these networks."""
     if not denoisers:
         for family in FAMILIES:
@@ -245,14 +245,29 @@ def _family(denoisers: Sequence[_Claim], architectures: Sequence[Architecture]) 
             "no family has all of " + ", ".join(architecture.name for architecture in architectures),
             "Convert them one by one.",
         )
-    for family in FAMILIES:
-        if all(family.components.get(claim.component) is claim.fit.architecture for claim in denoisers):
-            return family
+    found = [
+        family
+        for family in FAMILIES
+        if all(family.components.get(claim.component) is claim.fit.architecture for claim in denoisers)
+    ]
+    if found:
+        return found[0] if len(found) == 1 else _told_apart(found, checkpoint, denoisers[0])
     raise InputError(
         "the denoisers belong to no family together",
         "Convert them one by one, or put the experts into high_noise_model and low_noise_model.",
         [f"{claim.part.path}: {claim.component}, {claim.fit.architecture.name}" for claim in denoisers],
     )
+
+
+def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: _Claim) -> Family:
+    """Returns which of families with the same networks: by the config, else by a released size, else the last."""
+    config = _read_json(checkpoint, os.path.join(claim.part.folder, "config.json")) or {}
+    for family in families:
+        assert family.told_by is not None, f"{family.name} has the networks of another family"
+        key, value = family.told_by
+        if config.get(key) == value:
+            return family
+    return next((family for family in families if _released(family, claim.fit.dims)), families[-1])
 
 
 def _component_of(family: Family, part: Part, fit: Fit) -> str:
@@ -386,7 +401,11 @@ def _compare_experts(experts: Sequence[Component]) -> None:
 
 def _release(family: Family, denoisers: Sequence[Component]) -> Release | None:
     """Returns the published size that the denoiser has: same table, same sizes, so the same fingerprint."""
-    for release in family.releases if denoisers else ():
-        if all(denoisers[0].dims.get(size, number) == number for size, number in release.dims.items()):
+    return _released(family, denoisers[0].dims) if denoisers else None
+
+
+def _released(family: Family, dims: Mapping[str, int]) -> Release | None:
+    for release in family.releases:
+        if all(dims.get(size, number) == number for size, number in release.dims.items()):
             return release
     return None

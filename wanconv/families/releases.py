@@ -1,6 +1,9 @@
 """Families of models, what they are made of, and the sizes that were published."""
 
+from wanconv.families import cogvideox
 from wanconv.families.clip import CLIP
+from wanconv.families.cogvideox_vae import VAE as COGVIDEOX_VAE
+from wanconv.families.t5 import T5
 from wanconv.families.umt5 import UMT5
 from wanconv.families.wan import FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V
 from wanconv.families.wan_vae import VAE_2_1, VAE_2_2
@@ -9,7 +12,11 @@ from wanconv.tensors import Architecture, Family, Release
 
 DENOISERS = ("dit", "expert.high", "expert.low")
 
-# `shift` is the official default at 720p; fingerprints are those that DiffSynth-Studio ships for the released files
+_COGVIDEOX = {"text_encoder": T5, "vae": COGVIDEOX_VAE}
+_ROTARY = "use_rotary_positional_embeddings"
+
+# `shift` is the official default at 720p, of CogVideoX that of its signal-to-noise ratio. Fingerprints are those that
+# DiffSynth-Studio ships for the released files; it has none of CogVideoX, whose are of diffusers' names.
 FAMILIES = (
     Family(
         name="wan2.1-t2v",
@@ -69,6 +76,65 @@ FAMILIES = (
         shift=3.0,
         releases=(Release("wan2.2-s2v-14b", S2V.full, "966cffdcc52f9c46c391768b27637614", "Wan-AI/Wan2.2-S2V-14B"),),
     ),
+    Family(
+        name="cogvideox-2b",
+        components={"dit": cogvideox.T2V, **_COGVIDEOX},
+        model_type="t2v",
+        shift=3.0,
+        releases=(
+            Release("cogvideox-2b", cogvideox.SIZE_2B, "639d5a7d21d64d9bdc986976ba029ff2", "zai-org/CogVideoX-2b"),
+        ),
+        told_by=(_ROTARY, False),
+    ),
+    Family(
+        name="cogvideox-5b",
+        components={"dit": cogvideox.T2V, **_COGVIDEOX},
+        model_type="t2v",
+        shift=1.0,
+        releases=(
+            Release("cogvideox-5b", cogvideox.T2V.full, "fd22314aec60bf4d09d7ca249ddadc1a", "zai-org/CogVideoX-5b"),
+        ),
+        told_by=(_ROTARY, True),
+    ),
+    Family(
+        name="cogvideox-5b-i2v",
+        components={"dit": cogvideox.I2V, **_COGVIDEOX},
+        model_type="i2v",
+        shift=1.0,
+        releases=(
+            Release(
+                "cogvideox-5b-i2v", cogvideox.I2V.full, "e6d10bd196c41e118b97373d9fc953fd", "zai-org/CogVideoX-5b-I2V"
+            ),
+        ),
+    ),
+    Family(
+        name="cogvideox1.5-5b",
+        components={"dit": cogvideox.T2V_1_5, **_COGVIDEOX},
+        model_type="t2v",
+        shift=1.0,
+        releases=(
+            Release(
+                "cogvideox1.5-5b", cogvideox.T2V_1_5.full, "92b363b3809a36a7fed0b77d714ffcc1", "zai-org/CogVideoX1.5-5B"
+            ),
+        ),
+    ),
+    Family(
+        name="cogvideox1.5-5b-i2v",
+        components={"dit": cogvideox.I2V_1_5, **_COGVIDEOX},
+        model_type="i2v",
+        shift=1.0,
+        releases=(
+            Release(
+                "cogvideox1.5-5b-i2v",
+                cogvideox.I2V_1_5.full,
+                "4b0c3af104793b4a19b4249a7c4b8cc7",
+                "zai-org/CogVideoX1.5-5B-I2V",
+            ),
+        ),
+    ),
 )
 
-ARCHITECTURES: tuple[Architecture, ...] = (T2V, I2V, TI2V, I2V_CLIP, FLF2V, S2V, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, S2V, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
+    *(cogvideox.T2V, cogvideox.I2V, cogvideox.T2V_1_5, cogvideox.I2V_1_5, T5, COGVIDEOX_VAE),
+)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.families import DENOISERS, leaf_of, of_client
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
 from wanconv.tensors import Model
 
@@ -47,6 +48,7 @@ COMFYUI = Layout(
     documents=_documents,
     derived=(),
     shard_nbytes=None,
+    refused=dict.fromkeys(COGVIDEOX, "wanconv does not know its names for CogVideoX"),
     coarse={
         "fp8_e4m3fn": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
         "fp8_e5m2": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Layout
 
@@ -12,5 +13,6 @@ DIFFSYNTH: Layout = replace(
     loader="modelscope/DiffSynth-Studio diffsynth/core/loader/file.py, diffsynth/configs/model_configs.py",
     overrides=(),  # it casts whatever a file holds to its own dtype
     coarse=None,
+    refused=dict.fromkeys(COGVIDEOX, "its list of models knows no CogVideoX"),
     unscaled="it knows a model by the names of its tensors, and scales would be further ones",
 )

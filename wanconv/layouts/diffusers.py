@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from wanconv.families import DENOISERS, leaf_of, of_client
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.layouts import diffusers_cogvideox as cogvideox
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored
@@ -42,6 +44,8 @@ _LIBRARIES = {
 
 
 def _transformer(model: Model, component: Component) -> Json:
+    if model.family.name in COGVIDEOX:
+        return cogvideox.transformer(model, component)
     dims, count, (channels_in, channels_out) = component.dims, heads(model, component), channels(component)
     return {
         "_class_name": "WanTransformer3DModel",
@@ -65,7 +69,9 @@ def _transformer(model: Model, component: Component) -> Json:
     }
 
 
-def _vae(component: Component) -> Json:
+def _vae(model: Model, component: Component) -> Json:
+    if component.architecture.name == "cogvideox-vae":
+        return cogvideox.vae(model, component)
     if component.architecture.name == "wan-vae-2.1":
         return {"_class_name": "AutoencoderKLWan", "_diffusers_version": _VERSION, "base_dim": component.dims["c"]}
     return {
@@ -88,9 +94,10 @@ def _vae(component: Component) -> Json:
 
 def _text_encoder(component: Component) -> Json:
     dims = component.dims
+    name, kind = ("UMT5EncoderModel", "umt5") if component.architecture.name == "umt5" else ("T5EncoderModel", "t5")
     return {
-        "architectures": ["UMT5EncoderModel"],
-        "model_type": "umt5",
+        "architectures": [name],
+        "model_type": kind,
         "d_model": dims["d"],
         "d_kv": dims["attn"] // dims["heads"],
         "d_ff": dims["ffn"],
@@ -131,6 +138,8 @@ def _dtype(component: Component) -> str:
 
 
 def _scheduler(model: Model) -> Json:
+    if model.family.name in COGVIDEOX:
+        return cogvideox.scheduler(model)
     return {
         "_class_name": "UniPCMultistepScheduler",
         "_diffusers_version": _VERSION,
@@ -168,7 +177,7 @@ def _documents(model: Model) -> dict[str, Json]:
             "expert.high": lambda one: _transformer(model, one),
             "expert.low": lambda one: _transformer(model, one),
             "text_encoder": _text_encoder,
-            "vae": _vae,
+            "vae": lambda one: _vae(model, one),
             "image_encoder": _image_encoder,
         }[name](component)
         documents[DIFFUSERS.places[name].prefix + "config.json"] = config
@@ -183,18 +192,25 @@ def _documents(model: Model) -> dict[str, Json]:
 
 def _model_index(model: Model, folders: set[str]) -> Json:
     """Names every component of the pipeline; what the source lacks is null, to be handed to from_pretrained."""
+    if any(path.startswith(f"{folder}/") for folder in _TOKENIZERS for path in model.checkpoint.sidecars):
+        folders = folders | {"tokenizer"}
+    if model.family.name in COGVIDEOX:
+        pipeline = cogvideox.PIPELINES[model.family.model_type]
+        return _pipeline(pipeline, {name: cogvideox.CLASSES[name] for name in sorted(cogvideox.CLASSES)}, folders)
     image_conditioned = model.family.model_type in ("i2v", "flf2v")
     wanted = ["scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
     wanted += ["image_encoder", "image_processor"] if image_conditioned else []
-    if any(path.startswith(f"{folder}/") for folder in _TOKENIZERS for path in model.checkpoint.sidecars):
-        folders = folders | {"tokenizer"}
+    pipeline = "WanImageToVideoPipeline" if image_conditioned else "WanPipeline"
     return {
-        "_class_name": "WanImageToVideoPipeline" if image_conditioned else "WanPipeline",
-        "_diffusers_version": _VERSION,
-        **{name: list(_LIBRARIES[name]) if name in folders else [None, None] for name in sorted(wanted)},
+        **_pipeline(pipeline, {name: _LIBRARIES[name] for name in sorted(wanted)}, folders),
         "boundary_ratio": model.family.boundary,
         "expand_timesteps": model.family.model_type == "ti2v",
     }
+
+
+def _pipeline(name: str, libraries: Mapping[str, tuple[str, str]], folders: set[str]) -> Json:
+    wanted = {part: list(library) if part in folders else [None, None] for part, library in libraries.items()}
+    return {"_class_name": name, "_diffusers_version": _VERSION, **wanted}
 
 
 _TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -278,7 +294,7 @@ DIFFUSERS = Layout(
     shard_nbytes=5_000_000_000,
     # transformer_wan.py: _keep_in_fp32_modules = rope, time_embedder, scale_shift_table, norm1, norm2, norm3
     overrides=tuple(
-        Override(f"{{dit,expert.*}}/{match}", ("fp32",), "fp32", _KEPT_FP32, unless_exact=True)
+        Override(f"{{dit,expert.*}}/{match}", ("fp32",), "fp32", _KEPT_FP32, unless_exact=True, families="wan2.*")
         for match in (
             "time_embedding.**",
             "**.modulation",

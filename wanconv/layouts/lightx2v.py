@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.families import DENOISERS, of_client
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Stored, Together
 from wanconv.tensors import Model
@@ -42,6 +43,7 @@ LIGHTX2V: Layout = replace(
     loader="ModelTC/LightX2V tools/convert/quant/quant.py, lightx2v/common/ops/mm/mm_weight.py",
     derived=(*OFFICIAL.derived, "lightx2v.json"),
     coarse=None,
+    refused=dict.fromkeys(COGVIDEOX, "LightX2V reads Wan's official names, and has no converter for CogVideoX"),
     unread={
         "fp8_e4m3fn": "every fp8 weight that LightX2V reads has scales: use fp8-scaled",
         "fp8_e5m2": "LightX2V reads no fp8_e5m2",

@@ -1,5 +1,6 @@
 """The layout of the official Wan repositories."""
 
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.sizes import channels, heads
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.tensors import Model
@@ -30,6 +31,8 @@ def _documents(model: Model) -> dict[str, Json]:
         }
     return documents
 
+
+_NO_COGVIDEOX = "its own code reads training checkpoints, which wanconv does not write"
 
 OFFICIAL = Layout(
     name="official",
@@ -66,5 +69,6 @@ OFFICIAL = Layout(
         "fp8_e4m3fn": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
         "fp8_e5m2": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
     },
+    refused=dict.fromkeys(COGVIDEOX, _NO_COGVIDEOX),
     unscaled="it would ignore the scales, and compute with weights up to 448 without an error",
 )

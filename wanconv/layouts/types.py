@@ -27,7 +27,7 @@ class Place:
 class Override:
     """Tensors that a loader needs in another format than a recipe may choose; `keep` is never overridden.
 
-    `unless_exact`: only where the chosen format would lose something of the source.
+    `unless_exact`: only where the chosen format would lose something of the source. `families` is a glob.
     """
 
     match: str
@@ -35,6 +35,7 @@ class Override:
     instead: str
     reason: str
     unless_exact: bool = False
+    families: str = "**"
 
 
 @dataclass(frozen=True, slots=True)

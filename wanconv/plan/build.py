@@ -266,7 +266,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         if refusal:
             problems.append(f"{name} as {chosen}: {refusal}")
             continue
-        for override in layout.overrides:
+        for override in _overrides(model, layout):
             if _demands(override, tensor, chosen):
                 chosen, scale, fallback, reason = override.instead, "none", None, override.reason
         dtype = FORMATS[chosen].stored(tensor.numbers)
@@ -350,6 +350,10 @@ def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) 
         for target in targets(component.architecture, layout.scheme_of(component.name), component.dims)
     )
     return overflowing.union(*(names for names in together if names & overflowing))
+
+
+def _overrides(model: Model, layout: Layout) -> list[Override]:
+    return [override for override in layout.overrides if matches(override.families, model.family.name)]
 
 
 def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
@@ -466,7 +470,7 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
         findings.append(Finding("note", _some(calibrated), message))
     if layout.marker and any(step.packing for step in steps):
         findings.append(Finding("warning", layout.marker.name, layout.marker.warning))
-    for override in layout.overrides:
+    for override in _overrides(model, layout):
         kept = [
             step.tensor.name
             for step in steps

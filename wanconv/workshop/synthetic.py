@@ -32,14 +32,15 @@ _STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audi
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to make. `components` empty: all of a tiny model, the denoisers of a full one."""
+    """What to make. `components` empty: all of a tiny model, the denoisers of a full one. `layout` None: the first of
+    PUBLISHED that the family has."""
 
     release: str
     scale: Literal["full", "tiny"] = "tiny"
     dtype: str = "fp32"
     blocks: int | None = None
     components: tuple[str, ...] = ()
-    layout: str = "official"
+    layout: str | None = None
     seed: int = 0
     jobs: int = 2
 
@@ -49,17 +50,23 @@ def releases() -> dict[str, tuple[Family, Release]]:
     return {release.name: (family, release) for family in FAMILIES for release in family.releases}
 
 
+def home(family: Family) -> str:
+    """Returns the layout that a family is released in; of several, the official one."""
+    return next(name for name in PUBLISHED if family.name not in (LAYOUTS[name].refused or {}))
+
+
 def make(folder: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Path:
     """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
     _check_known("release", options.release, releases())
     family, release = releases()[options.release]
-    _check_known("layout", options.layout, PUBLISHED)
+    name = options.layout or home(family)
+    _check_known("layout", name, PUBLISHED)
     _check_known(
         "dtype", options.dtype, [each.name for each in FORMATS.values() if each.storage and "none" in each.scales]
     )
     for component in options.components:
         _check_known(f"component of {family.name}", component, family.components)
-    layout = LAYOUTS[options.layout]
+    layout = LAYOUTS[name]
     if layout.refused and family.name in layout.refused:
         raise UsageError(
             f"{family.name} has no {layout.name} layout: {layout.refused[family.name]}", "name another one"
@@ -86,7 +93,7 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     known_heads = {
         name: replace(component, dims={**component.dims, **dims[name]}) for name, component in model.components.items()
     }
-    for path, value in layout.documents(replace(model, components=known_heads)).items():
+    for path, value in layout.documents(replace(model, family=family, components=known_heads)).items():
         write_file(folder / path, json.dumps(value, indent=2).encode() + b"\n")
     return folder
 
