@@ -81,6 +81,7 @@ def test_a_recorder_sees_on_a_gpu_what_it_sees_on_a_cpu(model: Model) -> None:
         with ModelWeights(model, MEMORY, torch.device(device)) as weights:
             wan = denoiser(model, weights, "dit", PRESETS["fp16"])
             recorder = Recorder()
+            assert isinstance(wan, torch.nn.Module)
             recorder.watch(wan)
             with recorder:
                 wan.denoise(partial(weights.tensors, "dit"), *inputs(model, device))

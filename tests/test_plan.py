@@ -259,7 +259,7 @@ def test_the_files_of_a_source_are_needed_one_after_the_other(
 ) -> None:
     source = sparse.make(tmp_path / "source", A14B, stored, ("expert.low", "text_encoder"))
     made = plan(model_of(source), load(recipe), LAYOUTS[layout])
-    needed = []
+    needed: list[str] = []
     for image in made.images:
         for payload in sorted(image.payloads, key=lambda payload: payload.offset):
             files = {piece.ref.file.name for piece in made.outputs[payload.key].step.tensor.pieces}
