@@ -175,7 +175,7 @@ def test_a_block_takes_exactly_its_weights(change: str) -> None:
     if change == "unexpected":
         weights.values["blocks.1.ffn.up.weight"] = weights.values["blocks.1.ffn.gate.weight"]
     with pytest.raises(RuntimeError, match=r"ffn\.gate\.weight"):
-        wan.block(1, weights, state)
+        wan.block("blocks.1", weights, state)
 
 
 def test_a_timestep_in_bf16_is_refused() -> None:
@@ -185,7 +185,7 @@ def test_a_timestep_in_bf16_is_refused() -> None:
 
 
 def test_the_axes_of_a_head_of_128_take_44_42_and_42_channels() -> None:
-    turned = rotations((2, 2, 2), 128, torch.float64, torch.device("cpu"))[:, 0] != 1
+    turned = rotations([torch.arange(2)] * 3, 128, torch.float64)[:, 0] != 1
     assert [row.nonzero()[[0, -1], 0].tolist() for row in (turned[4], turned[2], turned[1])] == [
         [0, 21],
         [22, 42],

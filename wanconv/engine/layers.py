@@ -1,5 +1,7 @@
 """Layers that Wan's denoisers share: weights of any float dtype, cast at each use to what the numerics say."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,15 +59,26 @@ class LayerNorm(nn.Module):
         )
 
 
-def per_token(rows: Tensor, which: Tensor) -> Tensor:
-    """Looks up (T, d) for which (B,) -> (B, 1, d), or (B, N) -> (B, N, d)."""
-    found = rows[which]
-    return found.unsqueeze(1) if which.dim() == 1 else found
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns norm(x) · (1 + scale) + shift, in their dtype: (B, N, d), and rows (B, S, d) for S runs of tokens."""
+    normed = F.layer_norm(x.to(shift.dtype), x.shape[-1:], eps=_EPSILON)
+    parts = zip(_runs(normed, lengths), torch.split(shift, 1, 1), torch.split(scale, 1, 1), strict=True)
+    return _joined([torch.addcmul(own_shift, part, 1 + own_scale) for part, own_shift, own_scale in parts])
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Returns norm(x) · (1 + scale) + shift, in their dtype."""
-    return torch.addcmul(shift, F.layer_norm(x.to(shift.dtype), x.shape[-1:], eps=_EPSILON), 1 + scale)
+def gated(x: Tensor, y: Tensor, gate: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Returns x + gate · y in the gate's dtype: (B, N, d), and rows (B, S, d) for S runs of tokens."""
+    both = (_runs(one.to(gate.dtype), lengths) for one in (x, y))
+    parts = zip(*both, torch.split(gate, 1, 1), strict=True)
+    return _joined([torch.addcmul(part, added, own_gate) for part, added, own_gate in parts])
+
+
+def _runs(x: Tensor, lengths: Sequence[int]) -> tuple[Tensor, ...]:
+    return torch.split(x, list(lengths), dim=1)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -74,16 +87,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def rotations(grid: tuple[int, int, int], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rotations(places: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
     """Returns exp(i · position · θ) (F·H·W, 1, width / 2), complex: pairs for time, then height, then width.
 
-    Axes have 2·(width // 6) of `width` channels each, time has the rest: 44, 42, 42 of 128.
+    `places`: the positions (F,), (H,) and (W,) along the axes. Axes have 2·(width // 6) of `width` channels each, time
+    has the rest: 44, 42, 42 of 128.
     """
-    side = 2 * (width // 6)
+    side, grid = 2 * (width // 6), [len(axis) for axis in places]
     parts = []
     for axis, channels in enumerate((width - 2 * side, side, side)):
-        frequency = 1.0 / _THETA ** (torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels)
-        angle = torch.outer(torch.arange(grid[axis], dtype=torch.float64, device=device), frequency)
+        own = places[axis].double()
+        frequency = 1.0 / _THETA ** (torch.arange(0, channels, 2, dtype=torch.float64, device=own.device) / channels)
+        angle = torch.outer(own, frequency)
         around = [1, 1, 1, channels // 2]
         around[axis] = grid[axis]
         parts.append(torch.polar(torch.ones_like(angle), angle).view(around).expand(*grid, -1))

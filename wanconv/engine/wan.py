@@ -5,8 +5,8 @@
     velocity = wan.denoise(fetch, latents, timestep, context)     # all of it, or step by step:
 
     state = wan.embed(fetch, latents, timestep, context)
-    for n in range(wan.sizes.blocks):
-        state = wan.block(n, fetch, state)                        # the block's weights come and go here
+    for name in wan.stack:
+        state = wan.block(name, fetch, state)                     # the block's weights come and go here
     velocity = wan.unembed(fetch, state)
 
 A sample is a video's noisy latents, cut into patches of 1 × 2 × 2. Every block adds three things to the residual stream
@@ -16,14 +16,15 @@ feed-forward; a learned table `modulation` is added to what all blocks share.
 
 Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/families/wan.py. Weights arrive in any
 float dtype and are cast at each use, one linear at a time, as `numerics` says. A timestep is never narrowed. The
-timesteps of a batch are embedded once per distinct value and looked up per sample or per token: expanding them to
-(1, N, 6, d), as the official code does, takes 9.3 GB at 720p.
+timesteps of a batch are embedded once per distinct value and looked up per sample, or per run of tokens that share
+one: expanding them to (1, N, 6, d), as the official code does, takes 9.3 GB at 720p.
 
 Definition: Wan-Video/Wan2.2 wan/modules/model.py; tests compare with huggingface/diffusers' WanTransformer3DModel.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ from wanconv.engine.layers import (
     Linear,
     RMSNorm,
     attention,
+    gated,
     modulate,
-    per_token,
     rotate,
     rotations,
     sinusoid,
@@ -105,7 +106,8 @@ class State:
     """What the blocks hand on: `x` changes from block to block, the rest is theirs in common.
 
     x (B, N, d); context (B, 512, d). `time` (T, d) and `modulation` (T, 6, d) have a row per distinct timestep, `which`
-    (B,) or (B, N) says which row is whose. `rotation` (N, 1, d / heads / 2) complex; `grid`: patches (F, H, W).
+    (B, S) says which row is whose, for S runs of tokens with these `lengths`. `rotation` (N, 1, d / heads / 2) complex;
+    `grid`: patches (F, H, W).
     """
 
     x: Tensor
@@ -113,6 +115,7 @@ class State:
     time: Tensor
     modulation: Tensor
     which: Tensor
+    lengths: tuple[int, ...]
     rotation: Tensor
     grid: tuple[int, int, int]
 
@@ -175,16 +178,13 @@ class Block(nn.Module):
 
     def forward(self, state: State) -> Tensor:
         e = self.modulation.to(self.dtype) + state.modulation.to(self.dtype)  # (T, 6, d)
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = (
-            per_token(row, state.which) for row in e.unbind(1)
-        )
-        x = state.x
-        x = self.gated(x, self.self_attn(modulate(x, shift_attn, scale_attn), state.rotation), gate_attn)
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = e[state.which].unbind(2)  # (B, S, d)
+        x, lengths = state.x, state.lengths
+        y = self.self_attn(modulate(x, shift_attn, scale_attn, lengths), state.rotation)
+        x = gated(x, y, gate_attn, lengths).to(self.residual)
         x = x + self.cross_attn(x, state.context).to(x.dtype)
-        return self.gated(x, self.ffn(modulate(x, shift_ffn, scale_ffn)), gate_ffn)
-
-    def gated(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-        return torch.addcmul(x.to(self.dtype), y.to(self.dtype), gate).to(self.residual)
+        y = self.ffn(modulate(x, shift_ffn, scale_ffn, lengths))
+        return gated(x, y, gate_ffn, lengths).to(self.residual)
 
 
 class Head(nn.Module):
@@ -198,23 +198,23 @@ class Head(nn.Module):
 
     def forward(self, state: State) -> Tensor:
         e = self.modulation.to(self.dtype) + state.time.to(self.dtype).unsqueeze(1)  # (T, 2, d)
-        shift, scale = (per_token(row, state.which) for row in e.unbind(1))
-        y: Tensor = self.proj(modulate(state.x, shift, scale))
+        shift, scale = e[state.which].unbind(2)  # (B, S, d)
+        y: Tensor = self.proj(modulate(state.x, shift, scale, state.lengths))
         return y
 
 
 class PatchEmbedding(nn.Module):
-    """Latents (B, C, F, H, W) -> (B, d, F, H / 2, W / 2)."""
+    """Latents (B, C, F, H, W) -> (B, d, F / p, H / q, W / r) for patches p × q × r; what fills no patch is left out."""
 
-    def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
+    def __init__(self, d: int, channels: int, dtype: torch.dtype, patch: tuple[int, int, int] = PATCH) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(sizes.d, sizes.channels_in, *PATCH), requires_grad=False)
-        self.bias = nn.Parameter(torch.empty(sizes.d), requires_grad=False)
-        self.dtype = numerics.patch
+        self.weight = nn.Parameter(torch.empty(d, channels, *patch), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(d), requires_grad=False)
+        self.dtype, self.patch = dtype, patch
 
     def forward(self, latents: Tensor) -> Tensor:
         weight, bias = self.weight.to(self.dtype), self.bias.to(self.dtype)
-        return F.conv3d(latents.to(self.dtype), weight, bias, stride=PATCH)
+        return F.conv3d(latents.to(self.dtype), weight, bias, stride=self.patch)
 
 
 class Embedding(nn.Module):
@@ -238,12 +238,17 @@ class Wan(nn.Module):
         super().__init__()
         self.sizes, self.numerics = sizes, numerics
         with torch.device("meta"):
-            self.patch_embedding = PatchEmbedding(sizes, numerics)
-            self.text_embedding = Embedding(sizes.d, sizes.text, numerics.linear, _gelu)
+            self.patch_embedding = PatchEmbedding(sizes.d, sizes.channels_in, numerics.patch)
+            self.text_embedding = Embedding(sizes.d, sizes.text, numerics.linear, gelu)
             self.time_embedding = Embedding(sizes.d, sizes.freq, numerics.time, F.silu)
             self.time_projection = Linear(6 * sizes.d, sizes.d, numerics.condition)
             self.blocks = nn.ModuleList(Block(sizes, numerics) for _ in range(sizes.blocks))
             self.head = Head(sizes, numerics)
+
+    @property
+    def stack(self) -> tuple[str, ...]:
+        """What `block` takes, in turn: the names of everything between the embeddings and the head."""
+        return tuple(f"blocks.{n}" for n in range(self.sizes.blocks))
 
     @torch.inference_mode()
     def denoise(
@@ -256,8 +261,8 @@ class Wan(nn.Module):
     ) -> Tensor:
         """Returns the predicted velocity ε - x₀ (B, C_out, F, H, W), float32; arguments as for `embed`."""
         state = self.embed(fetch, latents, timestep, context, condition)
-        for n in range(self.sizes.blocks):
-            state = self.block(n, fetch, state)
+        for name in self.stack:
+            state = self.block(name, fetch, state)
         return self.unembed(fetch, state)
 
     @torch.inference_mode()
@@ -282,45 +287,75 @@ class Wan(nn.Module):
             timestep = first_frame_clean(timestep, (frames, height, width))
         if condition is not None and condition.channels is not None:
             latents = torch.cat((latents, condition.channels.to(latents.dtype)), dim=1)
-        x = self._run("patch_embedding", self.patch_embedding, fetch, latents)
+        x = run(self, "patch_embedding", fetch, latents)
         values, which = torch.unique(timestep, return_inverse=True)
-        angles = self.numerics.angles
-        time = self._run("time_embedding", self.time_embedding, fetch, sinusoid(values, self.sizes.freq, angles))
-        time = time.to(self.numerics.condition)
-        modulation = self._run("time_projection", self.time_projection, fetch, F.silu(time))
-        padded = F.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1]))
+        which, lengths = _in_runs(which, frames * height * width)
+        time, modulation = embedded_times(self, fetch, values)
+        places = [torch.arange(size, device=x.device) for size in (frames, height, width)]
         return State(
             x=x.flatten(2).transpose(1, 2).contiguous().to(self.numerics.residual),
-            context=self._run("text_embedding", self.text_embedding, fetch, padded),
+            context=embedded_text(self, fetch, context),
             time=time,
-            modulation=modulation.view(-1, 6, self.sizes.d),
+            modulation=modulation,
             which=which,
-            rotation=rotations((frames, height, width), self.sizes.d // self.sizes.heads, angles, x.device),
+            lengths=lengths,
+            rotation=rotations(places, self.sizes.d // self.sizes.heads, self.numerics.angles),
             grid=(frames, height, width),
         )
 
     @torch.inference_mode()
-    def block(self, n: int, fetch: Fetch, state: State) -> State:
-        """Returns the state after block n; its weights are fetched here and let go."""
-        return replace(state, x=self._run(f"blocks.{n}", self.blocks[n], fetch, state))
+    def block(self, name: str, fetch: Fetch, state: State) -> State:
+        """Returns the state after a part of the stack; its weights are fetched here and let go."""
+        return replace(state, x=run(self, name, fetch, state))
 
     @torch.inference_mode()
     def unembed(self, fetch: Fetch, state: State) -> Tensor:
         """Returns the velocity (B, C_out, F, H, W) of the state after the last block, float32."""
-        patches = self._run("head", self.head, fetch, state).float()
-        (frames, height, width), channels = state.grid, self.sizes.channels_out
-        p, q, r = PATCH
-        return (  # (B, F·H·W, p·q·r·C) -> (B, C, F·p, H·q, W·r)
-            patches.view(-1, frames, height, width, p, q, r, channels)
-            .permute(0, 7, 1, 4, 2, 5, 3, 6)
-            .reshape(-1, channels, frames * p, height * q, width * r)
-        )
+        return unpatched(run(self, "head", fetch, state).float(), state.grid)
 
-    def _run(self, name: str, module: nn.Module, fetch: Fetch, argument: object) -> Tensor:
-        """Returns module(argument) with the tensors below `name`, no more and no fewer."""
-        weights = {key.removeprefix(f"{name}."): tensor for key, tensor in fetch(name).items()}
-        result: Tensor = functional_call(module, weights, (argument,), strict=True)
-        return result
+
+class Network(Protocol):
+    """A denoiser of this family: its parts are named as their weights are."""
+
+    sizes: WanSizes
+    numerics: Numerics
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+def run(network: Network, name: str, fetch: Fetch, argument: object) -> Tensor:
+    """Returns what a part makes of its argument with the tensors below its name, no more and no fewer."""
+    weights = {key.removeprefix(f"{name}."): tensor for key, tensor in fetch(name).items()}
+    result: Tensor = functional_call(network.get_submodule(name), weights, (argument,), strict=True)
+    return result
+
+
+def embedded_times(network: Network, fetch: Fetch, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `time` (T, d) and `modulation` (T, 6, d) of distinct timesteps (T,)."""
+    angles = sinusoid(values, network.sizes.freq, network.numerics.angles)
+    time = run(network, "time_embedding", fetch, angles).to(network.numerics.condition)
+    return time, run(network, "time_projection", fetch, F.silu(time)).view(-1, 6, network.sizes.d)
+
+
+def embedded_text(network: Network, fetch: Fetch, context: Tensor) -> Tensor:
+    """Returns the context (B, 512, d) that the blocks look at."""
+    return run(network, "text_embedding", fetch, F.pad(context, (0, 0, 0, TEXT_TOKENS - context.shape[1])))
+
+
+def unpatched(patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Returns the video that patches make up.  # (B, F·H·W, p·q·r·C) -> (B, C, F·p, H·q, W·r)"""
+    frames, height, width = grid
+    p, q, r = PATCH
+    parts = patches.view(-1, frames, height, width, p, q, r, patches.shape[-1] // (p * q * r))
+    return parts.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(-1, parts.shape[-1], frames * p, height * q, width * r)
+
+
+def _in_runs(which: Tensor, tokens: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Returns the rows of runs of equal tokens, and their lengths.  # (B,) or (B, N) -> (B, S)"""
+    if which.dim() == 1:
+        return which.unsqueeze(1), (tokens,)
+    rows, lengths = torch.unique_consecutive(which, dim=1, return_counts=True)
+    return rows, tuple(lengths.tolist())
 
 
 def first_frame_clean(timestep: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -334,5 +369,5 @@ def first_frame_clean(timestep: Tensor, grid: tuple[int, int, int]) -> Tensor:
     return tokens
 
 
-def _gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")

@@ -45,12 +45,12 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class BlockError:
-    """How far block `block` moved apart, per label: fed the reference's input (`forced`), and its own (`running`).
+    """How far a part of the stack moved apart, per label: fed the reference's input (`forced`), or its own (`running`).
 
-    Both relative to what the block adds to the residual stream; None where one side is not finite.
+    Both relative to what the part adds to the residual stream; None where one side is not finite.
     """
 
-    block: int
+    block: str
     forced: tuple[float | None, ...]
     running: tuple[float | None, ...]
 
@@ -93,20 +93,20 @@ def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelW
     theirs, ours = partial(reference.tensors, component), partial(candidate.tensors, component)
     first, second = (denoiser(one.model, one, component, FP32) for one in (reference, candidate))
     state, other_state = _embedded(first, theirs, probe), _embedded(second, ours, probe)
-    for prefix in _ends(reference, component):
+    for prefix in _ends(reference, component, first.stack):
         found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
-    for number in range(len(first.blocks)):
-        before, weights = state, theirs(f"blocks.{number}")
-        state = first.block(number, partial(_given, weights), before)
-        others = ours(f"blocks.{number}")
+    for name in first.stack:
+        before, weights = state, theirs(name)
+        state = first.block(name, partial(_given, weights), before)
+        others = ours(name)
         found.tensors += _compare_weights(component, reference, candidate, weights, others)
         del weights  # of 14B, a block in fp32 has 1.4 GB
-        forced = second.block(number, partial(_given, others), before)
-        other_state = second.block(number, partial(_given, others), other_state)
+        forced = second.block(name, partial(_given, others), before)
+        other_state = second.block(name, partial(_given, others), other_state)
         del others
         update = state.x - before.x
         errors = (_errors(update, one.x - state.x) for one in (forced, other_state))
-        found.blocks.append(BlockError(number, *errors))
+        found.blocks.append(BlockError(name, *errors))
     wanted, given = first.unembed(theirs, state), second.unembed(ours, other_state)
     found.predictions = [compare(one, other) for one, other in zip(wanted, given, strict=True)]
     found.seconds = time.perf_counter() - start
@@ -136,10 +136,11 @@ def _given(weights: Weights, prefix: str) -> Weights:
     return weights
 
 
-def _ends(weights: ModelWeights, component: str) -> list[str]:
-    """Returns the prefixes of everything that is no block."""
+def _ends(weights: ModelWeights, component: str, stack: Iterable[str]) -> list[str]:
+    """Returns the prefixes of everything that is not in the stack."""
+    stacked = {name.split(".")[0] for name in stack}
     names = (name.partition("/")[2].split(".")[0] for name in weights.model.components[component].tensors)
-    return [name for name in dict.fromkeys(names) if name != "blocks"]
+    return [name for name in dict.fromkeys(names) if name not in stacked]
 
 
 def _errors(update: Tensor, error: Tensor) -> tuple[float | None, ...]:

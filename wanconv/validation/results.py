@@ -106,17 +106,16 @@ def compare_component(
     for index, ((timestep, branch), agreement) in enumerate(zip(probe.labels, found.predictions, strict=True)):
         blocks = [
             {
-                "block": f"blocks.{one.block}",
+                "block": one.block,
                 "forced_relative_l2": one.forced[index],
                 "running_relative_l2": one.running[index],
             }
             for one in found.blocks
         ]
         forced = [one.forced[index] for one in found.blocks]
-        broken = [one.block for one in found.blocks if one.forced[index] is None]
-        worst = broken[0] if broken else max(range(len(forced)), key=lambda block: forced[block] or 0.0)
+        worst = forced.index(None) if None in forced else max(range(len(forced)), key=lambda part: forced[part] or 0.0)
         row: Json = {"component": component, "timestep": timestep, "branch": branch, "format": held_to}
-        rows.append({**row, **agreement_figures(agreement), "worst_block": f"blocks.{worst}", "blocks": blocks})
+        rows.append({**row, **agreement_figures(agreement), "worst_block": found.blocks[worst].block, "blocks": blocks})
     return found, rows
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, Self
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import Grid, given_video, image_condition, latent_size
@@ -67,10 +67,12 @@ class Condition(Protocol):
 class Denoiser(Protocol):
     """A network on the meta device, fed block by block; an nn.Module whose names are canonical.
 
-    A condition is of the network's own class. A state has the residual stream as `x` (B, N, d).
+    A condition is of the network's own class. A state has the residual stream as `x` (B, N, d), to which each part in
+    `stack` adds.
     """
 
-    blocks: nn.ModuleList
+    @property
+    def stack(self) -> tuple[str, ...]: ...
 
     def denoise(
         self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None
@@ -78,7 +80,7 @@ class Denoiser(Protocol):
 
     def embed(self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None) -> Any: ...
 
-    def block(self, n: int, fetch: Fetch, state: Any) -> Any: ...
+    def block(self, name: str, fetch: Fetch, state: Any) -> Any: ...
 
     def unembed(self, fetch: Fetch, state: Any) -> Tensor: ...
 
