@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.engine.numerics import PRESETS, Imitation
@@ -80,6 +80,7 @@ def test_a_recorder_sees_on_a_gpu_what_it_sees_on_a_cpu(model: Model) -> None:
     for device in ("cpu", "cuda"):
         with ModelWeights(model, MEMORY, torch.device(device)) as weights:
             wan = denoiser(model, weights, "dit", PRESETS["fp16"])
+            assert isinstance(wan, nn.Module)
             recorder = Recorder()
             assert isinstance(wan, torch.nn.Module)
             recorder.watch(wan)
