@@ -7,7 +7,7 @@ import pytest
 
 from wanconv.errors import Refused, UsageError
 from wanconv.families import FAMILIES, vocabulary
-from wanconv.formats import FORMATS
+from wanconv.formats import FORMATS, ROUNDINGS
 from wanconv.naming import matches
 from wanconv.recipe import Rule, assign, load, names, parse
 from wanconv.tensors import DTYPES, Family, Kind
@@ -70,6 +70,9 @@ BREAKS = [
     (HEAD + rule(blocks=[0.5]),                "rule 1: blocks must be a list of whole numbers"),
     (HEAD + rule(scale="row"),                 "rule 1: bf16 takes scale none, not 'row'"),
     (HEAD + rule(scale=["none"]),              "rule 1: bf16 takes scale none, not ['none']"),
+    (HEAD + rule(rounding="mse"),              "rule 1: rounding mse searches a scale, and scale is none"),
+    (HEAD + rule(rounding="mes"),              "rule 1: rounding must be of nearest, mse, not 'mes' – mse?"),
+    (HEAD + rule(rounding=["mse"]),            "rule 1: rounding must be of nearest, mse, not ['mse']"),
     (HEAD + rule(optional="yes"),              "rule 1: optional must be true or false"),
 ]
 # fmt: on
@@ -221,6 +224,18 @@ def _is_narrow(rule: Rule) -> bool:
 
 def test_the_schema_page_names_every_key_kind_and_format() -> None:
     page = (ROOT / "recipes" / "README.md").read_text()
-    keys = ("schema", "summary", "families", "match", "kind", "blocks", "format", "scale", "fallback", "optional")
-    assert [word for word in (*keys, *get_args(Kind), *FORMATS) if f"`{word}`" not in page] == []
+    keys = (
+        "schema",
+        "summary",
+        "families",
+        "match",
+        "kind",
+        "blocks",
+        "format",
+        "scale",
+        "rounding",
+        "fallback",
+        "optional",
+    )
+    assert [word for word in (*keys, *ROUNDINGS, *get_args(Kind), *FORMATS) if f"`{word}`" not in page] == []
     assert parse("example", page.split("```toml\n")[1].split("```")[0]).rules

@@ -21,7 +21,7 @@ def test_the_list_has_every_recipe_and_its_summary() -> None:
 def test_a_recipe_is_explained_rule_by_rule() -> None:
     report = explain("fp8-plain")
     (table,) = report.tables
-    assert table.rows[0] == (1, "{dit,expert.*}/blocks.** (linear)", "fp8_e4m3fn", "none", "bf16")
+    assert table.rows[0] == (1, "{dit,expert.*}/blocks.** (linear)", "fp8_e4m3fn", "none", "nearest", "bf16")
     assert [row[0] for row in table.rows] == [1, 2, 3]
     assert report.figures["families"] == "**"
 
@@ -41,7 +41,7 @@ def test_on_a_model_it_says_which_rule_takes_what(tiny: Callable[..., Path]) -> 
 def test_a_recipe_of_ones_own_is_explained_from_its_file(tiny: Callable[..., Path], tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('schema = 1\nsummary = "mine"\n[[rule]]\nmatch = "**"\nblocks = [-1]\nformat = "bf16"\n')
-    assert explain(str(path)).tables[0].rows == ((1, "** (blocks -1)", "bf16", "none", ""),)
+    assert explain(str(path)).tables[0].rows == ((1, "** (blocks -1)", "bf16", "none", "nearest", ""),)
     with pytest.raises(UsageError, match=r"^recipe mine does not fit wan2\.1-t2v$"):
         explain(str(path), tiny("wan2.1-t2v-1.3b"))
 

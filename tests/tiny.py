@@ -56,3 +56,19 @@ def contents(out: Path) -> dict[str, str]:
 
 def weight_files(out: Path) -> list[Path]:
     return sorted(path for path in out.rglob("*") if path.suffix in (".safetensors", ".pth"))
+
+
+def searched(folder: Path) -> str:
+    """Writes a recipe of what ComfyUI reads, with every scale found by its squared error; returns its path."""
+    rules = (
+        ("ffn.*.weight", "int8", "tensor"),
+        ("self_attn.*.weight", "int8", "row"),
+        ("cross_attn.{q,k}.weight", "fp8_e5m2", "tensor"),
+        ("cross_attn.*.weight", "fp8_e4m3fn", "auto"),
+    )
+    text = 'schema = 1\nsummary = "a test"\n'
+    for glob, name, scale in rules:
+        text += f'[[rule]]\nmatch = "{{dit,expert.*}}/blocks.*.{glob}"\nkind = "linear"\nformat = "{name}"\n'
+        text += f'scale = "{scale}"\nrounding = "mse"\n'
+    (folder / "searched.toml").write_text(text + '[[rule]]\nmatch = "**"\nformat = "bf16"\n')
+    return str(folder / "searched.toml")

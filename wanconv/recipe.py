@@ -9,13 +9,13 @@ from typing import get_args
 
 from wanconv.errors import Refused, UsageError
 from wanconv.families import FAMILIES
-from wanconv.formats import FORMATS
+from wanconv.formats import FORMATS, ROUNDINGS
 from wanconv.naming import check, matches, nearest
 from wanconv.tensors import Kind
 
 SCHEMA = 1
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
-_RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "fallback", "optional")
+_RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallback", "optional")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Rule:
     scale: str = "none"
     fallback: str | None = None
     optional: bool = False
+    rounding: str = "nearest"
 
     def takes(self, name: str, kind: Kind, block: int | None, block_count: int) -> bool:
         if self.kinds and kind not in self.kinds:
@@ -105,6 +106,7 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     found = _unknown(table, _RULE_KEYS, where)
     match, kind, blocks = table.get("match"), table.get("kind", []), table.get("blocks", [])
     scale, fallback, optional = table.get("scale", "none"), table.get("fallback"), table.get("optional", False)
+    rounding = table.get("rounding", "nearest")
     if not isinstance(match, str):
         found.append(f"{where}: match must be a glob on canonical names")
     elif reason := _bad_glob(match):
@@ -122,6 +124,10 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     target = FORMATS.get(str(table.get("format")))
     if target is not None and scale not in target.scales:
         found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {scale!r}")
+    if rounding not in ROUNDINGS:
+        found.append(_not_one_of(f"{where}: rounding", rounding, ROUNDINGS))
+    elif rounding != "nearest" and scale == "none":
+        found.append(f"{where}: rounding {rounding} searches a scale, and scale is none")
     if fallback is not None and fallback == table.get("format"):
         found.append(f"{where}: the fallback is the format itself")
     if not isinstance(optional, bool):
@@ -135,6 +141,7 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
         kinds=tuple(kinds),  # type: ignore[arg-type]  # checked against get_args(Kind) above
         blocks=tuple(blocks),  # type: ignore[arg-type]  # checked to be a list of int above
         scale=str(scale),
+        rounding=str(rounding),
         fallback=None if fallback is None else str(fallback),
         optional=bool(optional),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wanconv.tensors import DTYPES, Kind, Shape
 
 MAX_ROW = 1 << 18  # elements of a row that takes a scale of its own: what fits a worker's scratch memory
+ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitude, or by the least squared error
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,25 @@
 row of zeros takes scale 1 and stays zeros. No scale is below 2 ** -100: numbers that small would leave the products too
 few bits, and no model has them.
 
+That is rounding `nearest`. Rounding `mse` takes, of FACTORS times that scale, the one with the least squared error
+sum((w - w') ** 2), and the first of equal ones: never a worse one than `nearest`, which is the first factor.
+
+    int8    1 down to 0.2, denser near 1: a finer step for all numbers, and the few beyond 127 of them are clipped
+    floats  1 up to 2: their step grows with the number, so clipping never pays, and after a factor of two the grid is
+            the same again; between, the numbers meet its binades at other places
+
 The worst error of an element is half a step of its scaled grid,
 
     bound(w) = scale * h(w / scale) * (1 + 2 ** -13)
 
 with h half the spacing of the storage's numbers (0.5 in int8, `plain` for floats); the last factor is what float32 may
-lose in quotient and product. Scales are found on whole rows: runs here are (rows, columns), and a tensor's scale comes
-from the peaks of its rows.
+lose in quotient and product. Where `mse` may clip, |w| from 127 * scale to 127 * scale / 0.2 may be as far away as
+127 * scale is. Scales are found on whole rows: runs here are (rows, columns), and a tensor's scale comes from the peaks
+of its rows.
 
-Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (families/packings.py) for the decode.
+Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (families/packings.py) for the decode; the search
+for a clipped range with less squared error is that of GPTQ (quant.py: 1 down to 0.2) and of llm-compressor's MSE
+observer (1 down to 0.8).
 """
 
 from collections.abc import Iterator
@@ -41,12 +51,15 @@ from wanconv.formats.plain import (
 from wanconv.tensors import DTYPES
 
 LARGEST = {"fp8_e4m3fn": 448.0, "fp8_e5m2": 57344.0, "int8": 127.0}
+_OCTAVE = tuple((16 + k) / 16 for k in range(16))
+FACTORS = {"fp8_e4m3fn": _OCTAVE, "fp8_e5m2": _OCTAVE, "int8": tuple((320 - k * k) / 320 for k in range(17))}
 _SMALLEST_SCALE = 2.0**-100
 _SLACK = 1 + 2.0**-13
+_EQUAL = 1 + 2.0**-24
 
 
 class Scaler:
-    """Measures, encodes and compares rows through scratch memory of its own (3.5 MB); one per worker thread.
+    """Measures, encodes and compares rows through scratch memory of its own (6 MB); one per worker thread.
 
     Every run is a contiguous 2-D tensor of whole rows, or of a part of one; `scales` holds one number, or one per row.
     """
@@ -56,6 +69,8 @@ class Scaler:
         self._other = torch.empty(CHUNK, dtype=torch.float32)
         self._bits = torch.empty(CHUNK, dtype=torch.int32)
         self._half = torch.empty(CHUNK, dtype=torch.int16)
+        self._payload = torch.empty(CHUNK, dtype=torch.uint8)
+        self._squares = torch.empty(CHUNK, dtype=torch.float64)
 
     def peaks(self, source: Tensor, name: str, start: int = 0) -> Tensor:
         """Returns the largest |w| of each row, float32; raises NotFinite, with `start` the run's first element."""
@@ -77,27 +92,66 @@ class Scaler:
             )
             out[rows].copy_(scaled.round_() if out.dtype == torch.int8 else scaled)
 
+    def squared_errors(self, source: Tensor, scales: Tensor, storage: str) -> Tensor:
+        """Returns each row's squared error under each scale, float64 (rows, candidates); `scales` as candidates() has
+        them, for each row or for all."""
+        out = torch.empty((source.shape[0], scales.shape[1]), dtype=torch.float64)
+        for rows in _pieces(source):
+            weight = self._weight(source[rows])
+            for at in range(scales.shape[1]):
+                out[rows, at] = self._squared_error(weight, _column(scales[:, at], rows), storage)
+        return out
+
+    def search(self, source: Tensor, peaks: Tensor, storage: str) -> Tensor:
+        """Returns the scale of each row, of those with these peaks, that has the least squared error."""
+        scales = candidates(peaks, storage)
+        errors = torch.full(scales.shape, inf, dtype=torch.float64)
+        for rows in _pieces(source):
+            weight = self._weight(source[rows])
+            for at in range(scales.shape[1]):
+                # A factor that clips more off the peak alone than another loses in all, loses; so do smaller ones.
+                clipped = (peaks[rows] - scales[rows, at] * LARGEST[storage]).clamp_(min=0.0).double().square_()
+                if (clipped >= errors[rows].amin(1)).all():
+                    break
+                errors[rows, at] = self._squared_error(weight, scales[rows, at : at + 1], storage)
+        return chosen(scales, errors)
+
+    def _weight(self, source: Tensor) -> Tensor:
+        """Returns rows as float32, where neither encode nor decode writes."""
+        return self._widened(source, self._bits.view(torch.float32))
+
+    def _squared_error(self, weight: Tensor, scales: Tensor, storage: str) -> Tensor:
+        payload = self._scratch(self._payload.view(TORCH_DTYPES[storage]), weight)
+        self.encode(weight, scales, payload)
+        value = self._scratch(self._other, weight)
+        _decode(payload, scales, value, self._half)
+        error = self._scratch(self._squares, weight).copy_(value.sub_(weight))
+        return error.mul_(error).sum(1)
+
     def first_violation(
-        self, source: Tensor, stored: Tensor, scales: Tensor, start: int = 0
+        self, source: Tensor, stored: Tensor, scales: Tensor, start: int = 0, *, clips: bool = False
     ) -> tuple[Violation | None, float]:
         """Returns the first element of `stored` that is further from its source than its bound, and the largest error /
-        bound seen; NaN and infinity on either side, in a scale too, are violations, ratio inf."""
+        bound seen; NaN and infinity on either side, in a scale too, are violations, ratio inf. `clips`: the scales may
+        be those of rounding `mse`."""
         worst = 0.0
         for rows in _pieces(source):
-            ratio = self._ratio(source[rows], stored[rows], _column(scales, rows))
+            ratio = self._ratio(source[rows], stored[rows], _column(scales, rows), clips)
             worst = max(worst, ratio)
             if ratio > 1.0:
                 first = start + rows.start * source.shape[1]
-                return _violation(source[rows], stored[rows], _column(scales, rows), first), worst
+                return _violation(source[rows], stored[rows], _column(scales, rows), first, clips), worst
         return None, worst
 
-    def _ratio(self, source: Tensor, stored: Tensor, scales: Tensor) -> float:
+    def _ratio(self, source: Tensor, stored: Tensor, scales: Tensor, clips: bool) -> float:
         storage = NAMES[stored.dtype]
         weight, value = self._widened(source, self._wide), self._scratch(self._other, source)
         _decode(stored, scales, value, self._half)
         error = value.sub_(weight)
         if storage == "int8":
             step = scales * 0.5
+            if clips:
+                step = _with_clips(weight, scales, self._scratch(self._bits.view(torch.float32), weight))
         else:
             scaled = torch.div(weight, scales, out=self._scratch(self._wide, weight))
             spacing = power(scaled, DTYPES[storage], self._bits[: scaled.numel()].view(scaled.shape))
@@ -122,12 +176,34 @@ def scales_of(peaks: Tensor, storage: str) -> Tensor:
     return scales.masked_fill_(peaks == 0, 1.0)
 
 
-def encode(weight: Tensor, storage: str, scale: str, name: str) -> tuple[Tensor, Tensor]:
+def candidates(peaks: Tensor, storage: str) -> Tensor:
+    """Returns the scales that rounding `mse` chooses from, (peaks, factors); the first is scales_of()."""
+    return (scales_of(peaks, storage).view(-1, 1) * torch.tensor(FACTORS[storage])).clamp_(min=_SMALLEST_SCALE)
+
+
+def chosen(scales: Tensor, errors: Tensor) -> Tensor:
+    """Returns of each row of candidates() the one with the least squared error, the first of equal ones.
+
+    Errors are float64 sums, and equal to 24 bits: the order in which a machine adds does not decide.
+    """
+    best = (errors <= errors.amin(1, keepdim=True) * _EQUAL).int().argmax(1, keepdim=True)
+    return scales.gather(1, best).view(-1)
+
+
+def encode(weight: Tensor, storage: str, scale: str, name: str, rounding: str = "nearest") -> tuple[Tensor, Tensor]:
     """Returns the payload of a 2-D weight and its scales, as many as `scale` ("tensor", "row") says."""
     scaler, out = Scaler(), torch.empty(weight.shape, dtype=TORCH_DTYPES[storage])
-    peaks = scaler.peaks(weight.contiguous(), name)
-    scales = scales_of(peaks if scale == "row" else peaks.max().view(1), storage)
-    scaler.encode(weight.contiguous(), scales, out)
+    weight = weight.contiguous()
+    peaks = scaler.peaks(weight, name)
+    whole = peaks.max().view(1)
+    if rounding == "nearest":
+        scales = scales_of(peaks if scale == "row" else whole, storage)
+    elif scale == "row":
+        scales = scaler.search(weight, peaks, storage)
+    else:
+        grid = candidates(whole, storage)
+        scales = chosen(grid, scaler.squared_errors(weight, grid, storage).sum(0, keepdim=True))
+    scaler.encode(weight, scales, out)
     return out, scales
 
 
@@ -140,11 +216,12 @@ def decode(stored: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
-def bound(weight: Tensor, scales: Tensor, storage: str) -> Tensor:
+def bound(weight: Tensor, scales: Tensor, storage: str, *, clips: bool = False) -> Tensor:
     """Returns the worst |w - decode(encode(w))| per element of a 2-D float32 weight."""
     column = scales.view(-1, 1)
     if storage == "int8":
-        return (column * 0.5).expand(weight.shape) * _SLACK
+        steps = _with_clips(weight, column, torch.empty_like(weight)) if clips else (column * 0.5).expand(weight.shape)
+        return steps * _SLACK
     spacing = power(weight / column, DTYPES[storage], torch.empty(weight.shape, dtype=torch.int32))
     return spacing.mul_(column).mul_(half_spacing(DTYPES[storage]) * _SLACK)
 
@@ -157,10 +234,18 @@ def _decode(stored: Tensor, scales: Tensor, out: Tensor, half: Tensor) -> None:
     out.mul_(scales)
 
 
-def _violation(source: Tensor, stored: Tensor, scales: Tensor, start: int) -> Violation:
+def _with_clips(weight: Tensor, scales: Tensor, out: Tensor) -> Tensor:
+    """Returns in `out` what an int8 weight may lose to a scale that clips: half a step, or what is beyond the last."""
+    last = scales * LARGEST["int8"]
+    beyond = torch.abs(weight, out=out).sub_(last)
+    beyond.masked_fill_(beyond > last * (_SLACK / FACTORS["int8"][-1] - 1), 0.0)
+    return torch.maximum(beyond, scales * 0.5, out=out)
+
+
+def _violation(source: Tensor, stored: Tensor, scales: Tensor, start: int, clips: bool) -> Violation:
     """Returns the first element of a run that breaks its bound."""
     weight, value = widened(source), decode(stored, scales.reshape(-1))
-    limit = bound(weight, scales.reshape(-1), NAMES[stored.dtype])
+    limit = bound(weight, scales.reshape(-1), NAMES[stored.dtype], clips=clips)
     bad = ~((weight - value).abs() <= limit) | ~torch.isfinite(weight)
     index = int(bad.reshape(-1).int().argmax())
     of_it = (each.reshape(-1)[index].item() for each in (weight, value, limit))

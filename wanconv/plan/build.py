@@ -29,7 +29,7 @@ class Step:
     """One canonical tensor on its way: `format` is what it is stored in, `dtype` the dtype on disk, `rule` who says so.
 
     `fallback` is the format that an overflow leads to; `reason` is set where the format is not the rule's own;
-    `packing` is how the client stores the scales, where the format has some.
+    `packing` is how the client stores the scales, where the format has some, and `rounding` how they are found.
     """
 
     tensor: ModelTensor
@@ -39,6 +39,7 @@ class Step:
     fallback: str | None = None
     reason: str = ""
     packing: Packing | None = None
+    rounding: str = "nearest"
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +61,11 @@ class Step:
 
     @property
     def label(self) -> str:
-        """The format, and what its scales cover: `int8 row`."""
-        return self.format if self.packing is None else f"{self.format} {self.packing.scale}"
+        """The format, what its scales cover, and how they are found where that is a search: `int8 row mse`."""
+        if self.packing is None:
+            return self.format
+        searched = self.rounding != "nearest" and not self.carried
+        return f"{self.format} {self.packing.scale}" + (f" {self.rounding}" if searched else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Plan:
                     step.format,
                     step.dtype,
                     step.packing and step.packing.scale,
+                    step.rounding,
                     [[p.ref.name, p.start, p.count] for p in step.tensor.pieces],
                 ]
                 for step in self.steps
@@ -273,7 +278,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         if scale != "none" or DTYPES[dtype].holds(DTYPES[tensor.numbers]):
             fallback = None
         made = Step(tensor, chosen, dtype, index, fallback, reason)
-        steps[name] = made if scale == "none" else _packed(made, scale, layout, unread)
+        steps[name] = made if scale == "none" else _packed(made, rule, scale, layout, unread)
         if scale == "none" and dtype in layout.unread:
             unread.setdefault(layout.unread[dtype], []).append(name)
     if problems:
@@ -306,7 +311,7 @@ def _kept_scale(packing: Packing, layout: Layout) -> str:
     return packing.scale
 
 
-def _packed(step: Step, scale: str, layout: Layout, unread: dict[str, list[str]]) -> Step:
+def _packed(step: Step, rule: Rule, scale: str, layout: Layout, unread: dict[str, list[str]]) -> Step:
     """Returns the step with the layout's packing; where it has none, or none for this component, notes why."""
     packing = layout.packing(step.format, scale)
     if packing is None:
@@ -316,7 +321,7 @@ def _packed(step: Step, scale: str, layout: Layout, unread: dict[str, list[str]]
     elif step.tensor.name.partition("/")[0] not in layout.scaled:
         why = f"{layout.name} reads scales in the weights of {', '.join(layout.scaled)} alone"
         unread.setdefault(why, []).append(step.tensor.name)
-    return replace(step, packing=packing)
+    return replace(step, packing=packing, rounding=rule.rounding)
 
 
 def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[str]]) -> dict[str, Step]:
@@ -332,7 +337,7 @@ def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[
         name = step.tensor.name
         if packing and matches(rule.follow, name) and step.packing != packing:
             made[name] = replace(step, format=packing.format, dtype=packing.format, fallback=None, reason=rule.reason)
-            made[name] = replace(made[name], packing=packing)
+            made[name] = replace(made[name], packing=packing, rounding=leading[0].rounding)
         elif (step.packing and len(packings) == 1 and step.packing != packing) or (
             step.packing and not (matches(rule.lead, name) or matches(rule.follow, name))
         ):
@@ -508,6 +513,7 @@ def _second_steps(steps: Sequence[Step]) -> list[Finding]:
             )
             continue
         message = f"was {was}: that precision is lost already, and {label} adds its own error, up to half a step"
+        message += " where it does not clip" if label.startswith("int8") and label.endswith("mse") else ""
         findings.append(Finding("warning", _some(names), message, "convert the checkpoint that it was made from"))
     return findings
 

@@ -33,8 +33,8 @@ def explain(
         figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
     rows = tuple(
-        (number, str(rule), rule.format, rule.scale, rule.fallback or "") for number, rule in enumerate(one.rules, 1)
+        (number, str(rule), rule.format, rule.scale, rule.rounding, rule.fallback or "")
+        for number, rule in enumerate(one.rules, 1)
     )
-    return Report(
-        "recipes", one.name, figures, (Table("rules", ("rule", "match", "format", "scale", "fallback"), rows),)
-    )
+    columns = ("rule", "match", "format", "scale", "rounding", "fallback")
+    return Report("recipes", one.name, figures, (Table("rules", columns, rows),))

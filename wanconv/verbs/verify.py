@@ -64,7 +64,8 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         return _report(path, figures, (), findings)
     from wanconv.workshop.compare import compare  # imports torch, which nothing else here needs
 
-    table, failures = compare(model, source, progress, options.jobs)
+    unclipped = manifest.unclipped(known) if known is not None else frozenset()
+    table, failures = compare(model, source, progress, options.jobs, unclipped)
     return _report(path, figures | {"against": str(options.against)}, (table,), findings + failures)
 
 

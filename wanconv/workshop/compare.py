@@ -1,6 +1,7 @@
 """The proof of a conversion: every element of every tensor within its format's bound of the source, streamed."""
 
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from math import isfinite, prod
@@ -19,8 +20,13 @@ from wanconv.workshop.progress import Progress, total
 _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
 
 
-def compare(model: Model, source: Model, progress: Progress, jobs: int) -> tuple[Table, list[Finding]]:
-    """Returns how near each format came to its bound, and a failure for every tensor that breaks it or has no twin."""
+def compare(
+    model: Model, source: Model, progress: Progress, jobs: int, unclipped: Collection[str] = ()
+) -> tuple[Table, list[Finding]]:
+    """Returns how near each format came to its bound, and a failure for every tensor that breaks it or has no twin.
+
+    `unclipped` are tensors whose scales are known to cover every number: rounding `mse` may have clipped the others.
+    """
     if stranger := _stranger(model, source):
         return Table("formats", _COLUMNS, ()), [stranger]
     ours, theirs = model.tensors, source.tensors
@@ -37,7 +43,8 @@ def compare(model: Model, source: Model, progress: Progress, jobs: int) -> tuple
         if ours[name].packing is None:
             finding, ratio = _compare_tensor(theirs[name], ours[name], reader, other, caster)
         else:
-            finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler)
+            clips = name not in unclipped
+            finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler, clips)
         pair = theirs[name].stored_as, ours[name].stored_as
         with lock:
             tensors, elements, worst = seen.get(pair, (0, 0, 0.0))
@@ -109,7 +116,13 @@ def _compare_tensor(
 
 
 def _compare_scaled(
-    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader, sources: Sources, scaler: Scaler
+    source: ModelTensor,
+    stored: ModelTensor,
+    reader: Reader,
+    other: Reader,
+    sources: Sources,
+    scaler: Scaler,
+    clips: bool,
 ) -> tuple[Finding | None, float]:
     """Returns the same for a tensor that is stored with scales."""
     worst = 0.0
@@ -123,6 +136,7 @@ def _compare_scaled(
             other.payload(stored, start, count).view(-1, columns),
             scales if scales.numel() == 1 else scales[rows],
             start,
+            clips=clips,
         )
         worst = max(worst, ratio)
         if violation is not None:

@@ -141,7 +141,11 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
 
 def _scales_entry(step: Step, slot: Slot, digests: Mapping[str, str]) -> Json:
     assert step.packing is not None
-    return {"scale": step.packing.scale, "scales": {"name": slot.name, "xxh3_128": digests[slot.key]}}
+    return {
+        "scale": step.packing.scale,
+        **({} if step.carried else {"rounding": step.rounding}),
+        "scales": {"name": slot.name, "xxh3_128": digests[slot.key]},
+    }
 
 
 def read(folder: Path) -> Json | None:
@@ -175,6 +179,12 @@ def source_options(manifest: Json) -> tuple[Expert | None, tuple[str, ...]]:
     options: Json = manifest["options"]  # type: ignore[assignment]  # read() has checked it, and what follows
     expert: Expert | None = options["expert"]  # type: ignore[assignment]
     return expert, tuple(options["exclude"])  # type: ignore[arg-type]
+
+
+def unclipped(manifest: Json) -> frozenset[str]:
+    """Returns the tensors of a manifest from read() whose scales were found without a search."""
+    tensors: dict[str, Json] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
+    return frozenset(name for name, entry in tensors.items() if entry.get("rounding") == "nearest")
 
 
 def _fault(manifest: Json) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from wanconv.checkpoint import pth
 from wanconv.errors import InputError, Overflow
 from wanconv.formats import scaled
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
-from wanconv.formats.scaled import Scaler, scales_of
+from wanconv.formats.scaled import Scaler, candidates, chosen, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
@@ -156,12 +156,7 @@ class Peaks:
     def of_rows(self, tensor: ModelTensor, first: int, count: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
         """Returns the peaks of rows [first, first + count)."""
         peaks = self._rows.setdefault(tensor.name, torch.full((tensor.shape[0],), torch.nan))
-        columns = tensor.shape[1]
-        for start, numel in row_runs(first * columns, count * columns, columns):
-            known = peaks[start // columns : (start + numel) // columns]
-            if known.isnan().any():
-                values = reader.values(tensor, start, numel).view(-1, columns)
-                known.copy_(scaler.peaks(values, tensor.name, start))
+        _complete(peaks, tensor, first, count, reader, lambda run, start: scaler.peaks(run, tensor.name, start))
         return peaks[first : first + count]
 
     def of_tensor(self, tensor: ModelTensor, first: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
@@ -173,6 +168,57 @@ class Peaks:
         return self._whole[tensor.name]
 
 
+class Searches:
+    """The scales of rounding `mse`, each searched once, by whoever needs it; shared as Peaks are."""
+
+    def __init__(self, peaks: Peaks) -> None:
+        self._peaks = peaks
+        self._rows: dict[str, torch.Tensor] = {}  # NaN: not searched yet
+        self._errors: dict[str, torch.Tensor] = {}  # of each row under each candidate; NaN: not measured yet
+        self._whole: dict[str, torch.Tensor] = {}
+
+    def of_rows(self, step: Step, first: int, count: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
+        """Returns the scales of rows [first, first + count)."""
+        tensor = step.tensor
+        scales = self._rows.setdefault(tensor.name, torch.full((tensor.shape[0],), torch.nan))
+
+        def search(run: torch.Tensor, start: int) -> torch.Tensor:
+            return scaler.search(run, scaler.peaks(run, tensor.name, start), step.dtype)
+
+        _complete(scales, tensor, first, count, reader, search)
+        return scales[first : first + count]
+
+    def of_tensor(self, step: Step, first: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
+        """Returns the scale of the whole tensor, searched from row `first` on and then from its start."""
+        tensor, rows = step.tensor, step.tensor.shape[0]
+        if tensor.name not in self._whole:
+            scales = candidates(self._peaks.of_tensor(tensor, first, reader, scaler), step.dtype)
+            unknown = torch.full((rows, scales.shape[1]), torch.nan, dtype=torch.float64)
+            errors = self._errors.setdefault(tensor.name, unknown)
+            for span in ((first, rows - first), (0, first)):
+                _complete(errors, tensor, *span, reader, lambda run, _: scaler.squared_errors(run, scales, step.dtype))
+            self._whole[tensor.name] = chosen(scales, errors.sum(0, keepdim=True))
+            self._errors.pop(tensor.name, None)
+        return self._whole[tensor.name]
+
+
+def _complete(
+    table: torch.Tensor,
+    tensor: ModelTensor,
+    first: int,
+    count: int,
+    reader: Reader,
+    measure: Callable[[torch.Tensor, int], torch.Tensor],
+) -> None:
+    """Measures those of rows [first, first + count) that are NaN in the table; `measure` gets runs of whole rows and
+    the element that they start at."""
+    columns = tensor.shape[1]
+    for start, numel in row_runs(first * columns, count * columns, columns):
+        known = table[start // columns : (start + numel) // columns]
+        if known.isnan().any():
+            known.copy_(measure(reader.values(tensor, start, numel).view(-1, columns), start))
+
+
 class Mover:
     """Fills the payload of a plan's outputs. Use as a context: it holds the source files open."""
 
@@ -181,6 +227,7 @@ class Mover:
         self._sources = Sources()
         self._local = threading.local()
         self._peaks = Peaks()
+        self._searches = Searches(self._peaks)
         self._flushed: dict[str, tuple[int, int]] = {}
         self._counting = threading.Lock()
 
@@ -267,6 +314,10 @@ class Mover:
             scales = read_scales(self._sources, step.tensor)
             caster.check(scales, f"the scales of {step.tensor.name}")
             return scales.expand(step.tensor.shape[0])[row : row + count] if step.packing.scale == "row" else scales
+        if step.rounding == "mse":
+            if step.packing.scale == "row":
+                return self._searches.of_rows(step, row, count, reader, scaler)
+            return self._searches.of_tensor(step, row, reader, scaler)
         if step.packing.scale == "row":
             return scales_of(self._peaks.of_rows(step.tensor, row, count, reader, scaler), step.dtype)
         return scales_of(self._peaks.of_tensor(step.tensor, row, reader, scaler), step.dtype)
