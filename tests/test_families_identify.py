@@ -257,7 +257,7 @@ def test_the_flag_names_the_role_of_a_lone_denoiser_even_beside_shared_component
 def test_a_lone_expert_without_evidence_needs_the_flag() -> None:
     error = refusal(UsageError, folder(tiny_part("a.safetensors", I2V)))
     assert error.message == "a.safetensors is one of two experts, and neither folder nor file name says which"
-    assert error.hint == "Say --expert high or --expert low."
+    assert error.hint == "say --expert high or --expert low"
 
 
 def test_two_experts_without_evidence_are_refused() -> None:

@@ -161,3 +161,30 @@ def test_the_readme_has_every_error_code_in_the_row_of_its_exit_code(error: type
 def test_tests_cannot_reach_the_network() -> None:
     with socket.socket() as connection, pytest.raises(OSError, match="offline"):
         connection.connect(("192.0.2.1", 80))  # an address reserved for documentation
+
+
+def hints(tree: ast.Module) -> Iterator[str]:
+    """Yields what is written of every hint of an error or finding: literals, also those behind a module's constant."""
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    places = {error.__name__: 1 for error in errors.REGISTRY.values()} | {"Finding": 3}
+    for node in ast.walk(tree):
+        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if not isinstance(node, ast.Call) or name not in places or len(node.args) <= places[name]:
+            continue
+        hint = node.args[places[name]]
+        hint = constants.get(hint.id, hint) if isinstance(hint, ast.Name) else hint
+        for part in (hint.body, hint.orelse) if isinstance(hint, ast.IfExp) else (hint,):
+            if isinstance(part, ast.Constant | ast.JoinedStr):
+                yield ast.unparse(part).lstrip("f")[1:-1]
+
+
+def test_a_hint_starts_small_and_ends_without_a_full_stop() -> None:
+    found = [hint for path in MODULES for hint in hints(ast.parse(path.read_text()))]
+    assert len(found) > 150
+    assert [hint for hint in found if hint[:1].isupper() or hint.endswith(".")] == []

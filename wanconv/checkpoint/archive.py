@@ -26,8 +26,8 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "too big for this field: see ZIP64"
 _VERSION, _VERSION64 = 20, 45  # needed to read it: 2.0, 4.5 with ZIP64
 _ENCRYPTED = 0x1
 _MAX_DIRECTORY = 64_000_000  # bytes
-_DAMAGED = "The file is damaged or was made to deceive: download it again from its source."
-_RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
+_DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
+_RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 
 
 @dataclass(frozen=True, slots=True)

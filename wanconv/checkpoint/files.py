@@ -18,15 +18,15 @@ _PEEK = 512
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
-_AGAIN = "Download the file again."
-_RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
+_AGAIN = "download the file again"
+_RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 # fmt: off
 _MAGIC = (  # first bytes → what the file is, what to do; the first match counts
-    (b"version https://git-lfs", "a git-LFS pointer", "Fetch the file itself: `git lfs pull`."),
-    (b"PK\x03\x04",  "a zip archive (torch's .pth format)", "Name it .pth, or re-save the weights as safetensors."),
+    (b"version https://git-lfs", "a git-LFS pointer", "fetch the file itself: `git lfs pull`"),
+    (b"PK\x03\x04",  "a zip archive (torch's .pth format)", "name it .pth, or re-save the weights as safetensors"),
     (b"PK\x05\x06",  "an empty zip archive",                _AGAIN),
-    (b"GGUF",        "a GGUF file",                         "Use the original weights, in safetensors or .pth."),
-    (b"\x1f\x8b",    "a gzip file",                         "Unpack it first: `gunzip`."),
+    (b"GGUF",        "a GGUF file",                         "use the original weights, in safetensors or .pth"),
+    (b"\x1f\x8b",    "a gzip file",                         "unpack it first: `gunzip`"),
     (_LEGACY_TORCH,  "a torch file of before version 1.6",  _RE_SAVE),
     (b"\x80\x02",    "a bare pickle",                       _RE_SAVE),
     (b"\x80\x03",    "a bare pickle",                       _RE_SAVE),
@@ -88,7 +88,7 @@ def regular_file(path: Path) -> Iterator[OpenFile]:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise InputError(
-                f"{path} is {node_kind(mode)}, not a file", "Give the path of a weight file or model folder."
+                f"{path} is {node_kind(mode)}, not a file", "give the path of a weight file or model folder"
             )
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -104,9 +104,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         what = "is a dangling link" if path.is_symlink() else "does not exist"
-        raise InputError(f"{path} {what}", "Check the path, or download what is missing.") from error
+        raise InputError(f"{path} {what}", "check the path, or download what is missing") from error
     except OSError as error:
-        hint = "Check the permissions and the disk."
+        hint = "check the permissions and the disk"
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint) from error
 
 
@@ -126,7 +126,7 @@ def what_is(file: OpenFile) -> tuple[str, str] | None:
             return what, hint
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:5].lower() in (b"<!doc", b"<html", b"<head", b"<?xml", b"<erro"):
-        return "a web page", "The server answered with a page: check the URL or the login, and download again."
+        return "a web page", "the server answered with a page: check the URL or the login, and download again"
     if text[:1] in (b"{", b"[") and text.isascii():
         return "JSON text, such as a server's error message", _AGAIN
     if head.isascii() and not _UNPRINTABLE.search(head.decode("ascii").translate({9: None, 10: None, 13: None})):
@@ -137,7 +137,7 @@ def what_is(file: OpenFile) -> tuple[str, str] | None:
 def check_name(name: str, path: Path) -> None:
     """Raises InputError for a tensor name that no model has and that a log or a header cannot carry."""
     if not name or name == "__metadata__" or _UNPRINTABLE.search(name):
-        raise InputError(f"{path} has a tensor named {name!r}", "No tensor may be called that; the file is damaged.")
+        raise InputError(f"{path} has a tensor named {name!r}", "no tensor may be called that; the file is damaged")
 
 
 def printable(text: str) -> bool:

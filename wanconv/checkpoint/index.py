@@ -10,8 +10,8 @@ from wanconv.errors import InputError
 from wanconv.tensors import TensorRef
 
 _MAX_INDEX = 64_000_000  # bytes
-_AGAIN = "Download the index again."
-_SAME_REVISION = "Download the shards and the index again, from the same revision."
+_AGAIN = "download the index again"
+_SAME_REVISION = "download the shards and the index again, from the same revision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ def _shard_name(value: object, index: Path, extensions: tuple[str, ...]) -> str:
         raise InputError(f"{index} maps a tensor to {value!r} instead of a file name", _AGAIN)
     if not printable(value) or "/" in value or "\\" in value or value.startswith("."):
         raise InputError(
-            f"{index} names the shard {value!r}, which is no plain file name", "Do not trust this download."
+            f"{index} names the shard {value!r}, which is no plain file name", "do not trust this download"
         )
     if not value.endswith(extensions):
-        raise InputError(f"{index} names the shard {value!r}, which is no weight file", "Do not trust this download.")
+        raise InputError(f"{index} names the shard {value!r}, which is no weight file", "do not trust this download")
     return value

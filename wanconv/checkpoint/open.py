@@ -17,7 +17,7 @@ PTH = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PTH)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
-_REMOVE = "Remove it, or exclude it."
+_REMOVE = "remove it, or exclude it"
 _MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
 
@@ -28,7 +28,7 @@ def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
     `exclude` are fnmatch globs on relative paths (`*` crosses slashes). Raises InputError for what cannot be trusted.
     """
     if not printable(str(path)):
-        raise InputError(f"{str(path)!r} holds characters that no path should have", "Rename the file or folder.")
+        raise InputError(f"{str(path)!r} holds characters that no path should have", "rename the file or folder")
     with explained(path):
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     return _open_folder(path, exclude) if is_folder else _open_file(path)
@@ -61,7 +61,7 @@ def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
             index = read_index(root / path, WEIGHTS)
             shards = _beside(path, index.shards)
             if again := next((shard for shard in shards if shard in listed), None):
-                raise InputError(f"{root / again} is listed by {listed[again]} and by {path}", "Remove one of the two.")
+                raise InputError(f"{root / again} is listed by {listed[again]} and by {path}", "remove one of the two")
             listed |= dict.fromkeys(shards, path)
             parts.append(_sharded(root, path, index, set(files)))
         except InputError as error:
@@ -80,7 +80,7 @@ def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
     if problems:
         raise combined(problems, root)
     if not parts:
-        raise InputError(f"{root} holds no weights", f"Give a folder with {_READABLE} in it.")
+        raise InputError(f"{root} holds no weights", f"give a folder with {_READABLE} in it")
     return Checkpoint(root, tuple(sorted(parts, key=lambda part: part.path)), sidecars)
 
 
@@ -94,9 +94,9 @@ def _open_file(path: Path) -> Checkpoint:
         with regular_file(path) as file:
             known = what_is(file)
         what = known[0] if known else "no weight file, by its name"
-        raise InputError(f"{path} is {what}", f"wanconv reads {_READABLE} and *{INDEX}.")
+        raise InputError(f"{path} is {what}", f"wanconv reads {_READABLE} and *{INDEX}")
     elif _is_shard(name):
-        raise InputError(f"{path} is one shard of several", f"Give the folder, or the *{INDEX} that lists the shards.")
+        raise InputError(f"{path} is one shard of several", f"give the folder, or the *{INDEX} that lists the shards")
     else:
         part = _single(root, name)
     sidecars = ("config.json",) if os.path.lexists(root / "config.json") else ()
@@ -121,7 +121,7 @@ def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
     for file, promised in zip(files, index.shards.values(), strict=True):
         try:
             if file not in present:
-                raise InputError(f"{root / file} is missing: {path} lists it", "Download it, or do not exclude it.")
+                raise InputError(f"{root / file} is missing: {path} lists it", "download it, or do not exclude it")
             check_file(root, file)
             header = read_header(root / file)
             check_shard(root / file, promised, header)
@@ -149,7 +149,7 @@ def _unlisted(root: Path, shards: Iterable[str]) -> list[InputError]:
     groups: dict[str, list[str]] = {}
     for path in shards:
         groups.setdefault(_SHARD.sub(r"\g<stem>-*-of-\g<count>\g<extension>", path), []).append(path)
-    hint = f"Fetch the *{INDEX} that belongs to them, or remove or exclude what is left over."
+    hint = f"fetch the *{INDEX} that belongs to them, or remove or exclude what is left over"
     return [
         InputError(f"{root / pattern}: no index lists these shards ({len(found)} of them)", hint)
         for pattern, found in groups.items()
@@ -184,22 +184,22 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
 def check_file(root: Path, path: str) -> None:
     """Raises InputError unless `path` is a readable regular file that is not linked to from outside the checkpoint."""
     if not printable(path):
-        raise InputError(f"{root} holds a file named {path!r}", "Rename it, or exclude it.")
+        raise InputError(f"{root} holds a file named {path!r}", "rename it, or exclude it")
     where = root / path
     with explained(where):
         mode = where.stat().st_mode
         if os.path.realpath(where) != os.path.join(os.path.realpath(root), path):  # a link, or below one
             if stat.S_ISDIR(mode):
-                raise InputError(f"{where} links to a folder; that is not followed", "Copy the folder, or exclude it.")
+                raise InputError(f"{where} links to a folder; that is not followed", "copy the folder, or exclude it")
             if not _is_own_link(root, where):
                 target = os.path.realpath(where)
                 raise InputError(
-                    f"{where} links to {target}, outside of the checkpoint", "Copy it there, or exclude it."
+                    f"{where} links to {target}, outside of the checkpoint", "copy it there, or exclude it"
                 )
         if not stat.S_ISREG(mode):
             raise InputError(f"{where} is {node_kind(mode)}, not a file", _REMOVE)
         if not os.access(where, os.R_OK, effective_ids=True):
-            raise InputError(f"{where} cannot be read: permission denied", "Check the permissions.")
+            raise InputError(f"{where} cannot be read: permission denied", "check the permissions")
 
 
 def _is_own_link(root: Path, link: Path) -> bool:

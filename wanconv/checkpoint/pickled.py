@@ -44,8 +44,8 @@ _DTYPE_OF_STORAGE = {f"torch {storage}": name for name, _, storage in TORCH_DTYP
 _DTYPE_OF_GLOBAL = {f"torch {torch_name}": name for name, torch_name, _ in TORCH_DTYPES}
 _KNOWN = {_UNTYPED, _ORDERED_DICT, _TENSOR_V2, _TENSOR_V3, _PARAMETER, *_DTYPE_OF_STORAGE, *_DTYPE_OF_GLOBAL}
 _WRAPPERS = ("state_dict", "module", "model")
-_STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)."
-_DAMAGED = "The file is damaged or was made to deceive: download it again from its source."
+_STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)"
+_DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 
 
 @dataclass(frozen=True, slots=True)

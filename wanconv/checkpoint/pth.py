@@ -24,12 +24,12 @@ from wanconv.errors import InputError
 from wanconv.tensors import DTYPES, TensorRef
 
 _MAX_PICKLE = 64_000_000  # bytes; that of UMT5-xxl has 0.03 MB
-_DAMAGED = "The file is damaged or was made to deceive: download it again from its source."
+_DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _TORCH_ERRORS = (  # of torch.load on a damaged file
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, OSError, EOFError),
     pickle.UnpicklingError,
 )
-_RE_SAVE = "Re-save it with a current torch: torch.save(state_dict, path)."
+_RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 
 
 def read_header(path: Path) -> Header:
@@ -110,7 +110,7 @@ def _check_is_zip(file: OpenFile) -> None:
         return
     nbytes = int.from_bytes(head[:8], "little")
     if head[8:] == b"{" and nbytes <= MAX_HEADER:
-        raise InputError(f"{file.path} is a safetensors file, not a .pth", "Rename it to end in .safetensors.")
+        raise InputError(f"{file.path} is a safetensors file, not a .pth", "rename it to end in .safetensors")
     what, hint = what_is(file) or ("none of the formats that wanconv knows", _RE_SAVE)
     raise InputError(f"{file.path} is {what}, not a torch file", hint)
 
@@ -141,7 +141,7 @@ def _locate(name: str, tensor: Stored, records: Mapping[str, Record], folder: st
     start, nbytes = tensor.start * itemsize, numel(tensor.shape, where) * itemsize
     if nbytes and not _is_contiguous(tensor):
         message = f"{where} is not contiguous: shape {list(tensor.shape)}, strides {list(tensor.stride)}"
-        raise InputError(message, "Re-save it with .contiguous() on each tensor.")
+        raise InputError(message, "re-save it with .contiguous() on each tensor")
     if nbytes and start + nbytes > record.nbytes:
         raise InputError(f"{where} reaches beyond the end of its record, at byte {start + nbytes}", _DAMAGED)
     return TensorRef(name, tensor.dtype, tensor.shape, path, record.offset + (start if nbytes else 0), nbytes)

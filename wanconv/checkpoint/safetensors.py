@@ -27,7 +27,7 @@ from wanconv.tensors import DTYPES, Shape, TensorRef
 MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
 _MAX_ELEMENTS = 2**60  # far above any disk, far below the overflow of 64-bit counters
 _FIELDS = {"dtype", "shape", "data_offsets"}
-_DAMAGED = "The file is damaged or was made to deceive: download it again from its source."
+_DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _CODES = {dtype.code: dtype for dtype in DTYPES.values()}
 
 
@@ -87,7 +87,7 @@ def _raw_header(file: OpenFile) -> bytes:
         )
     if head[8:] == b"{":
         message = f"{file.path} is cut off: its header promises {nbytes} bytes, the file has {file.size}"
-        raise InputError(message, "Download the file again.")
+        raise InputError(message, "download the file again")
     raise InputError(f"{file.path} is no safetensors file: its header does not start with '{{'", _DAMAGED)
 
 
@@ -108,7 +108,7 @@ def _tensor(name: str, entry: object, path: Path, start: int) -> TensorRef:
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = _CODES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise InputError(f"{where} has the dtype {code!r}", f"wanconv reads {', '.join(_CODES)}.")
+        raise InputError(f"{where} has the dtype {code!r}", f"wanconv reads {', '.join(_CODES)}")
     if not _is_counts(shape):
         raise InputError(f"{where} has the shape {shape!r}", _DAMAGED)
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -144,6 +144,6 @@ def _check_cover(tensors: list[TensorRef], path: Path, start: int, size: int) ->
         end += tensor.nbytes
     if end > size:
         message = f"{path} is cut off: its header promises {end} bytes, the file has {size}"
-        raise InputError(message, "Download the file again.")
+        raise InputError(message, "download the file again")
     if end < size:
         raise InputError(f"{path} has {size - end} bytes after its last tensor", _DAMAGED)

@@ -37,7 +37,7 @@ _EXPERT_FILES: tuple[tuple[str, Expert], ...] = (
 # fmt: on
 
 _SHOWN = 10
-_CONFIG_HINT = "Download it again; without a config.json, sizes come from the weights."
+_CONFIG_HINT = "download it again; without a config.json, sizes come from the weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     other, UsageError where the expert's role is missing or cannot be given.
     """
     if not checkpoint.parts:
-        raise InputError(f"{checkpoint.root} holds no weights", "Give a folder with .safetensors or .pth files.")
+        raise InputError(f"{checkpoint.root} holds no weights", "give a folder with .safetensors or .pth files")
     matched = _match(checkpoint.parts)
     denoisers = _name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
     family = _family(checkpoint, denoisers, [fit.architecture for _, fit in matched])
@@ -114,7 +114,7 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
     if odd:
         raise Unrecognised(
             f"{part.path} holds scales for {len(odd)} tensors that are no weights of linear layers",
-            "Get the file again from who made it.",
+            "get the file again from who made it",
             _first(odd),
         )
 
@@ -125,7 +125,7 @@ def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
         names = list(part.tensors)
         details = [f"unknown: {name}" for name in names[:_SHOWN]]
         message = f"{part.path}: none of its {len(names)} tensors is in a network that wanconv knows"
-        return Unrecognised(message, f"Give one of {known}.", details)
+        return Unrecognised(message, f"give one of {known}", details)
     fit = found[0]
     message = (
         f"{part.path} fits no known network; the nearest is {fit.architecture.name} ({fit.scheme} names): "
@@ -138,7 +138,7 @@ def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
         *_first([f"missing: {name}" for name in fit.missing]),
         *_first([f"unknown: {name}" for name in fit.extra]),
     ]
-    return Unrecognised(message, f"Download it again if it should be one; wanconv knows {known}.", details)
+    return Unrecognised(message, f"download it again if it should be one; wanconv knows {known}", details)
 
 
 def _first(lines: Sequence[str]) -> list[str]:
@@ -177,12 +177,12 @@ def _name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]],
         elif len(matched) == 1:
             raise UsageError(
                 f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "Say --expert high or --expert low.",
+                "say --expert high or --expert low",
             )
         else:
             raise InputError(
                 f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "Put the experts into high_noise_model and low_noise_model.",
+                "put the experts into high_noise_model and low_noise_model",
                 [other.path for other, _ in matched],
             )
     return claims
@@ -194,14 +194,14 @@ def _told(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: E
         found = ", ".join(f"{part.path} ({fit.architecture.name})" for part, fit in matched) or "no denoiser"
         raise UsageError(
             f"--expert {expert} names the role of a lone Wan 2.2 expert, but {checkpoint.root} holds {found}",
-            "Leave --expert out.",
+            "leave --expert out",
         )
     part, fit = matched[0]
     seen = _evidence(checkpoint, part, fit, {part.folder})
     if seen is not None and seen[0] != expert:
         raise UsageError(
             f"--expert {expert} contradicts the {seen[1]} of {part.path}, which says {seen[0]}",
-            f"Say --expert {seen[0]}, or rename the file.",
+            f"say --expert {seen[0]}, or rename the file",
         )
     return _Claim(f"expert.{expert}", part, fit, f"--expert {expert}")
 
@@ -224,7 +224,7 @@ def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -
     if len({expert for expert, _ in found}) > 1:
         raise InputError(
             f"{part.path}: the evidence for its expert contradicts itself",
-            "Rename the file or its folder.",
+            "rename the file or its folder",
             [f"{what} says {expert}" for expert, what in found],
         )
     return found[0] if found else None
@@ -243,7 +243,7 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[_Claim], architectures: 
                 return family
         raise InputError(
             "no family has all of " + ", ".join(architecture.name for architecture in architectures),
-            "Convert them one by one.",
+            "convert them one by one",
         )
     found = [
         family
@@ -254,7 +254,7 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[_Claim], architectures: 
         return found[0] if len(found) == 1 else _told_apart(found, checkpoint, denoisers[0])
     raise InputError(
         "the denoisers belong to no family together",
-        "Convert them one by one, or put the experts into high_noise_model and low_noise_model.",
+        "convert them one by one, or put the experts into high_noise_model and low_noise_model",
         [f"{claim.part.path}: {claim.component}, {claim.fit.architecture.name}" for claim in denoisers],
     )
 
@@ -280,7 +280,7 @@ def _component_of(family: Family, part: Part, fit: Fit) -> str:
     raise InputError(
         f"{part.path} is {fit.architecture.name}, which {family.name} does not use: "
         + (f"its {slot} is {used.name}" if used else f"it has no {slot}"),
-        "Remove the file, or give the folder it belongs to.",
+        "remove the file, or give the folder it belongs to",
     )
 
 
@@ -291,7 +291,7 @@ def _refuse_doubles(claims: Sequence[_Claim]) -> None:
         if first is not claim:
             raise InputError(
                 f"{first.part.path} and {claim.part.path} are both {claim.component}",
-                "Remove or exclude one of the two; two experts belong in high_noise_model and low_noise_model.",
+                "remove or exclude one of the two; two experts belong in high_noise_model and low_noise_model",
             )
 
 
@@ -331,7 +331,7 @@ def _read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None
     try:
         value = json.loads(file.read_bytes())
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", "Check the permissions and the disk.") from None
+        raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}", _CONFIG_HINT) from None
     if not isinstance(value, dict):
@@ -365,7 +365,7 @@ def _check_config(config: Mapping[str, object], path: str, claim: _Claim, family
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(
             f"{path}: {wrong[0]}{more}",
-            "Download the config or the weights again: they do not belong together.",
+            "download the config or the weights again: they do not belong together",
             wrong if len(wrong) > 1 else (),
         )
     return stated
@@ -395,7 +395,7 @@ def _compare_experts(experts: Sequence[Component]) -> None:
             raise InputError(
                 f"{high.part.path} and {low.part.path} are no pair of experts: "
                 f"{size} is {high.dims[size]} and {low.dims[size]}",
-                "Take both experts from one release.",
+                "take both experts from one release",
             )
 
 

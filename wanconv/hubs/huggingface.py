@@ -24,7 +24,7 @@ from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 _T = TypeVar("_T")
 _DELAYS_S = (1.0, 2.0, 4.0)
 _LONGEST_WAIT_S = 300.0
-_LATER = "Check the network and try again; --source modelscope asks the other hub."
+_LATER = "check the network and try again; --source modelscope asks the other hub"
 
 
 class HuggingFace:
@@ -39,7 +39,7 @@ class HuggingFace:
         asked = revision or "main"
         commit = self._ask(repository, asked, lambda: self._client.model_info(repository, revision=asked).sha)
         if not commit:
-            raise InputError(f"{self.title} names no commit for {repository} at {asked}", "Try again later.")
+            raise InputError(f"{self.title} names no commit for {repository} at {asked}", "try again later")
         tree = self._ask(
             repository, asked, lambda: list(self._client.list_repo_tree(repository, recursive=True, revision=commit))
         )
@@ -52,7 +52,7 @@ class HuggingFace:
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
         if not self._token:
-            raise UsageError("publishing needs a token that may write", f"Set {self.token_name}, or give --token.")
+            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
         self._ask(repository, "main", lambda: self._client.create_repo(repository, private=private, exist_ok=True))
         self._ask(
@@ -77,17 +77,15 @@ class HuggingFace:
                     time.sleep(max(delay_s, wait_s))
             return question()
         except GatedRepoError as error:
-            hint = (
-                f"Accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token."
-            )
+            hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token"
             raise InputError(f"{repository} on {self.title} is gated", hint) from error
         except RevisionNotFoundError as error:
-            raise InputError(f"{repository} on {self.title} has no revision {revision}", "Check --revision.") from error
+            raise InputError(f"{repository} on {self.title} has no revision {revision}", "check --revision") from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             message = f"{self.title} has no model {repository}, or not for this token"
-            raise InputError(message, f"Check the name, set {self.token_name}, or try --source modelscope.") from error
+            raise InputError(message, f"check the name, set {self.token_name}, or try --source modelscope") from error
         except OfflineModeIsEnabled as error:
-            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE.") from error
+            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE") from error
         except HfHubHTTPError as error:
             answer = f"{error.response.status_code} {error.response.reason_phrase}"
             raise InputError(f"{self.title} answers {answer} to a question about {repository}", _LATER) from error

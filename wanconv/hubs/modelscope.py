@@ -18,7 +18,7 @@ from wanconv.errors import InputError, UsageError
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LATER = "Check the network and try again; --source hf asks the other hub."
+_LATER = "check the network and try again; --source hf asks the other hub"
 
 
 class ModelScope:
@@ -35,11 +35,11 @@ class ModelScope:
         try:
             listed = self._client.list_repo_files(repository, "model", revision=asked)
         except (AuthenticationError, PermissionDeniedError) as error:
-            hint = f"Set {self.token_name}, or give --token."
+            hint = f"set {self.token_name}, or give --token"
             raise InputError(f"{repository} on {self.title} needs a token that may read it", hint) from error
         except NotExistError as error:
             message = f"{self.title} has no model {repository} with a revision {asked}, or not for this token"
-            raise InputError(message, f"Check the name, set {self.token_name}, or try --source hf.") from error
+            raise InputError(message, f"check the name, set {self.token_name}, or try --source hf") from error
         except (NetworkError, RequestException) as error:
             message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
             raise InputError(message, _LATER) from error
@@ -59,4 +59,4 @@ class ModelScope:
         return Address(url, secrets if self._token else {})
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
-        raise UsageError(f"wanconv does not publish to {self.title} yet", "Publish to hf://…, or use `ms-hub upload`.")
+        raise UsageError(f"wanconv does not publish to {self.title} yet", "publish to hf://…, or use `ms-hub upload`")

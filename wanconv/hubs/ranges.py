@@ -30,7 +30,7 @@ _MAX_REDIRECTS = 5
 BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _AGAIN = "run the same command to go on"
-_LIES = "The server, or something on the way to it, does not do as HTTP says: try another network, or the other hub."
+_LIES = "the server, or something on the way to it, does not do as HTTP says: try another network, or the other hub"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Reader:
         except requests.exceptions.InvalidURL as error:
             raise InputError(f"{_plain(url)} is no address", _LIES) from error
         except requests.exceptions.SSLError as error:
-            raise InputError(f"{_plain(url)}: {error}", "Check the clock, the proxy and the certificates.") from error
+            raise InputError(f"{_plain(url)}: {error}", "check the clock, the proxy and the certificates") from error
         except requests.exceptions.RequestException as error:
             raise Passing(f"no answer from {_plain(url)}: {_why(error)}") from error
 
@@ -183,9 +183,9 @@ def _first_byte(response: requests.Response, what: str, start: int, end: int, nb
         return start
     if length != str(nbytes) and "text/html" in response.headers.get("Content-Type", "").lower():
         message = f"{what}: {_plain(response.url)} answered with a web page instead of the file"
-        raise InputError(message, "Log in to the network (a hotel, a proxy), or check the address, and try again.")
+        raise InputError(message, "log in to the network (a hotel, a proxy), or check the address, and try again")
     if length is not None and length != str(nbytes):
-        raise InputError(f"{what} has {length} bytes there, and the hub lists {nbytes}", "Try again, or another hub.")
+        raise InputError(f"{what} has {length} bytes there, and the hub lists {nbytes}", "try again, or another hub")
     return 0
 
 
@@ -198,12 +198,12 @@ def _check_status(response: requests.Response, at_home: bool) -> None:
     if status in BUSY or (status == 403 and not at_home):  # a signed address that has run out is signed anew
         raise Passing(f"{url} answers {status} {response.reason}", retry_after(response.headers.get("Retry-After")))
     if status in (401, 403):
-        hint = "Accept the model's conditions on its page, and give a token that may read it (--token)."
+        hint = "accept the model's conditions on its page, and give a token that may read it (--token)"
         raise InputError(f"{url} answers {status}: not allowed", hint)
     if status == 404:
-        raise InputError(f"{url} does not exist", "Its revision may be gone: run the same command again.")
+        raise InputError(f"{url} does not exist", "its revision may be gone: run the same command again")
     if status == 416:
-        raise InputError(f"{url} ends before the byte that was asked for", "Try again, or another hub.")
+        raise InputError(f"{url} ends before the byte that was asked for", "try again, or another hub")
     raise InputError(f"{url} answers {status} {response.reason}", _LIES)
 
 

@@ -27,7 +27,7 @@ _EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers 
 _STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
 _WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
 _JOBS = 8
-_HINT = "Try again; --exclude leaves files out."
+_HINT = "try again; --exclude leaves files out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class _Span:
         for offset, chunk in self._reader.stream(self._address, self._file.path, self._file.nbytes, start, end):
             if offset < start:
                 message = f"{self._file.path}: its server gives whole files only, and headers alone are wanted"
-                raise InputError(message, "Download the model, or try the other hub.")
+                raise InputError(message, "download the model, or try the other hub")
             content[offset - start : offset - start + len(chunk)] = chunk
             self._counts.append(len(chunk))
         return bytes(content)
