@@ -41,9 +41,11 @@ def options(tmp_path: Path) -> Options:
 
 
 def recipe(folder: Path, storage: str, fallback: str | None) -> str:
-    """Writes a recipe of one rule."""
+    """Writes a recipe of one rule, or of fp8 for what may have it."""
     file = folder / f"{storage}-{fallback}.toml"
     rule = f'match = "**"\nformat = "{storage}"\n' + (f'fallback = "{fallback}"\n' if fallback else "")
+    if storage.startswith("fp8") and not fallback:
+        rule += 'kind = ["linear", "embed"]\n[[rule]]\nmatch = "**"\nformat = "bf16"\n'
     file.write_text(f'schema = 1\nsummary = "one rule"\n\n[[rule]]\n{rule}')
     return str(file)
 

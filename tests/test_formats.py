@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from wanconv.formats import FORMATS
-from wanconv.tensors import DTYPES
+from wanconv.tensors import DTYPES, Kind
 
 INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float)
 CASTS = sorted(name for name, each in FORMATS.items() if each.storage)  # scaled ones are refused the same sources
@@ -46,5 +47,15 @@ def test_a_cast_refuses_fp64(name: str) -> None:
 @pytest.mark.parametrize("name", CASTS)
 @pytest.mark.parametrize("source", ["fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"])
 def test_a_cast_takes_every_other_float(name: str, source: str) -> None:
-    assert FORMATS[name].refuses(source, "norm", (3,)) is None
+    assert FORMATS[name].refuses(source, "linear", (3, 3)) is None
     assert FORMATS[name].stored(source) == FORMATS[name].storage
+
+
+@pytest.mark.parametrize("name", CASTS)
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_fp8_is_for_weights_of_linear_layers_and_embeddings(name: str, kind: Kind) -> None:
+    refusal = FORMATS[name].refuses("fp32", kind, (3,))
+    if name in ("fp32", "bf16", "fp16") or kind in ("linear", "embed"):
+        assert refusal is None
+    else:
+        assert refusal == f"clients read {name} in the weights of linear layers and embeddings, and this is {kind}"

@@ -66,8 +66,11 @@ def load(name: str) -> Recipe:
     if path.suffix == ".toml":
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"recipe {name} cannot be read: {error}", "check the path") from None
+        except OSError as error:
+            message = f"recipe {name} cannot be read: {error.strerror}"
+            raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"recipe {name} is no text in UTF-8", "recipes/README.md shows the schema") from None
         return parse(path.stem, text)
     if name not in names():
         guess = nearest(name, names())

@@ -105,8 +105,10 @@ def load_profile(name: str) -> Profile:
     if path.suffix == ".toml":
         try:
             return _parse(path.stem, path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"profile {name} cannot be read: {error}", "check the path") from None
+        except OSError as error:
+            raise UsageError(f"profile {name} cannot be read: {error.strerror}", "check the path") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"profile {name} is no text in UTF-8", "take quick.toml as an example") from None
     if name not in profiles():
         guess = nearest(name, profiles())
         raise UsageError(

@@ -27,7 +27,10 @@ class Format:
         return self.storage or source
 
     def refuses(self, source: str, kind: Kind, shape: Shape, scale: str = "none") -> str | None:
-        """Returns why, by its header alone, a tensor cannot be stored so; a plain cast only asks for the dtype."""
+        """Returns why, by its header alone, a tensor cannot be stored so.
+
+        A bias in fp8 stops torch ("Bias must be BFloat16 or Half"), and arithmetic does not promote fp8.
+        """
         if self.storage is None:
             return None
         if not DTYPES[source].is_float:
@@ -36,7 +39,9 @@ class Format:
             # Through float32 it would round twice, and the bound of verify is exact in float32 only.
             return "fp64 is only stored by keep: a cast of it would be rounded twice"
         if scale == "none":
-            return None
+            if DTYPES[self.storage].itemsize > 1 or kind in ("linear", "embed"):
+                return None
+            return f"clients read {self.name} in the weights of linear layers and embeddings, and this is {kind}"
         if kind != "linear" or len(shape) != 2 or not all(shape):
             return f"only the 2-D weight of a linear layer takes a scale, and this is {kind} of shape {list(shape)}"
         if shape[1] > MAX_ROW:
