@@ -33,7 +33,7 @@ def test_the_figures_of_a_folder_are_those_of_its_files(family: Family, tiny: Ca
     assert report.figures["layout"] == home(family)
     assert report.figures["parameters"] == sum(ref.numel for ref in refs)
     assert report.figures["total_nbytes"] == sum(ref.nbytes for ref in refs)
-    components, tensors = report.tables
+    components, _, tensors = report.tables
     assert [row[0] for row in components.rows] == list(family.components)
     assert [row[1] for row in components.rows] == [network.name for network in family.components.values()]
     assert sum(row[7] for row in components.rows) == report.figures["total_nbytes"]  # type: ignore[misc]  # numbers

@@ -10,6 +10,7 @@ import pytest
 from wanconv.errors import Refused, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.verbs.convert import convert
+from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options, verify
 from wanconv.workshop.job import Options as Job
 
@@ -95,3 +96,74 @@ def test_an_unknown_client_is_named(made: Callable[[str, str], Path | None]) -> 
     assert folder is not None
     with pytest.raises(UsageError, match="there is no layout 'comfy'"):
         verify(folder, Options(client="comfy"))
+
+
+# what inspect says of it
+
+
+def clients(path: Path, *exclude: str) -> dict[str, tuple[str, str]]:
+    """Returns client -> (first version known, reason why not) by inspect."""
+    (table,) = [table for table in inspect(path, exclude=exclude).tables if table.title == "clients"]
+    assert table.columns == ("client", "reads_it", "since", "why_not")
+    assert all((row[1] == "yes") == (row[3] == "") for row in table.rows)
+    return {str(row[0]): (str(row[2]), str(row[3])) for row in table.rows}
+
+
+@pytest.mark.parametrize(("recipe", "written"), product(RECIPES, LAYOUTS))
+def test_inspect_says_of_every_client_what_verify_does(
+    recipe: str, written: str, made: Callable[[str, str], Path | None]
+) -> None:
+    if (folder := made(recipe, written)) is None:
+        return
+    said = clients(folder)
+    assert said.keys() == LAYOUTS.keys()
+    assert {client: reason == "" for client, (_, reason) in said.items()} == {
+        client: failures(folder, client) == {} for client in LAYOUTS
+    }
+    assert inspect(folder).figures["clients"] == ", ".join(client for client, (_, reason) in said.items() if not reason)
+
+
+def test_the_first_version_that_reads_it_is_named(made: Callable[[str, str], Path | None]) -> None:
+    expected = {
+        ("bf16", "diffusers"): "diffusers 0.35",
+        ("fp8-scaled", "diffusers"): "diffusers 0.42.1, torchao 0.16",
+        ("fp8-scaled", "comfyui"): "ComfyUI of December 2025",
+        ("fp8-scaled", "comfyui-legacy"): "ComfyUI of March 2025",
+        ("int8-row", "comfyui"): "ComfyUI 0.27",
+        ("int8-row", "lightx2v"): "",
+    }
+    for (recipe, layout), version in expected.items():
+        folder = made(recipe, layout)
+        assert folder is not None
+        assert clients(folder)[layout] == (version, "")
+        assert verify(folder, Options(client=layout)).figures.get("since", "") == version
+
+
+def test_a_client_that_cannot_has_a_short_reason(made: Callable[[str, str], Path | None]) -> None:
+    folder = made("fp8-scaled", "comfyui")
+    assert folder is not None
+    reasons = {client: reason for client, (_, reason) in clients(folder).items()}
+    assert reasons["comfyui-legacy"] == "its scales are stored for comfyui"
+    assert reasons["lightx2v"] == (
+        "its scales are stored for comfyui: its kernels take one scale for each row of fp8_e4m3fn and int8"
+    )
+    plain = made("bf16", "official")
+    assert plain is not None
+    assert clients(plain)["diffusers"] == ("", "expert.high: diffusers looks for safetensors in transformer")
+
+
+def test_a_lone_file_is_judged_by_what_it_holds(made: Callable[[str, str], Path | None]) -> None:
+    folder = made("bf16", "official")
+    assert folder is not None
+    lone = clients(folder / "high_noise_model" / "diffusion_pytorch_model.safetensors")
+    assert [client for client, (_, reason) in lone.items() if not reason] == [
+        "official", "comfyui", "comfyui-legacy", "lightx2v", "diffsynth",
+    ]  # fmt: skip
+    assert lone["diffusers"][1].startswith(
+        "blocks.0.attn1.norm_k.weight: diffusers needs it, and it is not there (and "
+    )
+
+
+def test_a_family_without_a_home_is_not_planned(tiny: Callable[..., Path]) -> None:
+    _, reason = clients(tiny("wan2.2-s2v-14b"), "*.pth")["diffusers"]
+    assert reason == "diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"

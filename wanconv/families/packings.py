@@ -21,22 +21,28 @@ def comfy_quant(name: str) -> bytes:
     return json.dumps({"format": name, "full_precision_matrix_mult": True}, separators=(",", ":")).encode()
 
 
-def _comfyui(storage: str, scale: str, name: str) -> Packing:
-    return Packing("comfyui", storage, scale, constants=((COMFY_QUANT, comfy_quant(name)),), inputs="input_scale")
+def _comfyui(storage: str, scale: str, name: str, since: str) -> Packing:
+    constants = ((COMFY_QUANT, comfy_quant(name)),)
+    return Packing("comfyui", storage, scale, constants=constants, inputs="input_scale", since=since)
 
 
 def _torchao(storage: str) -> Packing:
-    return Packing("diffusers", storage, "row", "_weight_qdata", "_weight_scale")
+    return Packing(
+        "diffusers", storage, "row", "_weight_qdata", "_weight_scale", since="diffusers 0.42.1, torchao 0.16"
+    )
 
 
-# Finest first: `auto` takes the first row of its format. ComfyUI's kernels assert one scale for an fp8 weight.
+# Finest first: `auto` takes the first row of its format. ComfyUI's kernels assert one scale for an fp8 weight; its
+# first versions are those of pull requests 11000 (fp8) and 14636 (int8; 0.25.1 is without it) and of commit e1474150
+# (legacy files whose marker has two elements).
 # fmt: off
 PACKINGS: tuple[Packing, ...] = (
-    _comfyui("fp8_e4m3fn", "tensor", "float8_e4m3fn"),
-    _comfyui("fp8_e5m2",   "tensor", "float8_e5m2"),
-    _comfyui("int8",       "row",    "int8_tensorwise"),
-    _comfyui("int8",       "tensor", "int8_tensorwise"),
-    Packing("comfyui-legacy", "fp8_e4m3fn", "tensor", scales="scale_weight", inputs="scale_input"),
+    _comfyui("fp8_e4m3fn", "tensor", "float8_e4m3fn",   "ComfyUI of December 2025"),
+    _comfyui("fp8_e5m2",   "tensor", "float8_e5m2",     "ComfyUI of December 2025"),
+    _comfyui("int8",       "row",    "int8_tensorwise", "ComfyUI 0.27"),
+    _comfyui("int8",       "tensor", "int8_tensorwise", "ComfyUI 0.27"),
+    Packing("comfyui-legacy", "fp8_e4m3fn", "tensor", scales="scale_weight", inputs="scale_input",
+            since="ComfyUI of March 2025"),
     Packing("lightx2v", "fp8_e4m3fn", "row"),
     Packing("lightx2v", "int8",       "row"),
     _torchao("fp8_e4m3fn"),

@@ -307,6 +307,7 @@ DIFFUSERS = Layout(
         "fp8_e5m2": "diffusers widens plain fp8 to the compute dtype on load: it saves disk, not memory",
     },
     numerics="diffusers",
+    since="diffusers 0.35",  # _VERSION
     packings=of_client("diffusers"),
     unscaled="torchao's files have one scale for each row of fp8_e4m3fn and int8",
     metadata=_metadata,

@@ -100,7 +100,7 @@ class Layout:
     files says (and `restated` what tensors say as well, so that others' files may lack it), `config` what its
     config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
     scales. `attached` are sidecars that become tensors: component -> (tensor, file name). `numerics` is what the client
-    computes in (engine/numerics.py).
+    computes in (engine/numerics.py), `since` its first version known to read the layout without scales.
     """
 
     name: str
@@ -128,6 +128,7 @@ class Layout:
     attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     marker: Marker | None = None
     numerics: str = "official"
+    since: str = ""
 
     def scheme_of(self, component: str) -> Scheme:
         return self.schemes.get(component, self.scheme)

@@ -6,14 +6,16 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, identify
 from wanconv.families.identify import Expert
-from wanconv.layouts import source_layout
+from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
+from wanconv.workshop.client import since, why_not
 from wanconv.workshop.selection import Wish
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
-    """Returns family, release, components, naming, dtypes and sizes; `tensors` lists every one. Reads headers only."""
+    """Returns family, release, components, naming, dtypes and sizes, and which clients read it; `tensors` lists every
+    one. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
     family, absent = model.family.name, model.absent
     if not any(name in DENOISERS for name in model.components):
@@ -26,16 +28,18 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         for ref, canonical in component.tied
     ]
     dtypes = _dtypes(list(model.components.values()))
+    clients = _clients(model)
     figures: dict[str, object] = {
         "family": family,
         "release": model.release.name if model.release else "none: not a released size",
         "layout": source_layout(model).name,
+        "clients": ", ".join(str(row[0]) for row in clients.rows if row[1] == "yes") or "none",
         "tensors": len(model.tensors),
         "parameters": sum(tensor.numel for tensor in model.tensors.values()),
         "total_nbytes": sum(tensor.nbytes for tensor in model.tensors.values()),
         "dtypes": ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()),
     }
-    tables = [_components(model)]
+    tables = [_components(model), clients]
     if tensors:
         tables.append(_tensors(model))
     return Report("inspect", str(path), figures, tables, findings)
@@ -81,6 +85,14 @@ def _components(model: Model) -> Table:
     )
     columns = ("component", "network", "names", "path", "files", "tensors", "dtypes", "total_nbytes", "fingerprint")
     return Table("components", columns, rows)
+
+
+def _clients(model: Model) -> Table:
+    rows = []
+    for layout in LAYOUTS.values():
+        reason = why_not(model, layout)
+        rows.append((layout.name, "no" if reason else "yes", "" if reason else since(model, layout), reason))
+    return Table("clients", ("client", "reads_it", "since", "why_not"), tuple(rows))
 
 
 def _tensors(model: Model) -> Table:

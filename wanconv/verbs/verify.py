@@ -12,7 +12,7 @@ from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
-from wanconv.workshop.client import check_client
+from wanconv.workshop.client import check_client, since
 from wanconv.workshop.job import named_layout
 from wanconv.workshop.progress import Progress, total
 
@@ -60,6 +60,8 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     if client is not None:
         findings += check_client(model, client)
         figures["client"] = client.name
+        if version := since(model, client):
+            figures["since"] = version
     if source is None:
         return _report(path, figures, (), findings)
     from wanconv.workshop.compare import compare  # imports torch, which nothing else here needs

@@ -21,21 +21,59 @@ def check_client(model: Model, layout: Layout) -> list[Finding]:
     try:
         made = plan(model, load("keep"), layout)
     except Refused as refusal:
-        return [_failure(layout.name, refusal.message)]
+        reason = refusal.message.removeprefix(f"the {layout.name} layout does not take this recipe: ")
+        return [_failure(layout.name, reason)]
     return [finding for component in model.components.values() for finding in _component(component, made)]
 
 
-def _component(component: Component, made: Plan) -> Iterator[Finding]:
-    layout, part = made.layout, component.part
+def why_not(model: Model, layout: Layout) -> str:
+    """Returns the first reason why the client of `layout` does not read a model; empty where it does.
+
+    What needs no plan is asked first: a plan of two experts takes as long as reading their headers.
+    """
+    if reason := (layout.refused or {}).get(model.family.name):
+        return reason
+    packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
+    if foreign := sorted({packing.client for packing in packings} - {layout.name}):
+        readable = all(layout.packing(packing.format, packing.scale) for packing in packings)
+        return f"its scales are stored for {', '.join(foreign)}" + ("" if readable else f": {layout.unscaled}")
+    for component in model.components.values():
+        for misplaced in _misplaced(model, component, layout):
+            return f"{component.name}: {misplaced.message}"
+    failures = check_client(model, layout)
+    if not failures:
+        return ""
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    where = "" if failures[0].where == layout.name else f"{failures[0].where}: "
+    return f"{where}{failures[0].message}{more}"
+
+
+def since(model: Model, layout: Layout) -> str:
+    """Returns the first versions of a client that are known to read such a model; empty where none is known."""
+    packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
+    versions = sorted({packing.since for packing in packings & set(layout.packings)} - {""})
+    return ", ".join(versions) or layout.since
+
+
+def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[Finding]:
+    """Yields a failure for weights that the client would not look for where they are."""
+    part = component.part
     place = layout.place(component.name, component.architecture.name)
-    assert place is not None  # the plan has one
-    alone = len(made.model.checkpoint.parts) == 1 and not part.folder
+    if place is None:
+        yield _failure(part.path, f"{layout.name} has no place for {component.name}")
+        return
+    alone = len(model.checkpoint.parts) == 1 and not part.folder
     if not alone and (part.folder, part.container) != (place.folder, place.container):
         yield _failure(part.path, f"{layout.name} looks for {place.container} in {place.folder or 'the folder itself'}")
     if layout.shard_nbytes is None and len(part.files) > 1:
         yield _failure(part.path, f"{layout.name} reads one file, and these are {len(part.files)}")
     if place.container == part.container == "pth" and not alone and part.path != f"{place.prefix}{place.stem}.pth":
         yield _failure(part.path, f"{layout.name} looks for {place.prefix}{place.stem}.pth")
+
+
+def _component(component: Component, made: Plan) -> Iterator[Finding]:
+    layout, part = made.layout, component.part
+    yield from _misplaced(made.model, component, layout)
     attached = layout.attached.get(component.name, ("", ""))[0]
     expected = {slot.name: slot for slot in made.slots[component.name] if slot.name != attached}
     found = {
@@ -53,7 +91,9 @@ def _component(component: Component, made: Plan) -> Iterator[Finding]:
     config = component.config or {}
     for key, wanted in layout.config(stored).items():
         if not isinstance(config.get(key), dict) or config[key] != wanted:
-            yield _failure(f"{place.prefix}config.json", f"does not say what {layout.name} reads as {key}")
+            place = layout.place(component.name, component.architecture.name)
+            path = f"{place.prefix}config.json" if place else "config.json"
+            yield _failure(path, f"does not say what {layout.name} reads as {key}")
 
 
 def _differences(found: Mapping[str, TensorRef], expected: Mapping[str, Slot], layout: Layout) -> Iterator[Finding]:
