@@ -1,11 +1,11 @@
 """ComfyUI's legacy files: what it makes of ours, what we make of others', and the way to native ones and back."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import comfy_kitchen.tensor as kitchen
+import comfyui
 import command
 import pytest
 import torch
@@ -42,29 +42,6 @@ format = "bf16"
 """
 
 
-def contents(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, "pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
-
-
-def read_by_comfyui(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Mapping[str, object]]]:
-    """Yields the weights with a scale, decoded by comfy-kitchen, and how each is multiplied: comfy/utils.py takes every
-    `scale_weight` of a file marked `scaled_fp8` for the scale of an e4m3 weight, in full precision if that has two
-    elements; other files say it in each layer's `comfy_quant`."""
-    marker = tensors.get("scaled_fp8")
-    scales, quant = ("weight_scale", None) if marker is None else ("scale_weight", {"format": "float8_e4m3fn"})
-    if quant and marker is not None and marker.nelement() == 2:
-        quant = {**quant, "full_precision_matrix_mult": True}  # type: ignore[dict-item]  # a bool beside a str
-    for name in [name for name in tensors if name.endswith(f".{scales}")]:
-        layer = name.removesuffix(f".{scales}")
-        payload = tensors[f"{layer}.weight"]
-        params = kitchen.TensorCoreFP8Layout.Params(
-            scale=tensors[name], orig_dtype=torch.float32, orig_shape=tuple(payload.shape)
-        )
-        says = quant or json.loads(bytes(tensors[f"{layer}.comfy_quant"].tolist()))
-        yield f"{layer}.weight", kitchen.TensorCoreFP8Layout.dequantize(payload, params), says
-
-
 def decoded(file: Path) -> dict[str, Tensor]:
     """Returns what wanconv reads of the weights with scales in a lone file, by the names of the file."""
     model = identify(open_checkpoint(file))
@@ -90,9 +67,9 @@ def failures(folder: Path, client: str) -> list[str]:
 
 
 def test_comfyui_decodes_a_legacy_file_as_we_do(legacy: Path, tiny: Tiny) -> None:
-    tensors, ours = contents(legacy / DIT), decoded(legacy / DIT)
+    tensors, ours = comfyui.contents(legacy / DIT), decoded(legacy / DIT)
     assert (tensors["scaled_fp8"].dtype, tensors["scaled_fp8"].shape) == (torch.float8_e4m3fn, (2,))
-    theirs = list(read_by_comfyui(tensors))
+    theirs = list(comfyui.read(tensors))
     assert {name for name, _, _ in theirs} == ours.keys()
     assert len(theirs) == 10 * 3
     for name, values, says in theirs:
@@ -116,7 +93,7 @@ def test_a_legacy_folder_is_known_for_what_it_is(legacy: Path) -> None:
     model = identify(open_checkpoint(legacy))
     assert source_layout(model).name == json.loads((legacy / "wanconv.json").read_bytes())["layout"] == "comfyui-legacy"
     assert "fp8_e4m3fn tensor 30" in str(inspect(legacy).figures["dtypes"])
-    assert "scaled_fp8" not in contents(legacy / "vae" / "wan_2.1_vae.safetensors")
+    assert "scaled_fp8" not in comfyui.contents(legacy / "vae" / "wan_2.1_vae.safetensors")
     assert "blocks.0.self_attn.q.comfy_quant" in failures(legacy, "comfyui")
 
 
@@ -187,7 +164,7 @@ def test_the_commands_know_the_generations(tiny: Tiny, tmp_path: Path) -> None:
 
 def others(source: Path, target: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
     target.mkdir()
-    save_file(change(contents(source)), target / "model.safetensors", {"format": "pt"})
+    save_file(change(comfyui.contents(source)), target / "model.safetensors", {"format": "pt"})
     return target / "model.safetensors"
 
 
@@ -225,7 +202,7 @@ def test_calibrated_files_of_others_are_read_and_their_input_scales_left_out(
     ]
     again = decoded(tmp_path / "out" / DIT)
     assert all(torch.equal(ours[name], again[name]) for name in ours)
-    assert not [name for name in contents(tmp_path / "out" / DIT) if name.endswith(".input_scale")]
+    assert not [name for name in comfyui.contents(tmp_path / "out" / DIT) if name.endswith(".input_scale")]
 
 
 def test_a_legacy_file_of_another_format_is_not_guessed_at(legacy: Path, tmp_path: Path) -> None:
@@ -248,8 +225,8 @@ def test_comfyui_decodes_a_scaled_text_encoder_as_we_do(options: Options, tiny: 
     (tmp_path / "mine.toml").write_text(T5)
     convert(tiny(T2V), replace(options, recipe=str(tmp_path / "mine.toml"), out=tmp_path / "out"))
     file = tmp_path / "out" / "text_encoders" / "umt5_xxl.safetensors"
-    tensors, ours = contents(file), decoded(file)
-    theirs = list(read_by_comfyui(tensors))
+    tensors, ours = comfyui.contents(file), decoded(file)
+    theirs = list(comfyui.read(tensors))
     blocks = len([name for name in tensors if name.endswith("DenseReluDense.wo.weight")])
     assert len(theirs) == len(ours) == 7 * blocks
     assert all(torch.equal(values, ours[name]) for name, values, _ in theirs)
