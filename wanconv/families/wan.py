@@ -181,7 +181,7 @@ S2V = Architecture(
     roles=roles(_ends(16, 16) + _BASE) + roles(_S2V + _S2V_AUDIO + _S2V_INJECTOR, ("official",)),
     source="Wan-Video/Wan2.2 wan/modules/s2v/model_s2v.py",
     full=_SIZE_14B | {"audio": 1024, "states": 25, "m": 12},
-    tiny=_TINY | {"audio": 64, "states": 3, "m": 2},
+    tiny=_TINY | {"n": 5, "audio": 64, "states": 3, "m": 2},
     config={"official": _config(16, 16)["official"]},
     schemes=("official",),
 )
