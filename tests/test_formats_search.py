@@ -1,5 +1,6 @@
 """Rounding `mse`: the scale of the grid with the least squared error, held against a search written plainly."""
 
+from functools import cache
 from math import inf, nan
 
 import pytest
@@ -21,7 +22,9 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@cache
 def kinds() -> dict[str, Tensor]:
+    """Returns weights by what they are like; not to be changed."""
     gaussian = random(60, 500) * 0.02
     outliers, single, rare = gaussian.clone(), torch.zeros(60, 500), random(500, 500)
     outliers[::10, 3] = 1.0
@@ -130,7 +133,7 @@ def test_floats_are_never_clipped() -> None:
 @pytest.fixture(scope="module")
 def clipped() -> tuple[Tensor, Tensor, Tensor]:
     """Its element [3, 3] is beyond the last number, 5 of its 500 rows are constant."""
-    weight = kinds()["one outlier"]
+    weight = kinds()["one outlier"].clone()
     weight[100:105] = 1.25
     return weight, *encode(weight, "int8", "tensor", "w", "mse")
 
