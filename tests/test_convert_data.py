@@ -243,3 +243,20 @@ def test_tied_copies_that_differ_are_refused_and_leave_nothing(tmp_path: Path, c
         convert(source, Options("keep", out=tmp_path / "out"))
     assert caught.value.exit_code == 3
     assert left(tmp_path) == []
+
+
+def test_shards_of_torch_are_each_confirmed_by_torch(tmp_path: Path) -> None:
+    source = tiny.make(tmp_path / "source", "wan2.1-t2v-1.3b", "dit")
+    file = source / "diffusion_pytorch_model.safetensors"
+    convert(source, Options("bf16", out=tmp_path / "whole"))
+    names = list(tensors := load_file(file))
+    shards = {f"diffusion_pytorch_model-0000{n + 1}-of-00002.bin": names[n::2] for n in range(2)}
+    for shard, inside in shards.items():
+        torch.save({name: tensors[name] for name in inside}, source / shard)
+    index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    (source / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
+    file.unlink()
+    convert(source, Options("bf16", out=tmp_path / "out"))
+    found, expected = (load_file(tmp_path / name / file.name) for name in ("out", "whole"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)

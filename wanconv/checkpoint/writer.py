@@ -228,7 +228,6 @@ class _State:
     hashing: bool = False
     ready: dict[int, tuple[mmap.mmap, int]] = field(default_factory=dict)
     errors: dict[int, BaseException] = field(default_factory=dict)
-    stopped: bool = False
     written: list[Written] = field(default_factory=list)
 
 
@@ -260,8 +259,16 @@ def _raises(number: int) -> bool:
 
 
 class _Writer:
-    def __init__(self, files: Sequence[_File], fill: Fill, journal: Journal, progress: Progress, jobs: int) -> None:
-        self._files, self._fill, self._journal, self._progress = files, fill, journal, progress
+    def __init__(
+        self,
+        files: Sequence[_File],
+        fill: Fill,
+        journal: Journal,
+        progress: Progress,
+        jobs: int,
+        stopped: threading.Event,
+    ) -> None:
+        self._files, self._fill, self._journal, self._progress, self._stopped = files, fill, journal, progress, stopped
         self._tickets = [(file, block) for file in files for block in range(file.blocks)]
         self._state = _State()
         self._jobs = jobs
@@ -289,17 +296,17 @@ class _Writer:
         return self._state.written
 
     def _stop(self) -> None:
+        self._stopped.set()
         with self._state.lock:
-            self._state.stopped = True
             self._state.lock.notify_all()
 
     def _work(self) -> None:
         state = self._state
         while True:
             with state.lock:
-                while not state.stopped and state.next_ticket < len(self._tickets) and not self._buffers:
+                while not self._stopped.is_set() and state.next_ticket < len(self._tickets) and not self._buffers:
                     state.lock.wait()
-                if state.stopped or state.next_ticket >= len(self._tickets):
+                if self._stopped.is_set() or state.next_ticket >= len(self._tickets):
                     return
                 ticket, buffer = state.next_ticket, self._buffers.pop()
                 state.next_ticket += 1
@@ -310,9 +317,9 @@ class _Writer:
                 self._hash_ready()
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
                 with state.lock:
-                    state.errors[ticket] = error
-                    state.stopped = True
-                    state.lock.notify_all()
+                    if not (self._stopped.is_set() and isinstance(error, Interrupted)):  # `fill` heard of `stop`
+                        state.errors[ticket] = error
+                self._stop()
                 return
 
     def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> int:
@@ -377,15 +384,18 @@ def write_images(
     progress: Progress = lambda nbytes: None,
     jobs: int = 2,
     block_nbytes: int = BLOCK_NBYTES,
+    stop: threading.Event | None = None,
 ) -> list[Written]:
     """Writes `images` below `folder` and returns their digests, in order.
 
     `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`, on any of `jobs` threads.
-    `progress` is told the bytes that are done. Raises what `fill` raises (of several, the first in file order),
-    OutputError where a file cannot be written, Interrupted on Ctrl-C.
+    `progress` is told the bytes that are done, in the order of the images. `stop` is set when the work ends early, for
+    a `fill` that waits for something. Raises what `fill` raises (of several, the first in file order), OutputError
+    where a file cannot be written, Interrupted on Ctrl-C.
     """
     assert block_nbytes % _ALIGNMENT == 0
-    return _Writer([_File(folder, image, block_nbytes) for image in images], fill, journal, progress, jobs).run()
+    files = [_File(folder, image, block_nbytes) for image in images]
+    return _Writer(files, fill, journal, progress, jobs, stop or threading.Event()).run()
 
 
 def write_file(path: Path, content: bytes) -> Written:

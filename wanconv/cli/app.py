@@ -171,7 +171,7 @@ def recipes(
     epilog=_examples(
         "wanconv convert Wan2.2-T2V-A14B --recipe experts-bf16-rest-fp16 --layout diffusers --out baked",
         "wanconv convert Wan2.1-T2V-1.3B -r fp8-plain --dry-run",
-        "wanconv convert hf://Wan-AI/Wan2.2-T2V-A14B -r fp8-plain --dry-run",
+        "wanconv convert hf://Wan-AI/Wan2.2-T2V-A14B -r fp8-scaled --layout comfyui --out baked",
         "wanconv convert wan2.2_low_noise_14B.safetensors -r bf16 --expert low -o baked",
     )
 )
@@ -203,6 +203,9 @@ def convert(
     hash_source: Annotated[
         bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
     ] = False,
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="Of hf://… or ms://…: keep what is downloaded, in OUT.source.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
     token: Token = None,
     jobs: Jobs = None,
@@ -228,10 +231,13 @@ def convert(
         jobs=jobs or default_jobs(),
     )
     if (repository := _repository(source)) is not None:
-        if not dry_run:
-            hint = f"wanconv download {repository} --local-dir {source.name}, then convert {source.name}"
-            raise UsageError(f"{repository} is not here, and only --dry-run does without", hint)
-        show(verbs.preview_remote(repository, options, token))
+        if dry_run:
+            show(verbs.preview_remote(repository, options, token, keep_source))
+        with progress() as tell:
+            report = verbs.convert_remote(repository, options, tell, token, keep_source)
+        show(report)
+    if keep_source:
+        raise UsageError(f"{source} is here and stays: --keep-source is for hf://… and ms://…", "leave it out")
     if dry_run:
         show(verbs.preview(source, options))
     with progress() as tell:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.checkpoint.writer import Written, write_chunks, write_file, write_images
@@ -20,12 +20,13 @@ from wanconv.workshop import manifest
 from wanconv.workshop.card import model_card
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
+from wanconv.workshop.origin import Here, Origin
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
 
-_READ_AHEAD_NBYTES = 2 << 30
-_SAMPLE_NBYTES = 1 << 16
+if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
+    from wanconv.hubs.ranges import Patience
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -33,42 +34,50 @@ def preview(source: Path, options: Options) -> Report:
     made = prepare(source, options)
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
+    return _preview(made, Here(), str(source), out, options)
+
+
+def preview_remote(repository: str, options: Options, token: str | None = None, keep: bool = False) -> Report:
+    """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
+    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
+    from wanconv.workshop.streaming import Streamed
+
+    with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
+        out = _remote_target(mirror.root.name, options)
+        made = prepare(mirror.root, options)
+        report = _preview(made, Streamed(mirror, out, keep), mirror.uri, out, options)
+        weights = sum((mirror.root / path).stat().st_size for path in made.model.checkpoint.weight_files)
+        return replace(
+            report, figures={**report.figures, "to_fetch_nbytes": weights, "read_nbytes": mirror.read_nbytes}
+        )
+
+
+def _remote_target(name: str, options: Options) -> Path:
+    """Returns OUT as an absolute path: `--out`, or `<NAME>-<recipe>` in the current folder."""
+    return target_folder(Path(name), replace(options, out=options.out or Path(f"{name}-{Path(options.recipe).stem}")))
+
+
+def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options) -> Report:
     findings = list(made.findings)
+    needed = made.nbytes + origin.disk_nbytes(made, options, None)
     with writing(out):
         free = free_nbytes(out)
-    if free < made.nbytes:
-        findings.append(
-            Finding(
-                "failure",
-                str(out),
-                f"{made.nbytes} bytes are needed and {free} are free",
-                "free space, or another --out",
-            )
-        )
+    if free < needed:
+        message = f"{needed} bytes are needed and {free} are free"
+        findings.append(Finding("failure", str(out), message, "free space, or another --out"))
     return Report(
         "convert",
         f"plan: {source} → {out}",
         {
             **_identity(made),
-            "disk_needed_nbytes": made.nbytes,
+            "disk_needed_nbytes": needed,
             "disk_free_nbytes": free,
             "conversion_memory_nbytes": conversion_memory(options.jobs),
         },
         (by_component(made), by_rule(made)),
         findings,
-        exit_code=OutputError.exit_code if free < made.nbytes else 0,
+        exit_code=OutputError.exit_code if free < needed else 0,
     )
-
-
-def preview_remote(repository: str, options: Options, token: str | None = None) -> Report:
-    """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
-    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
-
-    with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
-        out = options.out or Path(f"{mirror.root.name}-{Path(options.recipe).stem}")
-        report = preview(mirror.root, replace(options, out=out, exclude=()))
-        figures = {**report.figures, "read_nbytes": mirror.read_nbytes}
-        return replace(report, title=f"plan: {mirror.uri} → {out}", figures=figures)
 
 
 def convert(source: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
@@ -76,19 +85,46 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
     made = prepare(source, options)
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
+    return _convert(made, Here(), out, options, progress)
+
+
+def convert_remote(
+    repository: str,
+    options: Options,
+    progress: Progress = lambda what, done, total: None,
+    token: str | None = None,
+    keep: bool = False,
+    patience: "Patience | None" = None,
+) -> Report:
+    """Converts a repository (`hf://…`, `ms://…`) while it is downloaded: each weight file comes when it is needed, is
+    checked, read and deleted. With `keep` all of them stay, in `OUT.source`."""
+    from wanconv.workshop.mirror import complete, mirrored  # imports an HTTP client, which files here do without
+    from wanconv.workshop.streaming import sidecars, streamed
+
+    with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
+        out = _remote_target(mirror.root.name, options)
+        complete(mirror, sidecars(prepare(mirror.root, options), mirror))
+        made = prepare(mirror.root, options)
+        with streamed(mirror, out, keep) as origin:
+            report = _convert(made, origin, out, options, progress)
+            return replace(report, figures={**report.figures, "source": mirror.uri})
+
+
+def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Report:
     key = manifest.plan_key(made, options.base_model)
-    if (finished := _finished(made, out, key, options, progress)) is not None:
-        how = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
-        proof = Finding("note", str(out), how, "wanconv verify --against compares every element")
+    if (finished := _finished(made, origin, out, key, options, progress)) is not None:
+        origin.end(progress)
+        proof = Finding("note", str(out), origin.compared, "wanconv verify --against compares every element")
         return _report(finished, out, [proof, *finished.findings], "was there already and is as it should be")
-    _read_ahead(made)
-    _confirm(made)
-    with open_workspace(out, _state_key(made, key, options), key, options.force) as workspace:
+    origin.begin(made)
+    with open_workspace(out, _state_key(made, origin, key, options), key, options.force) as workspace:
         if workspace.complete:
             made = _as_recorded(made, workspace.folder, options.shard_nbytes)
+            origin.prove(made, workspace.folder)
         else:
-            _check_space(made, workspace.folder)
-            made = _write_all(made, key, workspace, options, progress)
+            _check_space(made, origin, workspace, options)
+            made = _write_all(made, origin, key, workspace, options, progress)
+        origin.end(progress)
         replaced = workspace.finish(out, options.force)
     findings = list(made.findings)
     if replaced is not None:
@@ -98,38 +134,17 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
     return _report(made, out, findings, "written")
 
 
-def _read_ahead(made: Plan) -> None:
-    """Has the kernel read what is converted first: the disk works while torch is imported."""
-    refs = [piece.ref for step in made.steps for piece in step.tensor.pieces]
-
-    def advise() -> None:
-        left = _READ_AHEAD_NBYTES
-        for ref in refs:
-            if left <= 0:
-                return
-            with suppress(OSError), ref.file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
-            left -= ref.nbytes
-
-    threading.Thread(target=advise, daemon=True).start()
-
-
-def _confirm(made: Plan) -> None:
-    from wanconv.workshop.mover import Mover  # imports torch, which a plan does without
-
-    with Mover(made) as mover:
-        mover.confirm()
-
-
-def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, progress: Progress) -> Plan:
+def _write_all(
+    made: Plan, origin: Origin, key: str, workspace: Workspace, options: Options, progress: Progress
+) -> Plan:
     """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values called for."""
     folder = workspace.folder
     try:
-        made, written = _write_weights(made, workspace, options, progress)
+        made, written = _write_weights(made, origin, workspace, options, progress)
     except NotFinite:
         workspace.discard()
         raise
-    if _state_key(made, key, options) != workspace.key:
+    if _state_key(made, origin, key, options) != workspace.key:
         workspace.discard()
         raise InputError(
             f"{made.model.checkpoint.root} changed while it was read", "run again when nothing writes to it"
@@ -146,30 +161,47 @@ def _write_all(made: Plan, key: str, workspace: Workspace, options: Options, pro
         "expert": options.expert,
         "exclude": list(options.exclude),
     }
-    sources = _sources(made.model, options, progress)
-    write_file(folder / manifest.NAME, manifest.build(made, key, written, sources, recorded))
+    listed = origin.listed(made, options, progress)
+    write_file(folder / manifest.NAME, manifest.build(made, key, written, listed, recorded))
     return made
 
 
 def _write_weights(
-    made: Plan, workspace: Workspace, options: Options, progress: Progress
+    made: Plan, origin: Origin, workspace: Workspace, options: Options, progress: Progress
 ) -> tuple[Plan, list[Written]]:
     """Writes every weight file. An overflow that a rule foresees ends the attempt: the plan is made again with the
-    fallbacks of every tensor that needs one, and what was written under the same header is kept."""
+    fallbacks of every tensor of its component that needs one, and what was written under the same header is kept."""
     from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
 
     while True:
         made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
-        with Mover(made) as mover, closing(workspace.journal()) as journal:
-            tell = total(progress, "converting", sum(image.nbytes for image in made.images))
-            images = made.images
+        tell = total(progress, "converting", sum(image.nbytes for image in made.images))
+        with closing(workspace.journal()) as journal:
             try:
-                written = write_images(
-                    workspace.folder, images, mover.fill, journal, tell, options.jobs, options.block_nbytes
-                )
-                return replace(made, findings=(*made.findings, *mover.findings())), written
-            except NeedsFallback:
-                workspace.remember(workspace.overflowing | mover.overflowing())
+                with Mover(made, files := origin.files(made, options, journal, progress)) as mover:
+                    written = write_images(
+                        workspace.folder,
+                        made.images,
+                        origin.filling(made, mover),
+                        journal,
+                        _both(tell, files.written),
+                        options.jobs,
+                        options.block_nbytes,
+                        files.stop,
+                    )
+                    return replace(made, findings=(*made.findings, *mover.findings())), written
+            except NeedsFallback as overflow:
+                with Mover(made, origin.files(made, options, None, progress)) as mover:
+                    found = mover.overflowing(str(overflow).partition("/")[0])
+                workspace.remember(workspace.overflowing | found)
+
+
+def _both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
+    def both(nbytes: int) -> None:
+        one(nbytes)
+        other(nbytes)
+
+    return both
 
 
 def _sidecar(path: Path) -> Iterator[memoryview]:
@@ -179,27 +211,14 @@ def _sidecar(path: Path) -> Iterator[memoryview]:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
 
-def _sources(model: Model, options: Options, progress: Progress) -> list[manifest.Json]:
-    """Returns the source's files for the manifest; `--hash-source` reads them whole."""
-    if not options.hash_source:
-        return manifest.source_files(model.checkpoint)
-    root = model.checkpoint.root
-    paths = model.checkpoint.weight_files
-    tell = total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
-    found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
-    digests = {}
-    for path, digest in found.items():
-        if isinstance(digest, OSError):
-            raise InputError(f"{root / path} cannot be read: {digest.strerror}", "check the disk")
-        digests[path] = digest
-    return manifest.source_files(model.checkpoint, digests)
-
-
-def _check_space(made: Plan, folder: Path) -> None:
+def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Options) -> None:
     """Raises OutputError where the disk has less room than is still to be written."""
+    folder = workspace.folder
+    with closing(workspace.journal()) as journal:
+        more = origin.disk_nbytes(made, options, journal)
     with writing(folder):
         there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
-        needed, free = made.nbytes - there, free_nbytes(folder)
+        needed, free = made.nbytes + more - there, free_nbytes(folder)
     if needed > free:
         raise OutputError(
             f"{folder.parent} has {free} bytes free, and {needed} are needed", "free space or choose another --out"
@@ -237,7 +256,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
 
 
-def _finished(made: Plan, out: Path, key: str, options: Options, progress: Progress) -> Plan | None:
+def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options, progress: Progress) -> Plan | None:
     """Returns the plan as OUT holds it, verified, or None where OUT is still to be written. Else raises."""
     with writing(out):
         if out.is_symlink():
@@ -263,17 +282,13 @@ def _finished(made: Plan, out: Path, key: str, options: Options, progress: Progr
             "--force writes it again",
             [f"{failure.where}: {failure.message}" for failure in failures],
         )
-    return _as_recorded(made, out, options.shard_nbytes)
+    made = _as_recorded(made, out, options.shard_nbytes)
+    origin.prove(made, out)
+    return made
 
 
 def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
-    """Returns the plan with the fallbacks that an undamaged folder's manifest records.
-
-    Raises UsageError where the source would give other numbers, for the header of a fine-tune is that of its base: the
-    middle of every tensor is made again and compared.
-    """
-    from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
-
+    """Returns the plan with the fallbacks that an undamaged folder's manifest records."""
     known = manifest.read(folder)
     assert known is not None
     formats: dict[str, dict[str, str]] = known["tensors"]  # type: ignore[assignment]  # read() has checked it
@@ -282,29 +297,7 @@ def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
         for step in made.steps
         if step.fallback and formats.get(step.tensor.name, {}).get("format") == step.fallback
     )
-    made = plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
-    with Mover(made) as mover:
-        for image in made.images:
-            with (folder / image.path).open("rb") as stream:
-                for payload in image.payloads:
-                    if made.outputs[payload.key].scales_of:  # the payload that they scale tells as much
-                        continue
-                    nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
-                    start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
-                    sample = bytearray(nbytes)
-                    stream.seek(payload.offset + start)
-                    try:
-                        mover.fill(payload.key, start, memoryview(sample))
-                        same = stream.read(nbytes) == sample
-                    except NeedsFallback:
-                        same = False
-                    if not same:
-                        raise UsageError(
-                            f"{folder} was made from other numbers, for instance in "
-                            f"{made.outputs[payload.key].step.tensor.name}: its source has changed",
-                            "choose another --out, or --force to write it again",
-                        )
-    return made
+    return plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
 
 
 def _recipe_name(known: manifest.Json) -> object:
@@ -312,14 +305,7 @@ def _recipe_name(known: manifest.Json) -> object:
     return recipe.get("name") if isinstance(recipe, dict) else None
 
 
-def _state_key(made: Plan, key: str, options: Options) -> str:
+def _state_key(made: Plan, origin: Origin, key: str, options: Options) -> str:
     """Returns what a resumed run must share with the one it goes on from: the same source files, untouched."""
-    root = made.model.checkpoint.root
-    stats = []
-    for file in made.model.checkpoint.weight_files:
-        try:
-            known = (root / file).stat()
-        except OSError as error:
-            raise InputError(f"{root / file} cannot be read: {error.strerror}", "check the file") from None
-        stats.append([file, known.st_size, known.st_mtime_ns])
-    return hashlib.sha256(json.dumps([key, stats, options.block_nbytes, __version__]).encode()).hexdigest()
+    table = [key, origin.identity(made), options.block_nbytes, __version__]
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()

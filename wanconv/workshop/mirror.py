@@ -8,10 +8,10 @@ import os
 import tempfile
 import threading
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
@@ -32,11 +32,17 @@ _HINT = "try again; --exclude leaves files out"
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """`root` is the folder, `uri` what it stands for."""
+    """`root` is the folder that stands for `snapshot`, a repository's wanted files."""
 
     root: Path
-    uri: str
+    hub: Hub
+    snapshot: Snapshot
+    patience: Patience
     counts: list[int] = field(default_factory=list)
+
+    @property
+    def uri(self) -> str:
+        return self.snapshot.uri
 
     @property
     def read_nbytes(self) -> int:
@@ -54,9 +60,10 @@ def mirrored(
     wanted, _ = select(snapshot.files, wish)
     check_names((file.path for file in wanted), snapshot.uri)
     with tempfile.TemporaryDirectory(prefix="wanconv-", ignore_cleanup_errors=True) as folder:
-        mirror = Mirror(Path(folder) / reference.repository.split("/")[1], snapshot.uri)
+        root = Path(folder) / reference.repository.split("/")[1]
+        mirror = Mirror(root, hub, replace(snapshot, files=tuple(wanted)), patience or Patience())
         try:
-            _fill(mirror, hub, snapshot, wanted, patience or Patience())
+            _make(mirror, mirror.snapshot.files, _WHOLE_NBYTES)
             yield mirror
         except WanconvError as error:
             texts = [
@@ -65,17 +72,24 @@ def mirrored(
             raise type(error)(texts[0], texts[1], texts[2:]) from error
 
 
-def _fill(mirror: Mirror, hub: Hub, snapshot: Snapshot, wanted: list[RemoteFile], patience: Patience) -> None:
-    """Makes every file: small ones whole, of weights the header, of others the size alone."""
+def complete(mirror: Mirror, paths: Collection[str]) -> None:
+    """Fetches sidecars whose bytes are wanted, too."""
+    holes = [file for file in mirror.snapshot.files if file.path in paths and file.nbytes > _WHOLE_NBYTES]
+    _make(mirror, holes, max((file.nbytes for file in holes), default=0))
+
+
+def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> None:
+    """Makes files: those up to a size and every index whole, of weights the header, of others the length alone."""
     stop = threading.Event()
 
     def make(file: RemoteFile) -> InputError | None:
-        reader = Reader(patience, stop)
+        reader = Reader(mirror.patience, stop)
         try:
-            if file.path.endswith(INDEX) or (file.nbytes <= _WHOLE_NBYTES and not file.path.endswith(WEIGHTS)):
-                fetch(reader, hub.address(snapshot, file.path), file, mirror.root, mirror.counts.append)
+            if file.path.endswith(INDEX) or (file.nbytes <= whole_nbytes and not file.path.endswith(WEIGHTS)):
+                address = mirror.hub.address(mirror.snapshot, file.path)
+                fetch(reader, address, file, mirror.root, mirror.counts.append)
                 return None
-            with _far_file(mirror, hub, snapshot, file, reader) as far:
+            with _far_file(mirror, file, reader) as far:
                 if file.path.endswith(WEIGHTS):
                     header_of(far)
         except InputError as error:
@@ -84,7 +98,7 @@ def _fill(mirror: Mirror, hub: Hub, snapshot: Snapshot, wanted: list[RemoteFile]
 
     with ThreadPoolExecutor(_JOBS) as pool:
         try:
-            errors = [error for error in pool.map(make, wanted) if error is not None]
+            errors = [error for error in pool.map(make, files) if error is not None]
         except BaseException:
             stop.set()
             raise
@@ -127,8 +141,9 @@ class _FarFile:
 class _Span:
     """Reads (start, end) of one remote file."""
 
-    def __init__(self, reader: Reader, hub: Hub, snapshot: Snapshot, file: RemoteFile, counts: list[int]) -> None:
-        self._reader, self._address, self._file, self._counts = reader, hub.address(snapshot, file.path), file, counts
+    def __init__(self, reader: Reader, mirror: Mirror, file: RemoteFile) -> None:
+        self._reader, self._file, self._counts = reader, file, mirror.counts
+        self._address = mirror.hub.address(mirror.snapshot, file.path)
 
     def __call__(self, start: int, end: int) -> bytes:
         content = bytearray(end - start)
@@ -142,14 +157,14 @@ class _Span:
 
 
 @contextmanager
-def _far_file(mirror: Mirror, hub: Hub, snapshot: Snapshot, file: RemoteFile, reader: Reader) -> Iterator[_FarFile]:
+def _far_file(mirror: Mirror, file: RemoteFile, reader: Reader) -> Iterator[_FarFile]:
     path = mirror.root / file.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.truncate(descriptor, file.nbytes)
-            yield _FarFile(path, file.nbytes, descriptor, _Span(reader, hub, snapshot, file, mirror.counts))
+            yield _FarFile(path, file.nbytes, descriptor, _Span(reader, mirror, file))
         finally:
             os.close(descriptor)
     except OSError as error:

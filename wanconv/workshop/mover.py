@@ -4,12 +4,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from wanconv.checkpoint import pth
 from wanconv.errors import InputError, Overflow
 from wanconv.formats import scaled
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
@@ -17,6 +15,7 @@ from wanconv.formats.scaled import Scaler, candidates, chosen, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
+from wanconv.workshop.source_files import Files, FilesHere, confirm_file
 
 _FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
 _FLUSH_LIMIT = 0.01
@@ -28,17 +27,16 @@ class NeedsFallback(Exception):
 
 
 class Sources:
-    """The source files, each opened once; reads on any thread."""
+    """Reads tensors from their files, on any thread."""
 
-    def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
-        self._lock = threading.Lock()
+    def __init__(self, files: Files | None = None) -> None:
+        self._files = files or FilesHere()
 
     def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
         """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
         offset = ref.offset + first * DTYPES[ref.dtype].itemsize
         try:
-            descriptor = self._open(ref.file)
+            descriptor = self._files.descriptor(ref.file)
             while len(view):
                 count = os.preadv(descriptor, [view], offset)
                 if count == 0:
@@ -60,16 +58,8 @@ class Sources:
                 self.read_into(piece.ref, piece.start + low - at, part)
             at += piece.count
 
-    def _open(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[file]
-
     def close(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._files.close()
 
 
 class Reader:
@@ -222,9 +212,9 @@ def _complete(
 class Mover:
     """Fills the payload of a plan's outputs. Use as a context: it holds the source files open."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, files: Files | None = None) -> None:
         self._plan = plan
-        self._sources = Sources()
+        self._sources = Sources(files)
         self._local = threading.local()
         self._peaks = Peaks()
         self._searches = Searches(self._peaks)
@@ -243,12 +233,11 @@ class Mover:
     def confirm(self) -> None:
         """Has torch itself read the tables of .pth files, and compares tied copies with the tensor that is written."""
         for component in self._plan.model.components.values():
-            if component.part.container == "pth":
-                for file in component.part.files:
-                    path = self._plan.model.checkpoint.root / file
-                    pth.confirm(path, component.part.tensors)
+            for file in component.part.files:
+                path = self._plan.model.checkpoint.root / file
+                confirm_file(component.part, path, path)
             for copy, canonical in component.tied:
-                self._compare(copy, component.tensors[canonical])
+                self.compare_tied(copy, component.tensors[canonical])
 
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
@@ -286,13 +275,15 @@ class Mover:
             for name in sorted(shares, key=lambda name: (-shares[name], name))
         ]
 
-    def overflowing(self) -> frozenset[str]:
-        """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
+    def overflowing(self, component: str) -> frozenset[str]:
+        """Returns a component's tensors whose values exceed their format and whose rule names a fallback: one pass over
+        those."""
         reader, caster, _ = self._tools()
         return frozenset(
             step.tensor.name
             for step in self._plan.steps
             if step.fallback is not None
+            and step.tensor.name.partition("/")[0] == component
             and any(
                 caster.amax(reader.values(step.tensor, start, count), step.tensor.name, start)
                 > DTYPES[step.dtype].largest
@@ -372,7 +363,7 @@ class Mover:
         count = len(view) // DTYPES[output.slot.dtype].itemsize
         torch.frombuffer(view, dtype=dtype).copy_(values[first : first + count])
 
-    def _compare(self, copy: TensorRef, tensor: ModelTensor) -> None:
+    def compare_tied(self, copy: TensorRef, tensor: ModelTensor) -> None:
         """Raises InputError where a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
         (reader, caster, _), other = self._tools(), Reader(self._sources)

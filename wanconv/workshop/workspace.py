@@ -25,7 +25,7 @@ class Workspace:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key, self.complete = folder, key, False
-        self.private = folder / _PRIVATE
+        self.private = private_folder(folder)
         self._state = self.private / "state.json"
         self.found: str | None = None
         self.overflowing: frozenset[str] = frozenset()
@@ -110,6 +110,11 @@ def writing(path: Path) -> Iterator[None]:
 
 def partial_folder(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
+
+
+def private_folder(partial: Path) -> Path:
+    """Returns what of an OUT.partial never becomes a part of OUT."""
+    return partial / _PRIVATE
 
 
 def is_free(out: Path) -> bool:

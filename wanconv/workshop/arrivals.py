@@ -1,0 +1,107 @@
+"""Source files that come from a hub while they are converted: in the order they are needed, and gone when they were.
+
+One thread fetches; those that convert wait for the file they read. While one file is used, the next one comes.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wanconv.errors import Interrupted
+from wanconv.workshop.needs import Need, blocking
+
+_WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside
+_FAREWELL_S = 2.0  # how long a connection that brings nothing may keep us from ending
+
+Fetch = Callable[[Path, threading.Event], Path]
+
+
+class Arrivals:
+    """`Files` for a writer that goes through the positions of `needed`. `fetch` puts a file on disk, checked, and says
+    where; `release` is told of a file that nobody needs any more."""
+
+    def __init__(self, needed: Sequence[Need], fetch: Fetch, release: Callable[[Path], None]) -> None:
+        self.stop = threading.Event()
+        self._needed, self._fetch, self._release = list(needed), fetch, release
+        self._numbers = {need.file: number for number, need in enumerate(needed)}
+        self._changed = threading.Condition()
+        self._open: dict[Path, int] = {}
+        self._begun = self._asked = 0  # of `needed`: how many are fetched or under way, how many were asked for
+        self._again: dict[Path, bool] = {}  # files that were asked for out of turn: whether they are under way
+        self._written = 0
+        self._over: set[Path] = set()
+        self._gone: set[Path] = set()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def descriptor(self, file: Path) -> int:
+        with self._changed:
+            if self._asked <= (number := self._numbers.get(file, -1)):
+                self._asked = number + 1
+                self._changed.notify_all()
+            if file not in self._open and (number < 0 or file in self._over):
+                self._again.setdefault(file, False)  # an earlier run's block has proved wrong, or all is measured
+                self._changed.notify_all()
+            while file not in self._open:
+                if self._error is not None:
+                    raise self._error
+                if self.stop.is_set():
+                    raise Interrupted("stopped")
+                self._changed.wait(_WAKE_S)
+            return self._open[file]
+
+    def written(self, nbytes: int) -> None:
+        with self._changed:
+            self._written += nbytes
+            over = [need.file for need in self._needed if need.end <= self._written and need.file not in self._over]
+            self._over.update(over)
+            descriptors = [self._open.pop(file) for file in over if file in self._open]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for file in over:
+            self._release(file)
+        with self._changed:
+            self._gone.update(over)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._thread.join(_FAREWELL_S)
+        with self._changed:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+    def _work(self) -> None:
+        try:
+            while (file := self._next()) is not None:
+                descriptor = os.open(self._fetch(file, self.stop), os.O_RDONLY | os.O_CLOEXEC)
+                with self._changed:
+                    self._open[file] = descriptor
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  # handed to the threads that wait, which raise it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next(self) -> Path | None:
+        """Waits until a file may be fetched, and returns it; None at the end."""
+        with self._changed:
+            while not self.stop.is_set():
+                if again := next((file for file, begun in self._again.items() if not begun), None):
+                    self._again[again] = True
+                    return again
+                while self._begun < len(self._needed) and self._needed[self._begun].file in self._over:
+                    self._begun += 1
+                if self._begun < len(self._needed) and self._begun <= self._asked and not self._is_blocked():
+                    self._begun += 1
+                    return self._needed[self._begun - 1].file
+                self._changed.wait(_WAKE_S)
+            return None
+
+    def _is_blocked(self) -> bool:
+        return any(need.file not in self._gone for need in blocking(self._needed, self._begun))

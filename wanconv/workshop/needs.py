@@ -1,0 +1,96 @@
+"""Which of a source's files the output needs, from which of its bytes to which: what may come late and go soon.
+
+A position counts the bytes of all images, one after the other. A writer finishes whole blocks, in this order.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wanconv.plan import Output, Plan
+from wanconv.tensors import TensorRef
+
+Known = Callable[[str, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A source file, as the plan's tensors name it, and the positions between which it is read."""
+
+    file: Path
+    first: int
+    end: int
+
+
+def needs(made: Plan, block_nbytes: int, known: Known = lambda image, block: None) -> list[Need]:
+    """Returns what the blocks need that are not `known` (by an image's identity and their number), in order.
+
+    A component of which a value may still call for a fallback would be written anew, so that its files stay to its end.
+    """
+    copies = ties(made)
+    spans: dict[Path, list[int]] = {}
+    files: dict[str, set[Path]] = {}  # of every component
+    ends: dict[str, int] = {}
+    for component, output, span in _spans(made, block_nbytes, known):
+        for file in _files_of(output, copies):
+            spans.setdefault(file, []).extend(span)
+            files.setdefault(component, set()).add(file)
+        ends[component] = max(ends.get(component, 0), *span, 0)
+    for component in {step.tensor.name.partition("/")[0] for step in made.steps if step.fallback is not None}:
+        if ends[component]:
+            first = min(position for file in files[component] for position in spans[file])
+            for file in files[component]:
+                spans[file] = [min(spans[file], default=first), ends[component]]
+    found = [Need(file, min(span), max(span)) for file, span in spans.items() if span]
+    return sorted(found, key=lambda need: (need.first, need.end, need.file))
+
+
+def _spans(made: Plan, block_nbytes: int, known: Known) -> Iterator[tuple[str, Output, tuple[int, ...]]]:
+    """Yields every output with its component, and from where to where blocks are missing that hold some of it."""
+    base = 0
+    for image in made.images:
+        identity = image.identity
+        for payload in image.payloads:
+            blocks = range(payload.offset // block_nbytes, -(-(payload.offset + payload.nbytes) // block_nbytes))
+            missing = [block for block in blocks if known(identity, block) is None]
+            edges = (missing[0] * block_nbytes, (missing[-1] + 1) * block_nbytes) if missing else ()
+            span = tuple(base + min(edge, image.nbytes) for edge in edges)
+            yield payload.key.partition("/")[0], made.outputs[payload.key], span
+        base += image.nbytes
+
+
+def ties(made: Plan) -> dict[str, list[TensorRef]]:
+    """Returns the tied copies of tensors, by the canonical name of the one that is written."""
+    found: dict[str, list[TensorRef]] = {}
+    for component in made.model.components.values():
+        for copy, canonical in component.tied:
+            found.setdefault(component.tensors[canonical].name, []).append(copy)
+    return found
+
+
+def _files_of(output: Output, copies: Mapping[str, Sequence[TensorRef]]) -> set[Path]:
+    """Returns the source files that a tensor is made from, and those of its tied copies, which are compared with it."""
+    found = set()
+    for step in (output.scales_of,) if output.scales_of is not None else output.steps:
+        tensor = step.tensor
+        found |= {piece.ref.file for piece in tensor.pieces}
+        found |= {tensor.scales.file} if tensor.scales is not None else set()
+        found |= {copy.file for copy in copies.get(tensor.name, ())}
+    return found
+
+
+def blocking(needed: Sequence[Need], index: int) -> list[Need]:
+    """Returns the files that must be gone before a file is begun: it may come while the one before it is used, and
+    beside those that are needed together with it."""
+    return [need for need in needed[: max(0, index - 1)] if need.end <= needed[index].first]
+
+
+def peak_nbytes(needed: Sequence[Need], nbytes_of: Callable[[Path], int]) -> int:
+    """Returns the most bytes that the files take at a time."""
+    return max(
+        (
+            sum(nbytes_of(need.file) for need in needed[: index + 1] if need not in blocking(needed, index))
+            for index in range(len(needed))
+        ),
+        default=0,
+    )

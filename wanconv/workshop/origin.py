@@ -1,0 +1,145 @@
+"""Where the source of a conversion is, and what that changes: here, a folder on this machine."""
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from wanconv.checkpoint.writer import Fill, Journal
+from wanconv.errors import InputError, UsageError
+from wanconv.plan import Plan
+from wanconv.workshop import manifest
+from wanconv.workshop.job import Options
+from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.source_files import Files, FilesHere
+
+if TYPE_CHECKING:  # it imports torch, which a plan does without
+    from wanconv.workshop.mover import Mover
+
+_READ_AHEAD_NBYTES = 2 << 30
+_SAMPLE_NBYTES = 1 << 16
+
+
+class Origin(Protocol):
+    """A source as `convert` sees it. `compared` says in words what `prove` compares."""
+
+    compared: str
+
+    def begin(self, made: Plan) -> None:
+        """Hears that the plan is to be carried out; raises InputError for a source that it cannot be made from."""
+
+    def identity(self, made: Plan) -> object:
+        """Returns, as JSON values, what a resumed run must find as the first one left it."""
+
+    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+        """Returns the room that the source takes beside the output, for the blocks that no journal knows."""
+
+    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
+        """Returns the source's files for those blocks that a journal does not know; without one, for any use."""
+
+    def filling(self, made: Plan, mover: "Mover") -> Fill:
+        """Returns what fills the plan's payload, and raises InputError where `begin` could not yet."""
+
+    def prove(self, made: Plan, folder: Path) -> None:
+        """Raises UsageError where a finished folder was made from other numbers than this source's."""
+
+    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+        """Returns the source's files for the manifest."""
+
+    def end(self, progress: Progress) -> None:
+        """Hears that the output is whole."""
+
+
+class Here:
+    """A folder on this machine."""
+
+    compared = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
+
+    def begin(self, made: Plan) -> None:
+        from wanconv.workshop.mover import Mover  # imports torch, which a plan does without
+
+        _read_ahead(made)
+        with Mover(made) as mover:
+            mover.confirm()
+
+    def identity(self, made: Plan) -> object:
+        root = made.model.checkpoint.root
+        stats = []
+        for file in made.model.checkpoint.weight_files:
+            try:
+                known = (root / file).stat()
+            except OSError as error:
+                raise InputError(f"{root / file} cannot be read: {error.strerror}", "check the file") from None
+            stats.append([file, known.st_size, known.st_mtime_ns])
+        return stats
+
+    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+        return 0
+
+    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
+        return FilesHere()
+
+    def filling(self, made: Plan, mover: "Mover") -> Fill:
+        return mover.fill
+
+    def prove(self, made: Plan, folder: Path) -> None:
+        """The header of a fine-tune is that of its base: the middle of every tensor is made again and compared."""
+        from wanconv.workshop.mover import Mover, NeedsFallback
+
+        with Mover(made) as mover:
+            for image in made.images:
+                with (folder / image.path).open("rb") as stream:
+                    for payload in image.payloads:
+                        if made.outputs[payload.key].scales_of:  # the payload that they scale tells as much
+                            continue
+                        nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
+                        start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
+                        sample = bytearray(nbytes)
+                        stream.seek(payload.offset + start)
+                        try:
+                            mover.fill(payload.key, start, memoryview(sample))
+                            same = stream.read(nbytes) == sample
+                        except NeedsFallback:
+                            same = False
+                        if not same:
+                            raise other_numbers(folder, f"for instance in {made.outputs[payload.key].step.tensor.name}")
+
+    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+        """`--hash-source` reads them whole."""
+        checkpoint = made.model.checkpoint
+        if not options.hash_source:
+            return manifest.source_files(checkpoint)
+        root, paths = checkpoint.root, checkpoint.weight_files
+        tell = total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
+        found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
+        digests = {}
+        for path, digest in found.items():
+            if isinstance(digest, OSError):
+                raise InputError(f"{root / path} cannot be read: {digest.strerror}", "check the disk")
+            digests[path] = digest
+        return manifest.source_files(checkpoint, digests)
+
+    def end(self, progress: Progress) -> None:
+        """It stays as it is."""
+
+
+def other_numbers(folder: Path, where: str) -> UsageError:
+    message = f"{folder} was made from other numbers, {where}: its source has changed"
+    return UsageError(message, "choose another --out, or --force to write it again")
+
+
+def _read_ahead(made: Plan) -> None:
+    """Has the kernel read what is converted first: the disk works while torch is imported."""
+    refs = [piece.ref for step in made.steps for piece in step.tensor.pieces]
+
+    def advise() -> None:
+        left = _READ_AHEAD_NBYTES
+        for ref in refs:
+            if left <= 0:
+                return
+            with suppress(OSError), ref.file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
+            left -= ref.nbytes
+
+    threading.Thread(target=advise, daemon=True).start()

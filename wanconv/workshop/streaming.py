@@ -1,0 +1,210 @@
+"""A source on a hub: each of its weight files comes when it is needed, is checked, read, and gone.
+
+With `keep` they stay, in a folder like one that `wanconv download` leaves.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanconv.checkpoint.writer import Fill, Journal, sync_folders
+from wanconv.errors import Interrupted, UsageError
+from wanconv.hubs import RemoteFile
+from wanconv.hubs.ranges import Reader
+from wanconv.plan import Plan
+from wanconv.tensors import TensorRef
+from wanconv.workshop import downloaded, manifest
+from wanconv.workshop.arrivals import Arrivals
+from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path
+from wanconv.workshop.job import Options
+from wanconv.workshop.mirror import Mirror
+from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
+from wanconv.workshop.origin import other_numbers
+from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.source_files import Files, confirm_file
+from wanconv.workshop.workspace import partial_folder, private_folder, writing
+
+if TYPE_CHECKING:  # it imports torch, which a plan does without
+    from wanconv.workshop.mover import Mover
+
+
+Tell = Callable[[int], None]
+
+
+class Streamed:
+    """An `Origin`: a repository of which `mirror` has the headers, and `root` the weight files that are here."""
+
+    compared = "its bytes are those once written; of the source, headers and the hub's digests were compared"
+
+    def __init__(self, mirror: Mirror, out: Path, keep: bool) -> None:
+        self._mirror, self._keep = mirror, keep
+        self._root = kept_folder(out) if keep else private_folder(partial_folder(out)) / "source"
+        self._remote = {file.path: file for file in mirror.snapshot.files}
+        self._right: set[str] = set()  # what this process has checked
+
+    def begin(self, made: Plan) -> None:
+        """Nothing of it is here yet: see `files` and `filling`."""
+
+    def identity(self, made: Plan) -> object:
+        return [[path, self._remote[path].digest] for path in made.model.checkpoint.weight_files]
+
+    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+        if self._keep:
+            return sum(file.nbytes - self._here(file) for file in self._remote.values())
+        known: Known = journal.known if journal is not None else lambda image, block: None
+        return peak_nbytes(needs(made, options.block_nbytes, known), lambda file: self._of(file).nbytes)
+
+    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
+        needed = [] if journal is None else needs(made, options.block_nbytes, journal.known)
+        tell = total(progress, "downloading", sum(self._of(need.file).nbytes for need in needed))
+        parts = {file: part.part for part in made.model.components.values() for file in part.part.files}
+
+        def arrive(file: Path, stop: threading.Event) -> Path:
+            remote = self._of(file)
+            where = self._arrive(remote, stop, tell)
+            confirm_file(parts[remote.path], file, where)
+            return where
+
+        def release(file: Path) -> None:
+            if not self._keep:
+                with writing(self._root):
+                    (self._root / self._of(file).path).unlink(missing_ok=True)
+
+        if not self._keep and journal is not None:
+            self._forget_others({self._of(need.file) for need in needed})
+        return Arrivals(needed, arrive, release)
+
+    def filling(self, made: Plan, mover: "Mover") -> Fill:
+        """A tied copy is compared before the first byte of its tensor is written."""
+        copies = ties(made)
+        pending: dict[str, list[tuple[TensorRef, str]]] = {
+            key: [(copy, step.tensor.name) for step in output.steps for copy in copies[step.tensor.name]]
+            for key, output in made.outputs.items()
+            if any(step.tensor.name in copies for step in output.steps)
+        }
+        tensors, lock = made.model.tensors, threading.Lock()
+
+        def fill(key: str, start: int, view: memoryview) -> None:
+            if key in pending:
+                with lock:
+                    for copy, name in pending.get(key, ()):
+                        mover.compare_tied(copy, tensors[name])
+                    pending.pop(key, None)
+            mover.fill(key, start, view)
+
+        return fill
+
+    def prove(self, made: Plan, folder: Path) -> None:
+        known = manifest.read(folder) or {}
+        entries = known.get("source")
+        listed = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        digests = {entry.get("path"): entry.get("sha256") for entry in listed}
+        for path in made.model.checkpoint.weight_files:
+            if digests.get(path) is None or self._remote[path].algorithm != "sha256":
+                message = f"{folder} does not say which digest its source's {path} had"
+                raise UsageError(message, "choose another --out, or --force to write it again")
+            if digests[path] != self._remote[path].digest:
+                raise other_numbers(folder, f"for instance in {path}")
+
+    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+        """The digests are the hub's, by which every file was checked: there is nothing left to hash."""
+        return manifest.source_files(made.model.checkpoint)
+
+    def end(self, progress: Progress) -> None:
+        """What is kept is all of it: files of which no byte was needed come now."""
+        if not self._keep:
+            return
+        missing = [file for file in self._remote.values() if file.path not in self._right]
+        tell = total(progress, "downloading the rest", sum(file.nbytes for file in missing))
+        for file in missing:
+            self._arrive(file, threading.Event(), tell)
+        sync_folders(self._root)
+
+    def _of(self, file: Path) -> RemoteFile:
+        return self._remote[file.relative_to(self._mirror.root).as_posix()]
+
+    def _here(self, file: RemoteFile) -> int:
+        """Returns how many bytes of a file are here, whole or begun."""
+        target = self._root / file.path
+        return file.nbytes if _size(target) == file.nbytes else part_nbytes(target, file)
+
+    def _arrive(self, file: RemoteFile, stop: threading.Event, tell: Tell) -> Path:
+        """Returns where a file lies, checked: what an earlier run left is read again, the rest is fetched."""
+        target = self._root / file.path
+        check_way(self._root, file.path)
+        if file.path not in self._right and not self._is_right(target, file, stop, tell):
+            hub, snapshot = self._mirror.hub, self._mirror.snapshot
+            fetch(Reader(self._mirror.patience, stop), hub.address(snapshot, file.path), file, self._root, tell)
+        self._right.add(file.path)
+        return target
+
+    def _is_right(self, target: Path, file: RemoteFile, stop: threading.Event, tell: Tell) -> bool:
+        """True where an earlier run has left the whole file."""
+        if _size(target) != file.nbytes:
+            return False
+
+        def advance(nbytes: int) -> None:
+            if stop.is_set():
+                raise Interrupted("stopped")
+            tell(nbytes)
+
+        with writing(target):
+            if manifest.digest_file(target, file.algorithm, advance) == file.digest:
+                return True
+        tell(-file.nbytes)
+        return False
+
+    def _forget_others(self, files: Set[RemoteFile]) -> None:
+        """Removes what an earlier run left of files that are needed no more: the room was counted without them."""
+        targets = {self._root / file.path: file for file in files}
+        kept = {path for target, file in targets.items() for path in (target, part_path(target, file))}
+        with writing(self._root):
+            for path in self._root.rglob("*"):
+                if path.is_file() and path not in kept:
+                    path.unlink()
+
+
+def kept_folder(out: Path) -> Path:
+    """Returns where the source's files stay with `--keep-source`."""
+    return out.with_name(out.name + ".source")
+
+
+@contextmanager
+def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
+    """Yields the origin; kept files go into a folder that is theirs for as long, and recorded as a download."""
+    origin = Streamed(mirror, out, keep)
+    downloaded.write(mirror.root, mirror.snapshot)  # the mirror is a download, too: its digests go into manifests
+    if not keep:
+        yield origin
+        return
+    root = kept_folder(out)
+    with held(root):
+        before = downloaded.read(root)
+        mine = {file.path for file in before.files} if before is not None else set()
+        snapshot = mirror.snapshot
+        if before is not None and (before.hub, before.repository) != (snapshot.hub, snapshot.repository):
+            message = f"{root} holds a download of {before.hub}://{before.repository}"
+            raise UsageError(message, "move it away, or choose another --out")
+        if foreign := [
+            file.path for file in snapshot.files if file.path not in mine and _size(root / file.path) is not None
+        ]:
+            message = f"{root} has {len(foreign)} files that no download put there"
+            raise UsageError(message, "move them away, or choose another --out", foreign)
+        downloaded.write(root, snapshot)
+        yield origin
+
+
+def sidecars(made: Plan, mirror: Mirror) -> set[str]:
+    """Returns the sidecars whose bytes the output holds, as files or as tensors."""
+    attached = {wanted for _, wanted in made.layout.attached.values()}
+    copied = {path.relative_to(mirror.root).as_posix() for path in made.copies.values()}
+    return copied | {path for path in made.model.checkpoint.sidecars if os.path.basename(path) in attached}
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.lstat().st_size
+    return None
