@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS, FAMILIES, identify
+from wanconv.families import DENOISERS, FAMILIES, identify, targets
 from wanconv.formats import FORMATS
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Model
@@ -77,6 +77,28 @@ def load_in_diffusers(out: Path, model: Model, source: Model) -> None:
             assert torch.equal(values.float(), ours.float()), name
 
 
+def load_a_file_in_diffusers(out: Path, model: Model, source: Model) -> None:
+    for name, component in model.components.items():
+        scaled = any(tensor.packing for tensor in component.tensors.values())
+        loaded = diffusers.WanTransformer3DModel.from_single_file(
+            str(out / component.part.path),
+            config=str(out / ("transformer_2" if name == "expert.low" else "transformer")),
+            torch_dtype=torch.float32,
+            quantization_config=diffusers.BFLQuantizationConfig(compute_dtype=torch.float32) if scaled else None,
+        )
+        ours = weights(model, component)
+        for target in targets(component.architecture, "hub", component.dims):
+            on_disk = component.tensors[f"{name}/{target.sources[0]}"].pieces[0].ref.name
+            if on_disk not in ours:
+                continue
+            path, _, leaf = target.name.rpartition(".")
+            module = loaded.get_submodule(path)
+            values = getattr(module, leaf).float()
+            if leaf == "weight" and hasattr(module, "weight_scale"):
+                values = values * module.weight_scale[:, None]
+            assert torch.equal(values, ours[on_disk].float()), target.name
+
+
 def load_in_comfyui(out: Path, model: Model, source: Model) -> None:
     for component in model.components.values():
         ours = weights(model, component)
@@ -94,6 +116,7 @@ def load_in_diffsynth(out: Path, model: Model, source: Model) -> None:
 
 LOADERS: Mapping[str, Callable[[Path, Model, Model], None]] = {
     "diffusers": load_in_diffusers,
+    "diffusers-single": load_a_file_in_diffusers,
     "comfyui": load_in_comfyui,
     "comfyui-legacy": load_in_comfyui,
     "diffsynth": load_in_diffsynth,

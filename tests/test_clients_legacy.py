@@ -58,7 +58,7 @@ def decoded(file: Path) -> dict[str, Tensor]:
 def legacy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("legacy") / "out"
     report = convert(tiny(T2V), replace(LEGACY, out=out))
-    assert "casts whatever has no scale" in {one.where: one.message for one in report.findings}["scaled_fp8"]
+    assert "casts whatever has no scale" in {one.where: one.message for one in report.findings}["comfyui-legacy"]
     return out
 
 

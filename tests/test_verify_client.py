@@ -157,7 +157,7 @@ def test_a_lone_file_is_judged_by_what_it_holds(made: Callable[[str, str], Path 
     assert folder is not None
     lone = clients(folder / "high_noise_model" / "diffusion_pytorch_model.safetensors")
     assert [client for client, (_, reason) in lone.items() if not reason] == [
-        "official", "comfyui", "comfyui-legacy", "lightx2v", "diffsynth",
+        "official", "diffusers-single", "comfyui", "comfyui-legacy", "lightx2v", "diffsynth",
     ]  # fmt: skip
     assert lone["diffusers"][1].startswith(
         "blocks.0.attn1.norm_k.weight: diffusers needs it, and it is not there (and "

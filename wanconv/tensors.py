@@ -207,8 +207,9 @@ class Packing:
 
     The last part of a name is its leaf: `payload` and `scales` are the leaves that stand for `weight`, `constants`
     those of further tensors, bytes that never change. One scale for the `tensor` has the shape `()`, those of each
-    `row` are `(rows, 1)`. `inputs` is the leaf of a calibrated scale of the layer's inputs, which others' files may
-    have: it says how to multiply, not what the weight is. `since` is the client's first version known to read it.
+    `row` are `(rows, 1)`, or `(rows,)` where `flat`. `inputs` is the leaf of a calibrated scale of the layer's inputs,
+    which others' files may have: it says how to multiply, not what the weight is. `since` is the client's first version
+    known to read it.
     """
 
     client: str
@@ -219,9 +220,12 @@ class Packing:
     constants: tuple[tuple[str, bytes], ...] = ()
     inputs: str | None = None
     since: str = ""
+    flat: bool = False
 
     def scale_shape(self, shape: Shape) -> Shape:
-        return (shape[0], 1) if self.scale == "row" else ()
+        if self.scale != "row":
+            return ()
+        return (shape[0],) if self.flat else (shape[0], 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Sources: ComfyUI comfy/quant_ops.py and, of its legacy names, comfy/utils.py (convert_old_quants); LightX2V
 tools/convert/quant/quant.py and lightx2v/common/ops/mm/mm_weight.py; torchao
-prototype/safetensors/safetensors_support.py.
+prototype/safetensors/safetensors_support.py; diffusers quantizers/bfl/bfl_quantizer.py.
 """
 
 import json
@@ -47,6 +47,7 @@ PACKINGS: tuple[Packing, ...] = (
     Packing("lightx2v", "int8",       "row"),
     _torchao("fp8_e4m3fn"),
     _torchao("int8"),
+    Packing("diffusers-single", "fp8_e4m3fn", "row", since="diffusers 0.42.1", flat=True),
 )
 # fmt: on
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 from wanconv.layouts.comfyui import COMFYUI, COMFYUI_LEGACY
 from wanconv.layouts.diffsynth import DIFFSYNTH
-from wanconv.layouts.diffusers import DIFFUSERS
+from wanconv.layouts.diffusers import DIFFUSERS, DIFFUSERS_SINGLE
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.tensors import Model
 
-_LAYOUTS = (OFFICIAL, DIFFUSERS, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH)
+_LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH)
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 COMFYUI_GENERATIONS: Mapping[str, Layout] = {"native": COMFYUI, "legacy": COMFYUI_LEGACY}
 

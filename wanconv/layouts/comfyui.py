@@ -69,8 +69,6 @@ _MARKED = Marker(
     name="scaled_fp8",
     dtype="fp8_e4m3fn",
     shapes={**dict.fromkeys(DENOISERS, (2,)), "text_encoder": (0,)},
-    warning="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, "
-    "biases included, to plain fp8",
 )
 
 COMFYUI_LEGACY: Layout = replace(
@@ -83,4 +81,6 @@ COMFYUI_LEGACY: Layout = replace(
     metadata=plain_metadata,
     restated=(),
     marker=_MARKED,
+    caution="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, biases "
+    "included, to plain fp8",
 )

@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from wanconv.families import DENOISERS, leaf_of, of_client
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts import diffusers_cogvideox as cogvideox
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads
-from wanconv.layouts.types import Json, Layout, Override, Place, Stored
+from wanconv.layouts.types import Json, Layout, Override, Place, Stored, no_additions, plain_metadata
 from wanconv.tensors import Component, Model
 
 _VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio
@@ -275,6 +276,8 @@ _TOKENIZERS = ("tokenizer", "google/umt5-xxl")  # where a source of either layou
 
 _KEPT_FP32 = "diffusers computes it in fp32 and would widen a narrower file: the source's precision is kept for it"
 
+_NO_S2V = {"wan2.2-s2v-14b": "diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"}
+
 DIFFUSERS = Layout(
     name="diffusers",
     summary="diffusers pipelines: from_pretrained on the folder",
@@ -312,5 +315,32 @@ DIFFUSERS = Layout(
     unscaled="torchao's files have one scale for each row of fp8_e4m3fn and int8",
     metadata=_metadata,
     config=_config,
-    refused={"wan2.2-s2v-14b": "diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"},
+    refused=_NO_S2V,
+)
+
+DIFFUSERS_SINGLE: Layout = replace(
+    DIFFUSERS,
+    name="diffusers-single",
+    summary="diffusers' from_single_file: each denoiser one file of official names, beside the folders of a pipeline",
+    schemes=dict.fromkeys(DENOISERS, "official"),
+    loader="diffusers 0.42.1 loaders/single_file_utils.py, quantizers/bfl/bfl_quantizer.py",
+    places={
+        **DIFFUSERS.places,
+        "dit": Place("", "{family}"),
+        "expert.high": Place("", "{family}_high_noise"),
+        "expert.low": Place("", "{family}_low_noise"),
+    },
+    shard_nbytes=None,
+    since="",
+    packings=of_client("diffusers-single"),
+    unscaled="BFLQuantizationConfig reads fp8_e4m3fn with one scale for each row",
+    caution="load it with quantization_config=BFLQuantizationConfig(): without, diffusers takes the stored numbers for "
+    "the weights, and says so in a warning only",
+    metadata=plain_metadata,
+    config=no_additions,
+    refused={
+        **_NO_S2V,
+        **dict.fromkeys(COGVIDEOX, "diffusers loads no CogVideoX from single files"),
+        "wan2.1-flf2v": "diffusers has no name in single files for the positions of FLF2V's image embedding",
+    },
 )

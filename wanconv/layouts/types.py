@@ -62,13 +62,12 @@ class Stored:
 class Marker:
     """A tensor that tells a client of a whole file that its weights may have scales; its numbers, zeros, tell nothing.
 
-    `shapes` are by component. `warning` is what such a file loses in this client, whatever its scales are.
+    `shapes` are by component.
     """
 
     name: str
     dtype: str
     shapes: Mapping[str, Shape]
-    warning: str
 
 
 def plain_metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
@@ -99,8 +98,9 @@ class Layout:
     says why it reads no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's
     files says (and `restated` what tensors say as well, so that others' files may lack it), `config` what its
     config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
-    scales. `attached` are sidecars that become tensors: component -> (tensor, file name). `numerics` is what the client
-    computes in (engine/numerics.py), `since` its first version known to read the layout without scales.
+    scales; `caution` is what their user should know. `attached` are sidecars that become tensors: component -> (tensor,
+    file name). `numerics` is what the client computes in (engine/numerics.py), `since` its first version known to read
+    the layout without scales.
     """
 
     name: str
@@ -127,6 +127,7 @@ class Layout:
     settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings
     attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     marker: Marker | None = None
+    caution: str = ""
     numerics: str = "official"
     since: str = ""
 

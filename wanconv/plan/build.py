@@ -473,8 +473,8 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
     if calibrated := [tensor.name for tensor in model.tensors.values() if _has_input_scale(model, tensor)]:
         message = "its calibrated input scale is left out: its client multiplies in full precision without"
         findings.append(Finding("note", _some(calibrated), message))
-    if layout.marker and any(step.packing for step in steps):
-        findings.append(Finding("warning", layout.marker.name, layout.marker.warning))
+    if layout.caution and any(step.packing for step in steps):
+        findings.append(Finding("warning", layout.name, layout.caution))
     for override in _overrides(model, layout):
         kept = [
             step.tensor.name
