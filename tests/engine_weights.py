@@ -25,8 +25,8 @@ class FolderWeights:
 
     def tensors(self, component: str, prefix: str) -> Mapping[str, Tensor]:
         self.asked.append(f"{component}/{prefix}")
-        below = f"{component}/{prefix}."
-        names = [name for name in self.components[component].tensors if name.startswith(below)]
+        whole = f"{component}/{prefix}"
+        names = [name for name in self.components[component].tensors if f"{name}.".startswith(f"{whole}.")]
         return {name.partition("/")[2]: self._read(component, name) for name in names}
 
     def rows(self, component: str, name: str, indices: Tensor) -> Tensor:

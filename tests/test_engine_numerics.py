@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_engine_wan import SIZES, VARIANTS, Weights, canonical_shapes, in_diffusers, inputs
+from test_engine_wan import SIZES, VARIANTS, Weights, canonical_shapes, in_diffusers, inputs, seen
 from torch import Tensor, nn
 
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.ranges import accumulator, small_shares
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.wan import Wan, WanSizes
+from wanconv.engine.wan import Condition, Wan, WanSizes
 from wanconv.families.wan import T2V
 
 HALF = torch.float16
@@ -37,20 +37,23 @@ def relative(candidate: Tensor, reference: Tensor) -> float:
     return float((candidate.double() - reference.double()).norm() / reference.double().norm())
 
 
-@pytest.mark.parametrize("variant", ["t2v-a14b", "ti2v-5b"])
+@pytest.mark.parametrize("variant", ["t2v-a14b", "ti2v-5b", "i2v-2.1"])
 @pytest.mark.parametrize("preset", ["diffusers", "diffusers-fp16"])
 def test_the_preset_rounds_where_diffusers_does(preset: str, variant: str) -> None:
     latents, context = inputs(variant, (2, 3, 2))
     weights, dtype = Weights(VARIANTS[variant], SIZES[variant]), PRESETS[preset].linear
-    exact = build("fp32", variant).denoise(weights, latents, TIMES, context)
+    tokens = seen(variant, 2)
+    condition = Condition(tokens=tokens)
+    exact = build("fp32", variant).denoise(weights, latents, TIMES, context, condition)
     model = copy.deepcopy(in_diffusers(variant))
     for name, parameter in model.named_parameters():
         if not set(name.split(".")) & set(model._keep_in_fp32_modules):
             parameter.data = parameter.data.to(dtype)
     padded = F.pad(context, (0, 0, 0, 512 - context.shape[1])).to(dtype)
     with Imitation(), torch.no_grad():
-        theirs = model(latents.to(dtype), TIMES, padded, return_dict=False)[0]
-        ours = build(preset, variant).denoise(weights, latents, TIMES, context)
+        looked_at = None if tokens is None else tokens.to(dtype)
+        theirs = model(latents.to(dtype), TIMES, padded, looked_at, return_dict=False)[0]
+        ours = build(preset, variant).denoise(weights, latents, TIMES, context, condition)
     # independent errors of the same size would be 1.4 apart
     assert relative(ours, theirs) < 0.5 * relative(theirs, exact)
 

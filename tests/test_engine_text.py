@@ -168,19 +168,21 @@ def test_a_synthetic_context_is_seeded_padded_and_says_what_it_is() -> None:
     assert "seed 5" in note
 
 
-def test_libraries_are_used_in_silence_offline_and_without_torchvision(folder: Path) -> None:
+def test_libraries_are_used_in_silence_offline_and_without_torchvision(tiny: Callable[..., Path]) -> None:
+    folder = tiny("wan2.1-i2v-14b", "diffusers")
     script = f"""
 import sys, torch
 from pathlib import Path
 sys.modules["torchvision"] = None  # importing it is an error
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from engine_weights import FolderWeights
-from wanconv.engine import sampling, text, vae
+from wanconv.engine import image, sampling, text, vae
 source = FolderWeights(Path({str(folder)!r}))
-encoder, codec = (
+encoder, codec, clip = (
     make(source, source.names(name), source.config(name))
-    for make, name in ((text.TextEncoder, "text_encoder"), (vae.Vae, "vae"))
+    for make, name in ((text.TextEncoder, "text_encoder"), (vae.Vae, "vae"), (image.ImageEncoder, "image_encoder"))
 )
+clip.encode(image.prepared(torch.zeros(1, 3, 40, 30)))
 encoder.encode(text.tokenize(source.folder / "tokenizer", ["a cat " * 600]))
 codec.decode(torch.zeros(1, 16, 1, 4, 4))
 sampling.UniPC(sampling.official_grid(4, 5.0)).step(torch.zeros(1, 16), torch.zeros(1, 16))

@@ -12,16 +12,25 @@ from wanconv.engine.layers import rotations
 from wanconv.engine.wan import Condition, Wan, WanSizes, first_frame_clean
 from wanconv.families import FAMILIES, fill, targets
 from wanconv.families.names import numbered, shape_of
-from wanconv.families.wan import I2V, T2V, TI2V
+from wanconv.families.wan import FLF2V, I2V, I2V_CLIP, T2V, TI2V
 from wanconv.tensors import Architecture, Shape
 
 # one architecture each, but T2V: Wan 2.1 and the experts of 2.2 differ in their weights alone
-VARIANTS = {"t2v-2.1": T2V, "t2v-a14b": T2V, "i2v-a14b": I2V, "ti2v-5b": TI2V}
+VARIANTS = {
+    "t2v-2.1": T2V,
+    "t2v-a14b": T2V,
+    "i2v-a14b": I2V,
+    "ti2v-5b": TI2V,
+    "i2v-2.1": I2V_CLIP,
+    "flf2v": FLF2V,
+}
 SIZES = {
     "t2v-2.1": {**T2V.tiny, "heads": 1},  # a head of 128: rotary dims 44, 42, 42
     "t2v-a14b": T2V.tiny,
     "i2v-a14b": {**I2V.tiny, "d": 96, "ffn": 160, "heads": 3},
     "ti2v-5b": TI2V.tiny,
+    "i2v-2.1": {**I2V_CLIP.tiny, "image": 80},
+    "flf2v": FLF2V.tiny,
 }
 
 
@@ -48,7 +57,8 @@ class Weights:
 
 
 def build(network: Architecture, dims: Mapping[str, int]) -> Wan:
-    return Wan(WanSizes.of(dims, canonical_shapes(network, dims).__getitem__))
+    positions = 514 if network is FLF2V else 0
+    return Wan(WanSizes.of(dims, canonical_shapes(network, dims).__getitem__, positions))
 
 
 @cache
@@ -66,6 +76,9 @@ def in_diffusers(variant: str) -> Any:
         freq_dim=dims["freq"],
         ffn_dim=dims["ffn"],
         num_layers=dims["n"],
+        image_dim=dims.get("image"),
+        added_kv_proj_dim=dims["d"] if "image" in dims else None,
+        pos_embed_seq_len=514 if network is FLF2V else None,
     )
     values = Weights(network, dims).values
     model.load_state_dict({target.name: values[target.sources[0]] for target in targets(network, "hub", dims)})
@@ -83,16 +96,29 @@ def inputs(variant: str, grid: tuple[int, int, int], batch: int = 2) -> tuple[Te
     return latents, context
 
 
+def seen(variant: str, batch: int) -> Tensor | None:
+    """Returns image tokens for the variants that look at them."""
+    if "image" not in SIZES[variant]:
+        return None
+    images = 2 if variant == "flf2v" else 1
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(batch, 257 * images, SIZES[variant]["image"], generator=generator)
+
+
 @torch.no_grad()
 def theirs(variant: str, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(context, (0, 0, 0, 512 - context.shape[1]))
-    sample: Tensor = in_diffusers(variant)(latents, timestep, padded, return_dict=False)[0]
+    tokens = seen(variant, len(latents))
+    if variant == "flf2v" and tokens is not None:  # a batch of pictures, two of a sample
+        tokens = tokens.view(2 * len(latents), 257, -1)
+    sample: Tensor = in_diffusers(variant)(latents, timestep, padded, tokens, return_dict=False)[0]
     return sample
 
 
 def ours(variant: str, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
     network, dims = VARIANTS[variant], SIZES[variant]
-    return build(network, dims).denoise(Weights(network, dims), latents, timestep, context)
+    condition = Condition(tokens=seen(variant, len(latents)))
+    return build(network, dims).denoise(Weights(network, dims), latents, timestep, context, condition)
 
 
 @pytest.mark.parametrize(("timestep", "grid"), [(999, (1, 4, 4)), (875, (3, 2, 5)), (0, (3, 2, 5))])
@@ -131,6 +157,20 @@ def test_a_condition_is_further_channels_of_the_latents() -> None:
     assert split.shape == (2, 16, 2, 4, 4)
 
 
+@pytest.mark.parametrize("variant", ["i2v-2.1", "flf2v"])
+def test_image_tokens_are_looked_at_and_embedded_once(variant: str) -> None:
+    latents, context = inputs(variant, (1, 2, 2))
+    network, dims, times = VARIANTS[variant], SIZES[variant], torch.tensor([999, 1])
+    wan, fetch, tokens = build(network, dims), Weights(network, dims), seen(variant, 2)
+    assert tokens is not None
+    forth, back = (
+        wan.denoise(fetch, latents, times, context, Condition(tokens=one)) for one in (tokens, tokens.flip(1))
+    )
+    assert fetch.fetched.count("image_embedding") == 2
+    difference = float((forth - back).abs().max())  # attention has no order but what positions give
+    assert difference > 1e-2 if variant == "flf2v" else difference < 1e-5
+
+
 def test_a_batch_is_its_samples_one_by_one() -> None:
     latents, context = inputs("t2v-a14b", (2, 3, 2))
     times = torch.tensor([999, 63])
@@ -144,7 +184,7 @@ NATIVE = {
     network.name: network
     for family in FAMILIES
     for network in family.components.values()
-    if network.name in ("wan-t2v", "wan-i2v", "wan-ti2v")
+    if network in VARIANTS.values()
 }
 
 

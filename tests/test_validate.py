@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import Done, run, run_all
 from planted import edit, spiked
-from tiny import copy
+from tiny import copy, poke
 
 from wanconv import verdict
 from wanconv.engine import sampling
@@ -203,7 +203,7 @@ def test_another_family_is_not_compared(source: Path, tiny: Callable[..., Path])
     assert results(report)["cannot_judge"] == ["the candidate is wan2.1-t2v, and the reference wan2.2-t2v-a14b"]
 
 
-@pytest.mark.parametrize("release", ["wan2.2-s2v-14b", "wan2.1-i2v-14b"])
+@pytest.mark.parametrize("release", ["wan2.2-s2v-14b"])
 def test_a_network_that_the_engine_does_not_compute_is_told_in_a_sentence(
     release: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -284,6 +284,65 @@ def test_a_given_image_changes_what_is_measured_and_nothing_else(
     assert results(without)["storage"] == results(given)["storage"]
 
 
+@pytest.fixture(scope="module")
+def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Returns a tiny Wan 2.1 FLF2V and its conversion: the largest set of inputs."""
+    source, out = tiny("wan2.1-flf2v-14b"), tmp_path_factory.mktemp("flf") / "out"
+    convert(source, Job("bf16", layout="diffusers", out=out, jobs=1))
+    return source, out
+
+
+def test_what_only_one_layout_of_clip_has_is_a_note(looking: tuple[Path, Path]) -> None:
+    source, converted = looking
+    report = quick(converted, source)
+    note = "image_encoder: 41 tensors that Wan never uses are in the reference alone"
+    assert (report.exit_code, [finding.message for finding in report.findings]) == (0, [note])
+    assert {row["component"] for row in results(report)["components"]} == {"text_encoder", "image_encoder", "vae"}
+    rows = {row["component"]: row["numerics"] for row in results(report)["safety"]}
+    assert rows == {"text_encoder": "bf16", "image_encoder": "fp32", "vae": "fp32", "dit": "diffusers"}
+    assert {row["numerics"] for row in results(quick(source))["safety"]} == {"bf16", "fp16", "fp32", "official"}
+
+
+def test_what_the_candidate_alone_has_is_looked_through_for_nan(looking: tuple[Path, Path], tmp_path: Path) -> None:
+    source, converted = looking
+    folder = copy(source, tmp_path / "spoilt")
+    poke(next(folder.glob("models_clip*")), "textual.norm.weight", 3, float("nan"))
+    report = quick(folder, converted)
+    assert report.exit_code == 5
+    assert "image_encoder/textual.norm_in.weight" in {row[2] for row in report.tables[0].rows if row[0] == "NOT FINITE"}
+
+
+def test_made_up_image_tokens_are_a_note(looking: tuple[Path, Path], tmp_path: Path) -> None:
+    source, converted = (copy(folder, tmp_path / folder.name) for folder in looking)
+    shutil.rmtree(converted / "image_encoder")
+    next(source.glob("models_clip*")).unlink()
+    report = quick(converted, source)
+    messages = [finding.message for finding in report.findings]
+    assert report.exit_code == 0
+    assert "synthetic image tokens instead of CLIP's: normal numbers (seed 0)" in messages
+
+
+def test_the_last_image_is_looked_at_and_kept_apart_from_the_first(looking: tuple[Path, Path], tmp_path: Path) -> None:
+    _, converted = looking
+    drawn("image", (64, 64)).save(tmp_path / "image.png")
+    safety = [results(quick(converted, **given))["safety"] for given in ({}, {"last_image": tmp_path / "image.png"})]
+    assert safety[0] != safety[1]
+
+
+def test_two_images_do_not_fit_into_one_frame(looking: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="1 frame cannot begin with one image and end with another"):
+        quick(looking[1], frames=1)
+
+
+def test_a_clip_without_config_has_the_heads_of_its_reference(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny("wan2.1-i2v-14b", "diffusers")  # two heads, where the released CLIP has sixteen
+    convert(source, Job("keep", layout="comfyui", out=tmp_path / "out", jobs=1))
+    report = quick(tmp_path / "out", source)
+    assert report.exit_code == 0
+    (row,) = [row for row in results(report)["components"] if row["component"] == "image_encoder"]
+    assert row["relative_l2"] == 0
+
+
 def test_an_image_that_cannot_be_read_is_told_before_anything_runs(tiny: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match=r"nowhere\.png cannot be read as an image"):
         quick(tiny("wan2.2-i2v-a14b"), image=Path("nowhere.png"))
@@ -330,7 +389,9 @@ def test_one_step_at_full_length_is_recorded_too(
     assert report.exit_code == 0
 
 
-@pytest.mark.parametrize(("release", "denoisers"), [("wan2.2-i2v-a14b", 2), ("wan2.2-ti2v-5b", 1)])
+@pytest.mark.parametrize(
+    ("release", "denoisers"), [("wan2.2-i2v-a14b", 2), ("wan2.2-ti2v-5b", 1), ("wan2.1-flf2v-14b", 1)]
+)
 def test_a_free_run_of_every_kind_of_family(
     release: str, denoisers: int, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

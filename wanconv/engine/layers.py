@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from wanconv.engine.numerics import Numerics
 
 _EPSILON = 1e-6
+_IMAGE_EPSILON = 1e-5
 _THETA = 10000.0
 
 
@@ -45,18 +46,39 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """The norm before cross-attention, the only one with parameters of its own."""
+    """A norm with parameters of its own: before cross-attention, and around the embedding of image tokens."""
 
-    def __init__(self, d: int, dtype: torch.dtype) -> None:
+    def __init__(self, d: int, dtype: torch.dtype, epsilon: float = _EPSILON) -> None:
         super().__init__()
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.empty(d), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(d), requires_grad=False)
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(
-            x.to(self.dtype), x.shape[-1:], self.weight.to(self.dtype), self.bias.to(self.dtype), _EPSILON
+            x.to(self.dtype), x.shape[-1:], self.weight.to(self.dtype), self.bias.to(self.dtype), self.epsilon
         )
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP's tokens (B, 257 or 514, image) -> (.., d), normed before and after; those of two images have positions."""
+
+    def __init__(self, d: int, image: int, positions: int, numerics: Numerics) -> None:
+        super().__init__()
+        if positions:
+            self.position_embedding = nn.Parameter(torch.empty(1, positions, image), requires_grad=False)
+        self.norm_in = LayerNorm(image, numerics.modulation, _IMAGE_EPSILON)
+        self.add_module("in", Linear(image, image, numerics.linear))  # a keyword
+        self.out = Linear(d, image, numerics.linear)
+        self.norm_out = LayerNorm(d, numerics.modulation, _IMAGE_EPSILON)
+        self.positions = positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.positions:
+            x = x + self.position_embedding.to(x.dtype)
+        y: Tensor = self.norm_out(self.out(F.gelu(self.get_submodule("in")(self.norm_in(x)))))
+        return y
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Wan denoiser in plain torch, block by block: Wan 2.1 T2V, Wan 2.2 T2V-A14B, I2V-A14B and TI2V-5B.
+"""The Wan denoiser in plain torch, block by block: Wan 2.1 T2V, I2V and FLF2V, Wan 2.2 T2V-A14B, I2V-A14B and TI2V-5B.
 
     wan = Wan(WanSizes.of(dims, shape), PRESETS["official"])      # on the meta device: no memory
     fetch = partial(source.tensors, "expert.high")                # weights.Fetch: prefix -> named tensors
@@ -10,16 +10,18 @@
     velocity = wan.unembed(fetch, state)
 
 A sample is a video's noisy latents, cut into patches of 1 × 2 × 2. Every block adds three things to the residual stream
-x (B, N, d): self-attention over all N patches, with rotary positions on three axes; cross-attention to the text; and a
-feed-forward. The timestep enters through six vectors per block that shift, scale and gate self-attention and
-feed-forward; a learned table `modulation` is added to what all blocks share.
+x (B, N, d): self-attention over all N patches, with rotary positions on three axes; cross-attention to the text, and in
+Wan 2.1 I2V and FLF2V to CLIP's tokens of one or two images, with the same queries; and a feed-forward. The timestep
+enters through six vectors per block that shift, scale and gate self-attention and feed-forward; a learned table
+`modulation` is added to what all blocks share.
 
 Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/families/wan.py. Weights arrive in any
 float dtype and are cast at each use, one linear at a time, as `numerics` says. A timestep is never narrowed. The
 timesteps of a batch are embedded once per distinct value and looked up per sample, or per run of tokens that share
 one: expanding them to (1, N, 6, d), as the official code does, takes 9.3 GB at 720p.
 
-Definition: Wan-Video/Wan2.2 wan/modules/model.py; tests compare with huggingface/diffusers' WanTransformer3DModel.
+Definition: wan/modules/model.py of Wan-Video/Wan2.1 and Wan2.2; tests compare with huggingface/diffusers'
+WanTransformer3DModel.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from wanconv.engine.layers import (
+    ImageEmbedding,
     LayerNorm,
     Linear,
     RMSNorm,
@@ -52,7 +55,10 @@ PATCH = (1, 2, 2)
 
 @dataclass(frozen=True, slots=True)
 class WanSizes:
-    """d: width; ffn: hidden width; text: width of the context; freq: length of the timestep's sinusoid."""
+    """d: width; ffn: hidden width; text: width of the context; freq: length of the timestep's sinusoid.
+
+    image: width of CLIP's tokens, 0 where there are none; positions: of how many tokens these have learned positions.
+    """
 
     d: int
     ffn: int
@@ -62,9 +68,11 @@ class WanSizes:
     freq: int
     channels_in: int
     channels_out: int
+    image: int = 0
+    positions: int = 0
 
     @classmethod
-    def of(cls, dims: Mapping[str, int], shape: Callable[[str], Shape]) -> "WanSizes":
+    def of(cls, dims: Mapping[str, int], shape: Callable[[str], Shape], positions: int = 0) -> "WanSizes":
         """Returns the sizes of a component from its dims (families) and its shapes by canonical name."""
         return cls(
             d=dims["d"],
@@ -75,6 +83,8 @@ class WanSizes:
             freq=dims["freq"],
             channels_in=shape("patch_embedding.weight")[1],
             channels_out=shape("head.proj.weight")[0] // (PATCH[0] * PATCH[1] * PATCH[2]),
+            image=dims.get("image", 0),
+            positions=positions,
         )
 
 
@@ -83,10 +93,12 @@ class Condition:
     """What a denoiser is given beside noise, time and text; of one sample, or of as many as there are latents.
 
     channels (B, C', F, H, W): I2V's mask and image latents, further channels after the noise's.
+    tokens (B, 257 or 514, image): CLIP's, of one image or of two.
     first (B, C, 1, H, W): TI2V's first latent frame, in the place of the noise's and at timestep 0.
     """
 
     channels: Tensor | None = None
+    tokens: Tensor | None = None
     first: Tensor | None = None
 
     def of(self, batch: int) -> "Condition":
@@ -98,20 +110,21 @@ class Condition:
         return latents if self.first is None else torch.cat((self.first.to(latents.dtype), latents[:, :, 1:]), dim=2)
 
     def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.channels, self.first
+        return self.channels, self.tokens, self.first
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """What the blocks hand on: `x` changes from block to block, the rest is theirs in common.
 
-    x (B, N, d); context (B, 512, d). `time` (T, d) and `modulation` (T, 6, d) have a row per distinct timestep, `which`
-    (B, S) says which row is whose, for S runs of tokens with these `lengths`. `rotation` (N, 1, d / heads / 2) complex;
-    `grid`: patches (F, H, W).
+    x (B, N, d); context (B, 512, d); image (B, 257 or 514, d). `time` (T, d) and `modulation` (T, 6, d) have a row per
+    distinct timestep, `which` (B, S) says which row is whose, for S runs of tokens with these `lengths`. `rotation`
+    (N, 1, d / heads / 2) complex; `grid`: patches (F, H, W).
     """
 
     x: Tensor
     context: Tensor
+    image: Tensor | None
     time: Tensor
     modulation: Tensor
     which: Tensor
@@ -137,7 +150,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Looks at all 512 text tokens: the zeros that pad a short prompt are embedded and not masked, as officially.
 
-    `norm_in` is not a norm of k's or v's input, but of x, before q.
+    Image tokens get a softmax of their own, and both results are added before `o`. `norm_in` is not a norm of k's or
+    v's input, but of x, before q.
     """
 
     def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
@@ -145,13 +159,23 @@ class CrossAttention(nn.Module):
         self.norm_in = LayerNorm(sizes.d, numerics.modulation)
         self.q, self.k, self.v, self.o = (Linear(sizes.d, sizes.d, numerics.linear) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(sizes.d, numerics), RMSNorm(sizes.d, numerics)
-        self.heads, self.dtype = sizes.heads, numerics.linear
+        if sizes.image:
+            self.k_img, self.v_img = (Linear(sizes.d, sizes.d, numerics.linear) for _ in range(2))
+            self.norm_k_img = RMSNorm(sizes.d, numerics)
+        self.heads, self.dtype, self.sum = sizes.heads, numerics.linear, numerics.qk_norm
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = self.norm_q(self.q(self.norm_in(x))), self.norm_k(self.k(context)), self.v(context)
-        q, k, v = (part.to(self.dtype).unflatten(-1, (self.heads, -1)) for part in (q, k, v))
-        y: Tensor = self.o(attention(q, k, v))
+    def forward(self, x: Tensor, context: Tensor, image: Tensor | None) -> Tensor:
+        q = self.norm_q(self.q(self.norm_in(x)))
+        seen = self.attended(q, self.norm_k(self.k(context)), self.v(context))
+        if image is not None:
+            others = self.attended(q, self.norm_k_img(self.k_img(image)), self.v_img(image))
+            seen = seen.to(self.sum) + others.to(self.sum)
+        y: Tensor = self.o(seen)
         return y
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (part.to(self.dtype).view(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
+        return attention(q, k, v)
 
 
 class FeedForward(nn.Module):
@@ -182,7 +206,7 @@ class Block(nn.Module):
         x, lengths = state.x, state.lengths
         y = self.self_attn(modulate(x, shift_attn, scale_attn, lengths), state.rotation)
         x = gated(x, y, gate_attn, lengths).to(self.residual)
-        x = x + self.cross_attn(x, state.context).to(x.dtype)
+        x = x + self.cross_attn(x, state.context, state.image).to(x.dtype)
         y = self.ffn(modulate(x, shift_ffn, scale_ffn, lengths))
         return gated(x, y, gate_ffn, lengths).to(self.residual)
 
@@ -240,6 +264,8 @@ class Wan(nn.Module):
         with torch.device("meta"):
             self.patch_embedding = PatchEmbedding(sizes.d, sizes.channels_in, numerics.patch)
             self.text_embedding = Embedding(sizes.d, sizes.text, numerics.linear, gelu)
+            if sizes.image:
+                self.image_embedding = ImageEmbedding(sizes.d, sizes.image, sizes.positions, numerics)
             self.time_embedding = Embedding(sizes.d, sizes.freq, numerics.time, F.silu)
             self.time_projection = Linear(6 * sizes.d, sizes.d, numerics.condition)
             self.blocks = nn.ModuleList(Block(sizes, numerics) for _ in range(sizes.blocks))
@@ -291,10 +317,12 @@ class Wan(nn.Module):
         values, which = torch.unique(timestep, return_inverse=True)
         which, lengths = _in_runs(which, frames * height * width)
         time, modulation = embedded_times(self, fetch, values)
+        tokens = None if condition is None else condition.tokens
         places = [torch.arange(size, device=x.device) for size in (frames, height, width)]
         return State(
             x=x.flatten(2).transpose(1, 2).contiguous().to(self.numerics.residual),
             context=embedded_text(self, fetch, context),
+            image=None if tokens is None else run(self, "image_embedding", fetch, tokens),
             time=time,
             modulation=modulation,
             which=which,

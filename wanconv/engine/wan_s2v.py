@@ -283,6 +283,7 @@ class WanS2V(nn.Module):
         return SpeechState(
             x=x.to(self.numerics.residual),
             context=embedded_text(self, fetch, context),
+            image=None,
             time=time,
             modulation=modulation,
             which=which,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wanconv.engine.image import ImageEncoder
 from wanconv.engine.numerics import FP32, Imitation, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import UniPC, expert_at, guided
@@ -89,6 +90,12 @@ def text_encoder(weights: ModelWeights, dtype: torch.dtype) -> TextEncoder:
     model = weights.model
     names = hub_names(model.components["text_encoder"])
     return TextEncoder(weights, names, hub_config(model, "text_encoder"), dtype)
+
+
+def image_encoder(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> ImageEncoder:
+    model = weights.model
+    names = hub_names(model.components["image_encoder"])
+    return ImageEncoder(weights, names, hub_config(model, "image_encoder"), dtype)
 
 
 def tokens_of(models: Sequence[Model], prompt: str) -> list[list[int]] | None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, official_grid, task_of
@@ -61,7 +62,7 @@ class Measurement:
         self.numerics = results.default_numerics(candidate.model, wanted.numerics)
         self.setting = _setting(candidate.model, profile, wanted)
         self.judged = tasks.judged(candidate.model)
-        self.pictures = tasks.pictures_of(self.judged, self.setting.size, wanted.files)
+        self.pictures = tasks.pictures_of(self.judged, self.setting, wanted.files)
         self.notes: list[str] = []
         self.storage: list[Json] = []
         self.safety: list[Json] = []
@@ -109,6 +110,17 @@ class Measurement:
             for name in self.candidate.model.family.components:
                 if weights is not None and name not in weights.model.components:
                     self.notes.append(f"the {what} has no {name}")
+        if self.reference is None:
+            return
+        for name, component in self.candidate.model.components.items():
+            if self._compares(name):
+                theirs = self.reference.model.components[name].tensors.keys()
+                for what, lone in (
+                    ("reference", theirs - component.tensors),
+                    ("candidate", component.tensors - theirs),
+                ):
+                    if lone:  # CLIP's text half and projection, which some layouts have no place for
+                        self.notes.append(f"{name}: {len(lone)} tensors that Wan never uses are in the {what} alone")
 
     def _contexts(self) -> Tensor:
         """Returns the contexts both models get (2, 512, text); compares and records the text encoders at hand."""
@@ -141,12 +153,39 @@ class Measurement:
         return results.safety_row("text_encoder", name, recorder)
 
     def _condition(self) -> Condition | None:
+        """Returns what is given beside the prompt; what of it is encoded, the reference's encoders encode."""
         having = self._having("vae")
         vae = generation.vae_of(having[0]) if having else None
-        condition = self.judged.condition(Material(self.setting, self.pictures, vae))
+        self.material = Material(self.setting, self.pictures, self._image_tokens(), vae)
+        condition = self.judged.condition(self.material)
         if condition is not None and vae is None:
             self.notes.append("no VAE at hand: the image is grey latents")
         return condition
+
+    def _image_tokens(self) -> Tensor | None:
+        """Returns the image tokens both models get (1, 257 or 514, d); compares and records the encoders at hand."""
+        family, having = self.candidate.model.family, self._having("image_encoder")
+        if "image_encoder" not in family.components or not self.pictures:
+            return None
+        if not having:
+            width = self.candidate.model.components["dit"].dims["image"]
+            tokens, note = synthetic_tokens(width, len(self.pictures), self.wanted.seed)
+            self.notes.append(note)
+            return tokens.to(self.setting.device)
+        self.tell("looking at the image", 0, len(having))
+        encoders = [generation.image_encoder(weights) for weights in having]
+        encoded = [tasks.image_tokens(encoder, self.setting, self.pictures) for encoder in encoders]
+        if self._compares("image_encoder"):
+            self._compared("image_encoder", "image tokens", *encoded)
+        if self.candidate in having:
+            name, dtype = results.IMAGE_NUMERICS.get(self.numerics.name, ("fp16", torch.float16))
+            encoder, recorder = generation.image_encoder(self.candidate, dtype), Recorder()
+            with generation.watched(encoder.module, self.candidate.model.components["image_encoder"], recorder):
+                tasks.image_tokens(encoder, self.setting, self.pictures)
+            self.safety.append(results.safety_row("image_encoder", name, recorder))
+        for weights in having:
+            weights.release("image_encoder")
+        return encoded[0]
 
     def _vae(self) -> None:
         """Compares what both VAEs make of the same latents and of the same image, and records the candidate's."""
@@ -181,7 +220,7 @@ class Measurement:
         """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""
         for component in self.candidate.model.components:
             if self.reference is None or not self._compares(component):
-                tensors = results.scan_stored(component, self.candidate.model)
+                tensors = results.scan_stored(self.candidate.model.components[component].tensors)
             elif component not in DENOISERS:
                 tensors = results.compare_stored(component, self.reference.model, self.candidate.model)
             else:
@@ -221,7 +260,7 @@ class Measurement:
         long = tasks.setting(
             self.candidate.model, task, self.setting.grid, task.size, task.frames, self.wanted.seed, self.wanted.device
         )
-        inputs = replace(inputs, condition=self.judged.condition(Material(long, self.pictures, None)))
+        inputs = replace(inputs, condition=self.judged.condition(replace(self.material, setting=long, vae=None)))
         for component, probe in results.probes(long, inputs, [TRAIN_STEPS - 1]).items():
             row = results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
             self.safety.append({**row, "component": f"{component}, full length"})
@@ -320,12 +359,22 @@ def _threads(model: Model) -> Iterator[None]:
 def _told_heads(model: Model, other: Model) -> Model:
     """Returns a model whose files do not say how many heads it has, as those without config.json, with the other's."""
     components = {
-        name: replace(component, dims={**component.dims, "heads": heads(other, other.components[name])})
-        if name in DENOISERS and name in other.components and "heads" not in component.dims
+        name: replace(component, dims={**component.dims, "heads": told})
+        if "heads" not in component.dims and (told := _heads(other, name))
         else component
         for name, component in model.components.items()
     }
     return replace(model, components=components)
+
+
+def _heads(model: Model, name: str) -> int | None:
+    """Returns the attention heads of a denoiser or of CLIP, whose files may not say; None where there is nothing."""
+    component = model.components.get(name)
+    if component is None:
+        return None
+    if name in DENOISERS:
+        return heads(model, component)
+    return component.dims.get("heads") if name == "image_encoder" else None
 
 
 def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:

@@ -1,7 +1,7 @@
 """What a validation measures, as the results that verdict.py judges (schema wanconv.validation/1)."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
@@ -18,7 +18,7 @@ from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.tensors import Agreement, NonFinite
-from wanconv.tensors import DTYPES, Model
+from wanconv.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.validation.generation import Run
@@ -38,6 +38,9 @@ ENCODER_NUMERICS = {
     "official-fp16": ("fp16", torch.float16),
     "diffusers-fp16": ("fp16", torch.float16),
 }
+# CLIP's part; fp16 elsewhere, as officially (wan/configs/wan_i2v_14B.py). diffusers' examples load it in fp32, and
+# ComfyUI computes in the dtype of the pixels (comfy/clip_vision.py).
+IMAGE_NUMERICS = dict.fromkeys(("diffusers", "comfyui-fp16", "fp32"), ("fp32", torch.float32))
 _LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].largest, "float32": DTYPES["fp32"].largest}
 
 
@@ -122,7 +125,7 @@ def compare_component(
 def gate(component: str, reference: Model, candidate: Model) -> str:
     """Returns the format whose limit a network is held to: its matrices' coarsest; a norm in fp8 loosens nothing."""
     theirs, ours = (model.components[component].tensors for model in (reference, candidate))
-    pairs = [(tensor.role.kind, (tensor.dtype, ours[name].dtype)) for name, tensor in theirs.items()]
+    pairs = [(tensor.role.kind, (tensor.dtype, ours[name].dtype)) for name, tensor in theirs.items() if name in ours]
     held_to = coarsest([pair for kind, pair in pairs if kind in ("linear", "conv")])
     return coarsest([pair for _, pair in pairs]) if held_to == "exact" else held_to
 
@@ -134,11 +137,14 @@ def agreement_figures(agreement: Agreement | NonFinite) -> Json:
 
 
 def compare_stored(component: str, reference: Model, candidate: Model) -> list[TensorError]:
-    """Returns what storing did to each tensor of a component, read in runs: UMT5's embedding has 2.1 GB."""
+    """Returns what storing did to each tensor, read in runs: UMT5's embedding has 2.1 GB.
+
+    What the candidate alone has is looked through for NaN and infinity.
+    """
     theirs, ours = (model.components[component].tensors for model in (reference, candidate))
     with closing(Sources()) as sources:
         one, other = Reader(sources), Reader(sources)
-        return [
+        found = [
             compare_tensor(
                 tensor,
                 ours[name],
@@ -148,15 +154,17 @@ def compare_stored(component: str, reference: Model, candidate: Model) -> list[T
                 ),
             )
             for name, tensor in theirs.items()
+            if name in ours
         ]
+    return found + scan_stored({name: tensor for name, tensor in ours.items() if name not in theirs})
 
 
-def scan_stored(component: str, model: Model) -> list[TensorError]:
-    """Returns the tensors of a component that hold NaN or infinity: all that can be said without a reference."""
+def scan_stored(tensors: Mapping[str, ModelTensor]) -> list[TensorError]:
+    """Returns the tensors, by canonical name, that hold NaN or infinity: all that can be said without a reference."""
     found = []
     with closing(Sources()) as sources:
         reader = Reader(sources)
-        for name, tensor in model.components[component].tensors.items():
+        for name, tensor in tensors.items():
             for start, count in runs(0, tensor.numel):
                 finite = torch.isfinite(decode(reader.values(tensor, start, count)))
                 if not finite.all():

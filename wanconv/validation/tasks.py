@@ -6,6 +6,7 @@ network needs and the user does not hand over is made up; a network without a ro
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wanconv.engine.image import TOKENS, ImageEncoder, prepared
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import Grid, given_video, image_condition, latent_size
 from wanconv.engine.sampling import Task as Defaults
@@ -87,10 +89,11 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What a condition is made of: pictures of any size, and the VAE that encodes them, where there is one."""
+    """What a condition is made of: pictures of any size, CLIP's tokens of them, and the VAE, where there is one."""
 
     setting: Setting
     pictures: Mapping[Input, Image.Image]
+    tokens: Tensor | None
     vae: Vae | None
 
 
@@ -107,33 +110,41 @@ class Judged:
     takes: tuple[Input, ...] = ()
 
 
-def _wan(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics) -> Denoiser:
-    return Wan(WanSizes.of(dims, shape), numerics)
+def _wan(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics, positions: int = 0) -> Denoiser:
+    return Wan(WanSizes.of(dims, shape, positions), numerics)
+
+
+_flf = partial(_wan, positions=2 * TOKENS)
 
 
 def _nothing(material: Material) -> None:
     return None
 
 
-def _channels(material: Material, last: bool = False) -> WanCondition:
+def _channels(material: Material) -> WanCondition:
     """Returns I2V's further channels: mask, and the encoded video of its images; grey latents without a VAE."""
-    setting = material.setting
-    first, end = (
-        _interpolated(material.pictures[name], setting) if name in material.pictures else None
-        for name in ("image", "last_image")
-    )
-    assert first is not None, "I2V needs an image"
+    setting, last = material.setting, "last_image" in material.pictures
+    images = {name: _interpolated(picture, setting) for name, picture in material.pictures.items()}
     encoded = (
         torch.zeros(1, *setting.latents, device=setting.device)
         if material.vae is None
-        else material.vae.encode(given_video(first, setting.frames, end))
+        else material.vae.encode(given_video(images["image"], setting.frames, images.get("last_image")))
     )
-    return WanCondition(channels=image_condition(encoded, last))
+    return WanCondition(image_condition(encoded, last), material.tokens)
 
 
 def _interpolated(picture: Image.Image, setting: Setting) -> Tensor:
-    cut = pictures.pixels(pictures.cropped(picture, setting.size))
-    return pictures.interpolated(cut, setting.size).to(setting.device)
+    return pictures.interpolated(_proportioned(picture, setting), setting.size)
+
+
+def _proportioned(picture: Image.Image, setting: Setting) -> Tensor:
+    return pictures.pixels(pictures.cropped(picture, setting.size)).to(setting.device)
+
+
+def image_tokens(encoder: ImageEncoder, setting: Setting, given: Mapping[Input, Image.Image]) -> Tensor:
+    """Returns CLIP's tokens of the pictures as the clip shows them, one after the other.  # (1, 257 · pictures, d)"""
+    seen = torch.cat([prepared(_proportioned(picture, setting)) for picture in given.values()])
+    return encoder.encode(seen).flatten(0, 1).unsqueeze(0)
 
 
 def _first(material: Material) -> WanCondition | None:
@@ -153,6 +164,8 @@ JUDGED: Mapping[str, Judged] = {
     # network              built by  condition   needs       takes
     "wan-t2v":      Judged(_wan,     _nothing),
     "wan-i2v":      Judged(_wan,     _channels,  ("image",)),
+    "wan-i2v-clip": Judged(_wan,     _channels,  ("image",)),
+    "wan-flf2v":    Judged(_flf,     _channels,  ("image", "last_image")),
     "wan-ti2v":     Judged(_wan,     _first,     (),         ("image",)),
 }
 # fmt: on
@@ -178,7 +191,14 @@ def option(name: Input) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def pictures_of(row: Judged, size: tuple[int, int], files: Mapping[Input, Path]) -> dict[Input, Image.Image]:
-    """Returns the pictures that a network is given, from their files, or drawn where it needs them."""
+def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> dict[Input, Image.Image]:
+    """Returns the pictures that a network is given, from their files, or drawn where it needs them.
+
+    Raises InputError for a file that is no image, and UsageError where a clip is too short for a first and a last one.
+    """
     wanted: Sequence[Input] = [name for name in (*row.needs, *row.takes) if name in row.needs or name in files]
-    return {name: pictures.read(files[name]) if name in files else pictures.drawn(name, size) for name in wanted}
+    if len(wanted) > setting.frames:
+        raise UsageError(f"{setting.frames} frame cannot begin with one image and end with another", "ask for 5 frames")
+    return {
+        name: pictures.read(files[name]) if name in files else pictures.drawn(name, setting.size) for name in wanted
+    }
