@@ -186,3 +186,31 @@ def _swap_blocks(folder: Path) -> None:
     names = [name for name in identify(open_checkpoint(folder)).tensors if name.startswith("expert.low/blocks.0.")]
     for name in names:
         swap(folder, name, name.replace("blocks.0.", "blocks.2."))
+
+
+def speech_defects() -> list[Defect]:
+    """Returns defects in what S2V alone has, of a model in the official layout with every linear in bf16."""
+    encoder, injector = "dit/causal_audio_encoder", "dit/audio_injector.1"
+    return [
+        one("NaN", f"{encoder}.conv_global.weight", spiked(float("nan"))),
+        one("rows permuted", f"{encoder}.conv_mid.weight", rolled),
+        one("sign flip", f"{encoder}.state_weights", lambda tensor: tensor * torch.tensor([1, -1, 1]).view(1, 3, 1, 1)),
+        one("zeroed", f"{injector}.cross_attn.o.weight", torch.zeros_like),
+        one("shift and scale swapped", f"{injector}.modulation_projection.weight", _halves_swapped),
+        one("first axis reversed", "dit/motion_embedding.x2.weight", lambda tensor: tensor.flip(0)),
+        one("latents in reverse", "dit/motion_embedding.x4.weight", lambda tensor: tensor.flip(2)),
+        one("rows permuted", "dit/source_embedding.weight", rolled),
+        one("weight x2", "dit/pose_embedding.bias", lambda tensor: tensor * 2),
+        one("+Inf", "audio_encoder/blocks.1.ffn.up.weight", spiked(float("inf"))),
+        _swapped("k and v swapped", f"{injector}.cross_attn", "k", "v"),
+        _injectors_swapped(),
+    ]
+
+
+def _halves_swapped(tensor: Tensor) -> Tensor:
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def _injectors_swapped() -> Defect:
+    names = [f"dit/audio_injector.{m}.cross_attn.q.weight" for m in range(2)]
+    return Defect("queries swapped", "both injectors", lambda folder: swap(folder, *names), tuple(names))

@@ -32,7 +32,7 @@ from wanconv.families import FAMILIES
 # CogVideoX is no flow: diffusers' own scheduler samples it
 FLOWING = [family for family in FAMILIES if "cogvideox" not in family.name]
 
-T2V, I2V, TI2V = (TASKS[f"wan2.2-{name}"] for name in ("t2v-a14b", "i2v-a14b", "ti2v-5b"))
+T2V, I2V, TI2V, S2V = (TASKS[f"wan2.2-{name}"] for name in ("t2v-a14b", "i2v-a14b", "ti2v-5b", "s2v-14b"))
 Field = Callable[[Tensor, float], Tensor]
 
 
@@ -83,11 +83,10 @@ def test_every_release_has_a_task_and_its_default_size_and_frames_fit() -> None:
         for release in (None, *(release.name for release in family.releases)):
             task = task_of(family.name, release)
             width, height = task.size
-            if family.model_type != "s2v":  # its 80 frames follow those of the clip before
-                assert latent_size(task, task.size, task.frames)[1:] == (
-                    height // task.space_stride,
-                    width // task.space_stride,
-                )
+            assert latent_size(task, task.size, task.frames)[1:] == (
+                height // task.space_stride,
+                width // task.space_stride,
+            )
 
 
 def test_a_small_release_has_defaults_of_its_own_and_others_their_familys() -> None:
@@ -260,6 +259,7 @@ def test_latents_are_a_quarter_in_time_and_an_eighth_or_sixteenth_in_space() -> 
     assert latent_size(T2V, (832, 480), 81) == (21, 60, 104)
     assert latent_size(TI2V, (1280, 704), 121) == (31, 44, 80)
     assert latent_size(T2V, (16, 32), 1) == (1, 4, 2)
+    assert latent_size(S2V, (1024, 704), 80) == (20, 88, 128)  # after 73 frames, 20 of 39 latent ones
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,9 @@ def test_latents_are_a_quarter_in_time_and_an_eighth_or_sixteenth_in_space() -> 
         (T2V, (840, 480), 17, "840x480 cannot be generated: width and height have to be multiples of 16", "832 or 848"),
         (TI2V, (1280, 720), 17, "multiples of 32 (16 pixels per latent", "ask for 1280 by 704 or 736"),
         (T2V, (0, 8), 17, "0x8 cannot be generated", "ask for 16 by 16"),
+        (S2V, (64, 64), 17, "17 frames cannot be generated: the number has to be 4 n", "ask for 16 or 20"),
+        (S2V, (64, 64), 1, "the number has to be 4 n", "ask for 4"),
+        (S2V, (64, 80), 16, "multiples of 64 (8 pixels per latent, 8 latents per token)", "64 by 64 or 128"),
     ],
 )
 def test_what_does_not_divide_is_refused_with_what_would(

@@ -18,13 +18,13 @@ from wanconv.engine.wan import Condition
 from wanconv.families import identify
 from wanconv.validation import generation, tasks
 from wanconv.validation.pictures import drawn
-from wanconv.validation.tasks import Input, Material
+from wanconv.validation.tasks import Material, Picture
 from wanconv.validation.weights import ModelWeights
 
 PROMPTS = ("a cat on a piano", "grey, still")
 SIZE = (96, 64)
 # release -> its images and its steps
-CASES: dict[str, tuple[tuple[Input, ...], int]] = {
+CASES: dict[str, tuple[tuple[Picture, ...], int]] = {
     "wan2.1-i2v-14b": (("image",), 2),
     "wan2.1-flf2v-14b": (("image", "last_image"), 2),
     "wan2.2-i2v-a14b": (("image",), 4),

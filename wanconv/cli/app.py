@@ -364,13 +364,18 @@ def validate(
     full_length: Annotated[bool, typer.Option("--full-length", help="One more step at the task's own length.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the profile's")] = None,
     size: Annotated[str | None, typer.Option(help="WxH, such as 832x480.", show_default="the profile's")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="4 n + 1.", show_default="the profile's")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="4 n + 1, or 4 n per clip of S2V.", show_default="the profile's")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What to generate.", show_default="a cat")] = None,
     image: Annotated[
         Path | None, typer.Option(help="First frame, for a model that takes one.", show_default="drawn where needed")
     ] = None,
     last_image: Annotated[
         Path | None, typer.Option(help="Last frame, likewise.", show_default="drawn where needed")
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
@@ -401,6 +406,7 @@ def validate(
         seed=seed,
         image=image,
         last_image=last_image,
+        audio=audio,
         memory_nbytes=_nbytes(memory, "--memory"),
         device=device,
         out=out,

@@ -29,7 +29,7 @@ from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 
 RATE = 16000  # samples a second
-_STATES, _FEATURES = 50, 30  # a second
+STATES, _FEATURES = 50, 30  # a second
 _COMPONENT = "audio_encoder"
 _HEAD_DIM = 64  # of the released model: 16 heads in 1024 channels
 _SHORTEST = 1600  # samples: a tenth of a second
@@ -128,7 +128,7 @@ class AudioEncoder:
 
 def features(states: Tensor) -> Tensor:
     """Returns hidden states (states, T, d) at 30 a second instead of 50: (states, int(T / 50 · 30), d)."""
-    count = int(states.shape[1] / float(_STATES) * _FEATURES)
+    count = int(states.shape[1] / STATES * _FEATURES)
     return F.interpolate(states.transpose(1, 2), size=count, align_corners=True, mode="linear").transpose(1, 2)
 
 

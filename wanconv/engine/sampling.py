@@ -27,14 +27,14 @@ from wanconv.errors import UsageError
 
 TRAIN_STEPS = 1000
 TIME_STRIDE = 4  # pixel frames per latent frame, after the first
-PATCH = 2  # latents per token, both ways
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """How a task samples by default. `guidance` is (low-noise, high-noise); `boundary` the high-noise expert's share.
 
-    `size` is (width, height) and `space_stride` the pixels per latent, both ways.
+    `size` is (width, height), `space_stride` the pixels per latent and `token` the latents per token, both ways. Clips
+    have 4 n + 1 frames, as the first is a latent frame by itself; S2V's have 4 n, as other frames go before them.
     """
 
     steps: int
@@ -45,6 +45,7 @@ class Task:
     fps: int
     size: tuple[int, int]
     space_stride: int = 8
+    token: int = 2
 
     def guidance_at(self, timestep: int) -> float:
         low, high = self.guidance
@@ -63,7 +64,7 @@ TASKS: Mapping[str, Task] = {
     "wan2.2-t2v-a14b": Task(40,   12.0,  (3.0, 4.0),   0.875,    81,    16,  (1280, 720)),
     "wan2.2-i2v-a14b": Task(40,    5.0,  (3.5, 3.5),   0.9,      81,    16,  (1280, 720)),
     "wan2.2-ti2v-5b":  Task(50,    5.0,  (5.0, 5.0),   None,    121,    24,  (1280, 704), space_stride=16),
-    "wan2.2-s2v-14b":  Task(40,    3.0,  (4.5, 4.5),   None,     80,    16,  (1024, 704)),
+    "wan2.2-s2v-14b":  Task(40,    3.0,  (4.5, 4.5),   None,     80,    16,  (1024, 704), token=8),  # packed motion
 }
 # fmt: on
 
@@ -202,21 +203,22 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tenso
 def latent_size(task: Task, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
     """Returns the latents' (frames, height, width) of a video of `size` (width, height).
 
-    Raises UsageError, with what would fit, where the frames are not 4 n + 1 or the size is no whole number of tokens.
+    Raises UsageError, with what would fit, where frames or size are no whole number of latents or tokens.
     """
     width, height = size
-    token = task.space_stride * PATCH
-    if frames < 1 or (frames - 1) % TIME_STRIDE:
-        fitting = _around(frames - 1, TIME_STRIDE, offset=1, least=1)
-        raise UsageError(f"{frames} frames cannot be generated: the number has to be 4 n + 1", f"ask for {fitting}")
+    token, lone = task.space_stride * task.token, task.frames % TIME_STRIDE
+    if frames < 1 or (frames - lone) % TIME_STRIDE:
+        fitting = _around(frames - lone, TIME_STRIDE, offset=lone, least=lone or TIME_STRIDE)
+        number = f"{TIME_STRIDE} n + {lone}" if lone else f"{TIME_STRIDE} n"
+        raise UsageError(f"{frames} frames cannot be generated: the number has to be {number}", f"ask for {fitting}")
     if width < token or height < token or width % token or height % token:
         fitting = f"{_around(width, token, least=token)} by {_around(height, token, least=token)}"
         raise UsageError(
             f"{width}x{height} cannot be generated: width and height have to be multiples of {token} "
-            f"({task.space_stride} pixels per latent, {PATCH} latents per token)",
+            f"({task.space_stride} pixels per latent, {task.token} latents per token)",
             f"ask for {fitting}",
         )
-    return 1 + (frames - 1) // TIME_STRIDE, height // task.space_stride, width // task.space_stride
+    return -(-frames // TIME_STRIDE), height // task.space_stride, width // task.space_stride
 
 
 def _around(number: int, step: int, least: int, offset: int = 0) -> str:

@@ -109,7 +109,7 @@ class Speech:
         return latents
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SpeechState(State):
     """A Wan denoiser's state, and what the injectors look at: `audio` (B, F, 5, d), `pooled` (B, F, d)."""
 
@@ -252,7 +252,9 @@ class WanS2V(nn.Module):
         return tuple(chain.from_iterable((f"blocks.{n}", *injectors.get(n, ())) for n in range(self.sizes.blocks)))
 
     @torch.inference_mode()
-    def denoise(self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Speech) -> Tensor:
+    def denoise(
+        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Speech | None = None
+    ) -> Tensor:
         """Returns the predicted velocity ε - x₀ (B, C_out, F, H, W), float32; arguments as for `embed`."""
         state = self.embed(fetch, latents, timestep, context, condition)
         for name in self.stack:
@@ -260,12 +262,15 @@ class WanS2V(nn.Module):
         return self.unembed(fetch, state)
 
     @torch.inference_mode()
-    def embed(self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Speech) -> SpeechState:
+    def embed(
+        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Speech | None = None
+    ) -> SpeechState:
         """Returns the state before the first block.
 
         latents (B, C, F, H, W), H and W multiples of 8 where there is motion; timestep (B,), int64 or float32 or wider;
         context (B, L ≤ 512, text): encoded text, cut to its true length or zero from there on.
         """
+        assert condition is not None, "a clip of S2V needs a reference and sound"
         assert timestep.dtype in (torch.int64, torch.float32, torch.float64), "bf16 has 8 bits: 999 would become 1000"
         still, motion = condition.reference.to(latents.dtype), condition.motion
         patches = run(self, "patch_embedding", fetch, torch.cat((latents, still), dim=2))  # frame by frame

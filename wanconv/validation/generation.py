@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wanconv.engine.audio import AudioEncoder
 from wanconv.engine.image import ImageEncoder
 from wanconv.engine.numerics import FP32, Imitation, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import UniPC, expert_at, guided
-from wanconv.engine.text import NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
+from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
 from wanconv.engine.vae import Vae
 from wanconv.families import DENOISERS, targets
 from wanconv.layouts import LAYOUTS, source_layout
@@ -74,7 +75,8 @@ def hub_config(model: Model, name: str) -> Mapping[str, object]:
     component, layout = model.components[name], LAYOUTS["diffusers"]
     if component.scheme == "hub" and component.config is not None:
         return component.config
-    return layout.documents(model)[f"{layout.places[name].prefix}config.json"]
+    alone = replace(model, components={name: component})  # diffusers has no place for some of the others
+    return layout.documents(alone)[f"{layout.places[name].prefix}config.json"]
 
 
 def tokenizer_folder(models: Sequence[Model]) -> Path | None:
@@ -98,10 +100,16 @@ def image_encoder(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> 
     return ImageEncoder(weights, names, hub_config(model, "image_encoder"), dtype)
 
 
+def audio_encoder(weights: ModelWeights) -> AudioEncoder:
+    component = weights.model.components["audio_encoder"]
+    return AudioEncoder(weights, hub_names(component), component.dims)
+
+
 def tokens_of(models: Sequence[Model], prompt: str) -> list[list[int]] | None:
     """Returns the tokens of the prompt and of the negative prompt; None where no tokenizer is at hand."""
     folder = tokenizer_folder(models)
-    return None if folder is None else tokenize(folder, [prompt, NEGATIVE_PROMPT])
+    negative = SPEECH_NEGATIVE_PROMPT if models[0].family.model_type == "s2v" else NEGATIVE_PROMPT
+    return None if folder is None else tokenize(folder, [prompt, negative])
 
 
 def made_up_contexts(model: Model, seed: int) -> tuple[Tensor, str]:

@@ -13,12 +13,12 @@ from torch import Tensor
 from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.sampling import TRAIN_STEPS, exercised, official_grid, task_of
+from wanconv.engine.sampling import TIME_STRIDE, TRAIN_STEPS, exercised, official_grid, task_of
 from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
 from wanconv.tensors import Model
-from wanconv.validation import generation, pictures, results, tasks
+from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.forced import Probe
 from wanconv.validation.generation import Run
 from wanconv.validation.results import Inputs, Json, agreement_figures
@@ -63,6 +63,7 @@ class Measurement:
         self.setting = _setting(candidate.model, profile, wanted)
         self.judged = tasks.judged(candidate.model)
         self.pictures = tasks.pictures_of(self.judged, self.setting, wanted.files)
+        self.samples = speech.samples(wanted.files.get("audio"), self.setting) if "audio" in self.judged.needs else None
         self.notes: list[str] = []
         self.storage: list[Json] = []
         self.safety: list[Json] = []
@@ -156,7 +157,7 @@ class Measurement:
         """Returns what is given beside the prompt; what of it is encoded, the reference's encoders encode."""
         having = self._having("vae")
         vae = generation.vae_of(having[0]) if having else None
-        self.material = Material(self.setting, self.pictures, self._image_tokens(), vae)
+        self.material = Material(self.setting, self.pictures, self._image_tokens(), vae, self._states())
         condition = self.judged.condition(self.material)
         if condition is not None and vae is None:
             self.notes.append("no VAE at hand: the image is grey latents")
@@ -185,6 +186,30 @@ class Measurement:
             self.safety.append(results.safety_row("image_encoder", name, recorder))
         for weights in having:
             weights.release("image_encoder")
+        return encoded[0]
+
+    def _states(self) -> Tensor | None:
+        """Returns the hidden states of the sound both models get; compares and records the encoders at hand."""
+        if self.samples is None:
+            return None
+        having = self._having("audio_encoder")
+        if not having:
+            states, note = speech.synthetic_states(self.candidate.model.components["dit"].dims, self.setting)
+            self.notes.append(note)
+            return states.to(self.setting.device)
+        self.tell("listening", 0, len(having))
+        samples = self.samples.to(self.setting.device)
+        encoded = [generation.audio_encoder(weights).encode(samples) for weights in having]
+        if self._compares("audio_encoder"):
+            self._compared("audio_encoder", "hidden states of sound", *encoded)
+        if self.candidate in having:
+            # the official code runs it in float32; whoever widens nothing would have to fit into fp16
+            encoder, recorder = generation.audio_encoder(self.candidate), Recorder(strict=self.numerics.name == "fp16")
+            with generation.watched(encoder.module, self.candidate.model.components["audio_encoder"], recorder):
+                encoder.encode(samples)
+            self.safety.append(results.safety_row("audio_encoder", "fp32", recorder))
+        for weights in having:
+            weights.release("audio_encoder")
         return encoded[0]
 
     def _vae(self) -> None:
@@ -290,7 +315,7 @@ class Measurement:
             runs[name] = self._generated(name, weights, noise, inputs)
         clips = {name: run.video.cpu().numpy() for name, run in runs.items() if run.video is not None}
         return {
-            "frames": self.setting.frames,
+            "frames": len(clips["reference"]),
             "fps": self.setting.task.fps,
             "size": list(self.setting.size),
             "candidate": results.compare_videos(runs["reference"], runs["candidate"]),
@@ -300,9 +325,17 @@ class Measurement:
     def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> Run:
         before = weights.read_nbytes
         with results.peak_anonymous() as peak:
-            run = generation.generate(weights, self.setting, inputs.contexts, start, self.numerics, inputs.condition)
-            source = weights if "vae" in weights.model.components else self._having("vae")[0]
-            run = replace(run, video=generation.vae_of(source).decode(run.latents))
+            vae = generation.vae_of(weights if "vae" in weights.model.components else self._having("vae")[0])
+            sampled: list[Run] = []
+
+            def sample(noise: Tensor, condition: Condition | None) -> Tensor:
+                sampled.append(
+                    generation.generate(weights, self.setting, inputs.contexts, noise, self.numerics, condition)
+                )
+                return sampled[-1].latents
+
+            video = self.judged.film(sample, start, inputs.condition, replace(self.material, vae=vae))
+            run = replace(sampled[-1], video=video)
         self.runs.append(
             {
                 "model": name,
@@ -338,7 +371,7 @@ def _setting(model: Model, profile: Profile, wanted: Wanted) -> Setting:
         task,
         official_grid(wanted.steps or profile.steps or task.steps, task.shift),
         wanted.size or (width, height),
-        wanted.frames or profile.frames,
+        wanted.frames or profile.frames // TIME_STRIDE * TIME_STRIDE + task.frames % TIME_STRIDE,
         wanted.seed,
         wanted.device,
     )
@@ -368,13 +401,13 @@ def _told_heads(model: Model, other: Model) -> Model:
 
 
 def _heads(model: Model, name: str) -> int | None:
-    """Returns the attention heads of a denoiser or of CLIP, whose files may not say; None where there is nothing."""
+    """Returns the attention heads of a denoiser or an encoder, whose files may not say; None where there is nothing."""
     component = model.components.get(name)
     if component is None:
         return None
     if name in DENOISERS:
         return heads(model, component)
-    return component.dims.get("heads") if name == "image_encoder" else None
+    return component.dims.get("heads") if name in ("image_encoder", "audio_encoder") else None
 
 
 def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:

@@ -25,11 +25,12 @@ from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS
 from wanconv.tensors import Family, Model, Shape
-from wanconv.validation import pictures
+from wanconv.validation import pictures, speech
 
 LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
 
-Input = Literal["image", "last_image"]
+Picture = Literal["image", "last_image"]
+Input = Picture | Literal["audio"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,25 +90,38 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """What a condition is made of: pictures of any size, CLIP's tokens of them, and the VAE, where there is one."""
+    """What a condition is made of: pictures of any size, CLIP's tokens of them, the VAE, where there is one, and the
+    hidden states of a voice.
+    """
 
     setting: Setting
-    pictures: Mapping[Input, Image.Image]
+    pictures: Mapping[Picture, Image.Image]
     tokens: Tensor | None
     vae: Vae | None
+    states: Tensor | None = None
+
+
+Film = Callable[[Callable[[Tensor, Any], Tensor], Tensor, Any, Material], Tensor]
+
+
+def _one_clip(sample: Callable[[Tensor, Any], Tensor], start: Tensor, condition: Any, material: Material) -> Tensor:
+    assert material.vae is not None
+    return material.vae.decode(sample(start, condition))
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """How a network is run. `needs` is made up where it is not handed over, `takes` is left out.
 
-    `build` gets the component's dims and its shapes by canonical name.
+    `build` gets the component's dims and its shapes by canonical name. `film` makes frames (F, H, W, 3), float32 in
+    0 … 1, of noise, with a function that samples latents from noise under a condition.
     """
 
     build: Callable[[Mapping[str, int], Callable[[str], Shape], Numerics], Denoiser]
     condition: Callable[[Material], Condition | None]
     needs: tuple[Input, ...] = ()
     takes: tuple[Input, ...] = ()
+    film: Film = _one_clip
 
 
 def _wan(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics, positions: int = 0) -> Denoiser:
@@ -141,7 +155,7 @@ def _proportioned(picture: Image.Image, setting: Setting) -> Tensor:
     return pictures.pixels(pictures.cropped(picture, setting.size)).to(setting.device)
 
 
-def image_tokens(encoder: ImageEncoder, setting: Setting, given: Mapping[Input, Image.Image]) -> Tensor:
+def image_tokens(encoder: ImageEncoder, setting: Setting, given: Mapping[Picture, Image.Image]) -> Tensor:
     """Returns CLIP's tokens of the pictures as the clip shows them, one after the other.  # (1, 257 · pictures, d)"""
     seen = torch.cat([prepared(_proportioned(picture, setting)) for picture in given.values()])
     return encoder.encode(seen).flatten(0, 1).unsqueeze(0)
@@ -167,6 +181,7 @@ JUDGED: Mapping[str, Judged] = {
     "wan-i2v-clip": Judged(_wan,     _channels,  ("image",)),
     "wan-flf2v":    Judged(_flf,     _channels,  ("image", "last_image")),
     "wan-ti2v":     Judged(_wan,     _first,     (),         ("image",)),
+    "wan-s2v":      Judged(speech.build, speech.condition, ("image", "audio"), (), speech.film),
 }
 # fmt: on
 
@@ -191,12 +206,13 @@ def option(name: Input) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> dict[Input, Image.Image]:
+def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> dict[Picture, Image.Image]:
     """Returns the pictures that a network is given, from their files, or drawn where it needs them.
 
     Raises InputError for a file that is no image, and UsageError where a clip is too short for a first and a last one.
     """
-    wanted: Sequence[Input] = [name for name in (*row.needs, *row.takes) if name in row.needs or name in files]
+    known = (name for name in (*row.needs, *row.takes) if name != "audio")
+    wanted: Sequence[Picture] = [name for name in known if name in row.needs or name in files]
     if len(wanted) > setting.frames:
         raise UsageError(f"{setting.frames} frame cannot begin with one image and end with another", "ask for 5 frames")
     return {

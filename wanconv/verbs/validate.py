@@ -45,6 +45,7 @@ class Options:
     seed: int = 0
     image: Path | None = None
     last_image: Path | None = None
+    audio: Path | None = None
     memory_nbytes: int = 2 << 30
     device: str = "cpu"
     out: Path | None = None
@@ -146,7 +147,11 @@ def _wanted(options: Options) -> "Wanted":
 
 def _files(options: Options) -> "Mapping[Input, Path]":
     """Returns the files that a generation is to be given."""
-    handed: dict[Input, Path | None] = {"image": options.image, "last_image": options.last_image}
+    handed: dict[Input, Path | None] = {
+        "image": options.image,
+        "last_image": options.last_image,
+        "audio": options.audio,
+    }
     return {name: path for name, path in handed.items() if path is not None}
 
 

@@ -12,6 +12,7 @@ import torch
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import Image, Journal, describe_output_error, write_file, write_images
+from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES, fill, identify, targets
 from wanconv.families.identify import Expert
@@ -118,6 +119,8 @@ def _dims(name: str, architecture: Architecture, release: Release, options: Opti
     dims = dict(architecture.tiny if options.scale == "tiny" else full)
     if name in DENOISERS and options.blocks is not None:
         dims["n"] = options.blocks
+        if "m" in dims:  # S2V's injectors follow some of its blocks
+            dims["m"] = sum(host < options.blocks for host in HOSTS)
     return dims
 
 
