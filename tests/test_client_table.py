@@ -1,6 +1,7 @@
 """Every cell of family, format and client: what the README's table promises loads, what it denies is refused."""
 
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -80,9 +81,11 @@ def load_in_diffusers(out: Path, model: Model, source: Model) -> None:
 def load_a_file_in_diffusers(out: Path, model: Model, source: Model) -> None:
     for name, component in model.components.items():
         scaled = any(tensor.packing for tensor in component.tensors.values())
-        loaded = diffusers.WanTransformer3DModel.from_single_file(
+        config = out / ("transformer_2" if name == "expert.low" else "transformer")
+        network = getattr(diffusers, json.loads((config / "config.json").read_bytes())["_class_name"])
+        loaded = network.from_single_file(
             str(out / component.part.path),
-            config=str(out / ("transformer_2" if name == "expert.low" else "transformer")),
+            config=str(config),
             torch_dtype=torch.float32,
             quantization_config=diffusers.BFLQuantizationConfig(compute_dtype=torch.float32) if scaled else None,
         )
