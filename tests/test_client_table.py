@@ -8,6 +8,8 @@ from pathlib import Path
 
 import comfyui
 import diffusers
+import gguf
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,6 +113,15 @@ def load_in_comfyui(out: Path, model: Model, source: Model) -> None:
         assert all(torch.equal(theirs[name], ours[name]) for name in scaled)
 
 
+def load_in_gguf(out: Path, model: Model, source: Model) -> None:
+    for component in model.components.values():
+        ours = weights(model, component)
+        theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(out / component.part.path).tensors}
+        for name, values in ours.items():
+            decoded = gguf.dequantize(theirs[name].data, theirs[name].tensor_type)
+            assert np.array_equal(decoded.reshape(values.shape), values.float().numpy()), name
+
+
 def load_in_diffsynth(out: Path, model: Model, source: Model) -> None:
     """It knows a model by names and shapes alone."""
     for name, component in model.components.items():
@@ -123,6 +134,7 @@ LOADERS: Mapping[str, Callable[[Path, Model, Model], None]] = {
     "comfyui": load_in_comfyui,
     "comfyui-legacy": load_in_comfyui,
     "diffsynth": load_in_diffsynth,
+    "gguf": load_in_gguf,
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from wanconv.formats import FORMATS
 from wanconv.tensors import DTYPES, Kind
 
-INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float)
+INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float and dtype.block == 1)
 CASTS = sorted(name for name, each in FORMATS.items() if each.storage)  # scaled ones are refused the same sources
 
 
@@ -21,7 +21,8 @@ def test_the_format_table_is_imported_without_torch() -> None:
 def test_every_format_is_found_by_its_own_name_and_a_plain_cast_stores_a_known_float_dtype() -> None:
     for name, each in FORMATS.items():
         assert each.name == name
-        assert each.storage is None or DTYPES[each.storage].is_float or "none" not in each.scales
+        dtype = DTYPES[each.storage or "fp32"]
+        assert dtype.is_float or dtype.block > 1 or "none" not in each.scales
 
 
 @pytest.mark.parametrize("source", sorted(DTYPES))
@@ -47,11 +48,11 @@ def test_a_cast_refuses_fp64(name: str) -> None:
 @pytest.mark.parametrize("name", CASTS)
 @pytest.mark.parametrize("source", ["fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"])
 def test_a_cast_takes_every_other_float(name: str, source: str) -> None:
-    assert FORMATS[name].refuses(source, "linear", (3, 3)) is None
+    assert FORMATS[name].refuses(source, "linear", (3, 32)) is None
     assert FORMATS[name].stored(source) == FORMATS[name].storage
 
 
-@pytest.mark.parametrize("name", CASTS)
+@pytest.mark.parametrize("name", [name for name in CASTS if name != "q8_0"])  # which says more of what it is for
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_fp8_is_for_weights_of_linear_layers_and_embeddings(name: str, kind: Kind) -> None:
     refusal = FORMATS[name].refuses("fp32", kind, (3,))

@@ -14,7 +14,7 @@ from wanconv.formats import FORMATS
 from wanconv.formats.plain import TORCH_DTYPES, Caster, bound, decode, encode
 from wanconv.tensors import DTYPES
 
-CASTS = sorted(name for name, each in FORMATS.items() if each.storage and "none" in each.scales)
+CASTS = sorted(name for name, each in FORMATS.items() if each.storage and DTYPES[each.storage].is_float)
 SOURCES = ["fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"]
 NARROWING = [(source, name) for source in SOURCES for name in CASTS if not DTYPES[name].holds(DTYPES[source])]
 ORACLES = {

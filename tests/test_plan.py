@@ -15,10 +15,11 @@ from safetensors import safe_open
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.families import FAMILIES, identify
+from wanconv.families import DENOISERS, FAMILIES, identify
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.naming import matches
 from wanconv.plan import Plan, by_component, by_rule, plan
+from wanconv.plan.files import not_held
 from wanconv.recipe import Rule, load, names, parse
 from wanconv.tensors import DTYPES, Family, Model
 from wanconv.verbs.convert import convert
@@ -43,7 +44,10 @@ def messages(made: Plan, where: str = "") -> list[str]:
 
 def unreadable(rule: Rule, layout: Layout) -> bool:
     if rule.scale == "none":
-        return rule.format in layout.unread
+        container = next(place.container for name, place in layout.places.items() if name in DENOISERS)
+        return rule.format in layout.unread or (rule.format != "keep" and bool(not_held(container, rule.format)))
+    if not set(DENOISERS) & set(layout.scaled):
+        return True
     return not any(each.format == rule.format and rule.scale in ("auto", each.scale) for each in layout.packings)
 
 

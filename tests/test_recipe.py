@@ -223,7 +223,7 @@ def test_no_shipped_recipe_stores_less_than_16_bits_outside_of_block_weights(nam
 
 def _is_narrow(rule: Rule) -> bool:
     stored = {FORMATS[name].stored("fp32") for name in (rule.format, rule.fallback or rule.format)}
-    return any(DTYPES[name].itemsize < 2 for name in stored)
+    return any(DTYPES[name].itemsize < 2 * DTYPES[name].block for name in stored)
 
 
 def test_the_schema_page_names_every_key_kind_and_format() -> None:

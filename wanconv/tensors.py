@@ -9,14 +9,16 @@ from typing import Literal
 
 Kind = Literal["linear", "conv", "norm", "embed", "modulation", "bias", "constant"]
 Scheme = Literal["official", "hub"]
+Container = Literal["safetensors", "pth", "gguf"]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """How one element is stored; `code` is its name in a safetensors header.
+    """How numbers are stored; `code` is the name in a safetensors header, empty where that has none.
 
-    Floats carry what a cast needs: `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
+    `itemsize` are the bytes of an element, or of a `block` of so many along a row. Floats carry what a cast needs:
+    `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
     """
 
     name: str
@@ -25,6 +27,15 @@ class DType:
     mantissa: int | None = None
     min_exponent: int = 0
     largest: float = 0.0
+    block: int = 1
+
+    def nbytes(self, numel: int) -> int:
+        """Returns the bytes of `numel` elements, whole blocks."""
+        return numel // self.block * self.itemsize
+
+    def numel(self, nbytes: int) -> int:
+        """Returns the elements that whole blocks of `nbytes` hold."""
+        return nbytes // self.itemsize * self.block
 
     @property
     def is_float(self) -> bool:
@@ -58,6 +69,8 @@ _DTYPES = (
     DType("uint16",      "U16",      2),
     DType("uint8",       "U8",       1),
     DType("bool",        "BOOL",     1),
+    # GGUF's: 32 numbers in int8 behind their fp16 scale, which bounds them
+    DType("q8_0",        "",         34,    largest=127 * 65504.0, block=32),
 )
 # fmt: on
 DTYPES: Mapping[str, DType] = {dtype.name: dtype for dtype in _DTYPES}
@@ -101,8 +114,11 @@ class Part:
         return os.path.dirname(self.path)
 
     @property
-    def container(self) -> Literal["safetensors", "pth"]:
-        return "pth" if os.path.splitext(self.files[0])[1] in (".pth", ".pt", ".bin", ".ckpt") else "safetensors"
+    def container(self) -> Container:
+        suffix = os.path.splitext(self.files[0])[1]
+        if suffix == ".gguf":
+            return "gguf"
+        return "pth" if suffix in (".pth", ".pt", ".bin", ".ckpt") else "safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +276,12 @@ class ModelTensor:
     @property
     def numbers(self) -> str:
         """The dtype of its numbers, read back."""
-        return self.dtype if self.packing is None else "fp32"
+        return "fp32" if self.quantized else self.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """True where its numbers are products with scales, which stand beside them or in their blocks."""
+        return self.packing is not None or DTYPES[self.dtype].block > 1
 
     @property
     def stored_as(self) -> str:
@@ -273,7 +294,7 @@ class ModelTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].itemsize + (self.scales.nbytes if self.scales else 0)
+        return DTYPES[self.dtype].nbytes(self.numel) + (self.scales.nbytes if self.scales else 0)
 
 
 @dataclass(frozen=True, slots=True)

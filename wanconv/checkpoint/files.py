@@ -25,7 +25,7 @@ _MAGIC = (  # first bytes → what the file is, what to do; the first match coun
     (b"version https://git-lfs", "a git-LFS pointer", "fetch the file itself: `git lfs pull`"),
     (b"PK\x03\x04",  "a zip archive (torch's .pth format)", "name it .pth, or re-save the weights as safetensors"),
     (b"PK\x05\x06",  "an empty zip archive",                _AGAIN),
-    (b"GGUF",        "a GGUF file",                         "use the original weights, in safetensors or .pth"),
+    (b"GGUF",        "a GGUF file",                         "name it .gguf"),
     (b"\x1f\x8b",    "a gzip file",                         "unpack it first: `gunzip`"),
     (_LEGACY_TORCH,  "a torch file of before version 1.6",  _RE_SAVE),
     (b"\x80\x02",    "a bare pickle",                       _RE_SAVE),

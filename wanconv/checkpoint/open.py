@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from wanconv.checkpoint import pth, safetensors
+from wanconv.checkpoint import gguf, pth, safetensors
 from wanconv.checkpoint.files import Header, OpenFile, combined, explained, node_kind, printable, regular_file, what_is
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
 from wanconv.errors import InputError
 from wanconv.tensors import Checkpoint, Part, TensorRef
 
 PTH = (".pth", ".pt", ".bin", ".ckpt")
-WEIGHTS = (".safetensors", *PTH)
+GGUF = ".gguf"
+WEIGHTS = (".safetensors", *PTH, GGUF)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
 _REMOVE = "remove it, or exclude it"
@@ -36,18 +37,21 @@ def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
 
 def read_header(path: Path) -> Header:
     """Returns the header of a weight file, by its extension."""
-    return pth.read_header(path) if path.suffix in PTH else safetensors.read_header(path)
+    with regular_file(path) as file:
+        return header_of(file)
 
 
 def header_of(file: OpenFile) -> Header:
     """Returns the header of an open weight file, by its extension."""
+    if file.path.suffix == GGUF:
+        return gguf.header_of(file)
     return pth.header_of(file) if file.path.suffix in PTH else safetensors.header_of(file)
 
 
 def header_digest(path: Path) -> str:
     """Returns the sha256 of a weight file's header: a cheap identity that any other name, shape or offset changes.
 
-    safetensors: of the length and the JSON; .pth: of data.pkl and the tensor table.
+    safetensors: of the length and the JSON; GGUF: of all before the payloads; .pth: of data.pkl and the tensor table.
     """
     return read_header(path).digest
 

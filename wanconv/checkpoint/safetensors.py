@@ -28,7 +28,7 @@ MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
 _MAX_ELEMENTS = 2**60  # far above any disk, far below the overflow of 64-bit counters
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
-_CODES = {dtype.code: dtype for dtype in DTYPES.values()}
+_CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
 def read_header(path: Path) -> Header:

@@ -16,7 +16,7 @@ from wanconv.families.match import Fit, fits, model_tensors
 from wanconv.families.names import fingerprint, size_of
 from wanconv.families.packings import Packed, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
-from wanconv.tensors import Architecture, Checkpoint, Component, Family, Model, Part, Release
+from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 Expert = Literal["high", "low"]
 
@@ -61,7 +61,7 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     other, UsageError where the expert's role is missing or cannot be given.
     """
     if not checkpoint.parts:
-        raise InputError(f"{checkpoint.root} holds no weights", "give a folder with .safetensors or .pth files")
+        raise InputError(f"{checkpoint.root} holds no weights", "give a folder with .safetensors, .pth or .gguf files")
     matched = _match(checkpoint.parts)
     denoisers = _name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
     family = _family(checkpoint, denoisers, [fit.architecture for _, fit in matched])
@@ -88,7 +88,7 @@ def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
     for part in parts:
         weights, packed = unpack(part.tensors)
         found = fits(weights)
-        if found and packed and not found[0].differences:
+        if found and not found[0].differences:
             _refuse_odd_scales(part, found[0], packed)
         if found and not found[0].differences:
             matched.append((part, found[0]))
@@ -109,7 +109,8 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
     odd = [
         ref.name
         for (role, _), (ref, spelling) in fit.found.items()
-        if ref.name in packed and (role.kind != "linear" or spelling.of > 1 or spelling.transposed)
+        if (ref.name in packed or DTYPES[ref.dtype].block > 1)
+        and (role.kind != "linear" or spelling.of > 1 or spelling.transposed)
     ]
     if odd:
         raise Unrecognised(

@@ -36,9 +36,10 @@ TORCH_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
     "int64": torch.int64, "int32": torch.int32, "int16": torch.int16, "int8": torch.int8,
     "uint64": torch.uint64, "uint32": torch.uint32, "uint16": torch.uint16, "uint8": torch.uint8, "bool": torch.bool,
+    "q8_0": torch.uint8,  # the bytes of its blocks
 }
 # fmt: on
-NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if DTYPES[name].block == 1}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _EXPONENT = 0x7F800000  # a float32's exponent bits; alone they read as 2 ** exponent, or 0 for a subnormal
 CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache
@@ -233,7 +234,8 @@ def refusal(source: Tensor, target: DType, name: str, start: int) -> NotFinite:
     more = f" ({count} such among {source.numel()} elements from {start} on)"
     if overflow:
         largest = values.abs().max().item()
-        roomy = [each.name for each in FORMATS.values() if each.storage and DTYPES[each.storage].largest >= largest]
+        floats = [each for each in FORMATS.values() if each.storage and DTYPES[each.storage].is_float]
+        roomy = [each.name for each in floats if DTYPES[each.storage or ""].largest >= largest]
         return Overflow(
             f"{at}, above {target.largest:.9g}, the largest {target.name} number{more}",
             f"store it as {' or '.join(roomy)}, for instance by its rule's fallback",

@@ -6,12 +6,13 @@ from wanconv.layouts.comfyui import COMFYUI, COMFYUI_LEGACY
 from wanconv.layouts.diffsynth import DIFFSYNTH
 from wanconv.layouts.diffusers import DIFFUSERS, DIFFUSERS_SINGLE
 from wanconv.layouts.dtypes import loading_dtype
+from wanconv.layouts.gguf import GGUF
 from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.tensors import Model
 
-_LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH)
+_LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 COMFYUI_GENERATIONS: Mapping[str, Layout] = {"native": COMFYUI, "legacy": COMFYUI_LEGACY}
 
@@ -31,7 +32,8 @@ __all__ = [
 
 
 def source_layout(model: Model) -> Layout:
-    """Returns the layout whose naming and scales the model's components use (most tensors decide, the first of equals).
+    """Returns the layout whose naming, scales and GGUF files the model's components use: most tensors decide, the first
+    of equals.
 
     LightX2V and DiffSynth read the official files: without scales, they are those.
     """
@@ -39,5 +41,8 @@ def source_layout(model: Model) -> Layout:
     for component in model.components.values():
         for layout in LAYOUTS.values():
             votes[layout.name] += len(component.tensors) * (layout.scheme_of(component.name) == component.scheme)
+            place = layout.place(component.name, component.architecture.name)
+            is_gguf = component.part.container == "gguf" and place is not None and place.container == "gguf"
+            votes[layout.name] += len(component.tensors) * is_gguf
             votes[layout.name] += sum(tensor.packing in layout.packings for tensor in component.tensors.values())
     return LAYOUTS[max(votes, key=lambda name: votes[name])]

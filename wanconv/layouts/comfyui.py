@@ -15,7 +15,7 @@ def _documents(model: Model) -> dict[str, Json]:
     return {}
 
 
-def _metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
     """Returns the header's own list of quantized layers, which says what the comfy_quant tensors say."""
     layers = {
         leaf_of(tensor.name)[0]: json.loads(content)

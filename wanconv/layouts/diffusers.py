@@ -217,7 +217,7 @@ def _pipeline(name: str, libraries: Mapping[str, tuple[str, str]], folders: set[
 _TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def _metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
     """Returns torchao's description of its tensors, from which diffusers rebuilds each: one for every name."""
     if not any(tensor.packing for tensor in tensors):
         return {"format": "pt"}

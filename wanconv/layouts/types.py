@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from wanconv.families import DENOISERS
-from wanconv.tensors import Model, Packing, Scheme, Shape
+from wanconv.tensors import Container, Kind, Model, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
 
@@ -16,7 +15,7 @@ class Place:
 
     folder: str
     stem: str
-    container: Literal["safetensors", "pth"] = "safetensors"
+    container: Container = "safetensors"
 
     @property
     def prefix(self) -> str:
@@ -25,9 +24,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Tensors that a loader needs in another format than a recipe may choose; `keep` is never overridden.
+    """Tensors, of some `kinds` or of all, that a loader needs in another format than a recipe may choose.
 
-    `unless_exact`: only where the chosen format would lose something of the source. `families` is a glob.
+    `unless_exact`: only where the chosen format would lose something of the source. `families` is a glob. `keep` is
+    overridden where `kept` says so: the client could not read the file.
     """
 
     match: str
@@ -36,6 +36,8 @@ class Override:
     reason: str
     unless_exact: bool = False
     families: str = "**"
+    kinds: tuple[Kind, ...] = ()
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Marker:
     shapes: Mapping[str, Shape]
 
 
-def plain_metadata(tensors: Sequence[Stored]) -> Mapping[str, str]:
+def plain_metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
     """Returns what the header of every file says."""
     return {"format": "pt"}
 
@@ -121,7 +123,7 @@ class Layout:
     unscaled: str = ""
     unread: Mapping[str, str] = field(default_factory=dict)
     together: Together | None = None
-    metadata: Callable[[Sequence[Stored]], Mapping[str, str]] = plain_metadata
+    metadata: Callable[[str, Sequence[Stored]], Mapping[str, str]] = plain_metadata
     restated: tuple[str, ...] = ()
     config: Callable[[Sequence[Stored]], Json] = no_additions
     settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings

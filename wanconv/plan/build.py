@@ -17,11 +17,11 @@ from wanconv.families import beside as beside_name
 from wanconv.formats import FORMATS
 from wanconv.layouts import Layout, Override, Place, Stored, Together, source_layout
 from wanconv.naming import matches
-from wanconv.plan.files import Slot, lay_out
+from wanconv.plan.files import Slot, lay_out, not_held
 from wanconv.plan.sidecars import beside
 from wanconv.recipe import Recipe, Rule
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, Component, Model, ModelTensor, Packing, Shape
+from wanconv.tensors import DTYPES, Component, Container, Model, ModelTensor, Packing, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Step:
     @property
     def nbytes(self) -> int:
         """Bytes on disk: the payload and what stands beside it."""
-        payload = self.tensor.numel * DTYPES[self.dtype].itemsize
+        payload = DTYPES[self.dtype].nbytes(self.tensor.numel)
         if self.packing is None:
             return payload
         scales = prod(self.packing.scale_shape(self.tensor.shape)) * DTYPES["fp32"].itemsize
@@ -54,6 +54,8 @@ class Step:
     def carried(self) -> bool:
         """True where the source's payload and scales are written as they are: the formats agree, and where the source
         has one scale for all rows, the target may have it in each."""
+        if DTYPES[self.dtype].block > 1:
+            return self.dtype == self.tensor.dtype
         ours, theirs = self.packing, self.tensor.packing
         if ours is None or theirs is None or ours.format != theirs.format:
             return False
@@ -166,7 +168,8 @@ def plan(
                 *_marker(component, layout, tensors),
             ]
             limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
-            files, index = lay_out(_place(model, component, layout), slots, limit, layout.metadata(tensors))
+            metadata = layout.metadata(component.name, tensors)
+            files, index = lay_out(_place(model, component, layout), slots, limit, metadata)
             outputs |= {output.slot.key: output for output in made if output.slot.constant is None}
             images += files
             documents |= index
@@ -251,6 +254,7 @@ def _excluding(component: Component) -> str:
 def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
     """Returns canonical name -> step for every tensor of the model; raises Refused for those that no format takes."""
     unread: dict[str, list[str]] = {}  # reason -> tensors
+    containers = {name: _container(component, layout) for name, component in model.components.items()}
     dims = {name: component.dims for name, component in model.components.items()}
     decided = recipes.assign(recipe, model.family.name, vocabulary(model.family, dims))
     overflowing = _with_companions(model, layout, overflowing)
@@ -260,8 +264,8 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         index = decided[name]
         rule = recipe.rules[index]
         chosen, scale, fallback, reason = rule.format, _scale(rule, layout), rule.fallback, ""
-        if chosen == "keep" and tensor.packing is not None:
-            chosen, scale = tensor.packing.format, _kept_scale(tensor.packing, layout)
+        if chosen == "keep" and tensor.quantized:
+            chosen, scale = tensor.dtype, _kept_scale(tensor.packing, layout)
         refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape, scale)
         if name in overflowing:
             refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.numbers)].largest:g}"
@@ -279,8 +283,8 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
             fallback = None
         made = Step(tensor, chosen, dtype, index, fallback, reason)
         steps[name] = made if scale == "none" else _packed(made, rule, scale, layout, unread)
-        if scale == "none" and dtype in layout.unread:
-            unread.setdefault(layout.unread[dtype], []).append(name)
+        if scale == "none" and (why := layout.unread.get(dtype) or not_held(containers[name.partition("/")[0]], dtype)):
+            unread.setdefault(why, []).append(name)
     if problems:
         raise Refused(
             f"recipe {recipe.name} does not fit the numbers of {model.checkpoint.root}",
@@ -304,8 +308,15 @@ def _scale(rule: Rule, layout: Layout) -> str:
     return packing.scale if packing and rule.scale == "auto" else rule.scale
 
 
-def _kept_scale(packing: Packing, layout: Layout) -> str:
+def _container(component: Component, layout: Layout) -> Container:
+    place = layout.place(component.name, component.architecture.name)
+    return "safetensors" if place is None else place.container  # without a place, it is refused for that
+
+
+def _kept_scale(packing: Packing | None, layout: Layout) -> str:
     """Returns what the scales of a kept tensor cover in a layout: the same, or each row where one was for all."""
+    if packing is None:
+        return "none"
     if packing.scale == "tensor" and layout.packing(packing.format, "tensor") is None:
         return "row"
     return packing.scale
@@ -362,10 +373,18 @@ def _overrides(model: Model, layout: Layout) -> list[Override]:
 
 
 def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
-    if chosen == "keep" or chosen in override.allowed or not matches(override.match, tensor.name):
+    dtype = FORMATS[chosen].stored(tensor.numbers)
+    if dtype in override.allowed or not _is_about(override, tensor):
         return False
-    exact = DTYPES[FORMATS[chosen].stored(tensor.numbers)].holds(DTYPES[tensor.numbers])
+    instead = FORMATS[override.instead]
+    if chosen == "keep" and (not override.kept or instead.refuses(tensor.numbers, tensor.role.kind, tensor.shape)):
+        return False
+    exact = DTYPES[dtype].holds(DTYPES[tensor.numbers])
     return not (exact and override.unless_exact)
+
+
+def _is_about(override: Override, tensor: ModelTensor) -> bool:
+    return (not override.kinds or tensor.role.kind in override.kinds) and matches(override.match, tensor.name)
 
 
 def _outputs(
@@ -482,7 +501,7 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
             if step.format == "keep"
             and step.dtype not in override.allowed
             and not override.unless_exact
-            and matches(override.match, step.tensor.name)
+            and _is_about(override, step.tensor)
         ]
         if kept:
             findings.append(Finding("warning", _some(kept), f"kept as it is, although {override.reason}"))
@@ -503,7 +522,7 @@ def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
 
 def _second_steps(steps: Sequence[Step]) -> list[Finding]:
     """Returns what becomes of tensors that were quantized before: carried over, or rounded a second time."""
-    before = [step for step in steps if step.tensor.packing is not None]
+    before = [step for step in steps if step.tensor.quantized]
     findings = []
     for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):
         was = next(step.tensor.stored_as for step in before if step.tensor.name == names[0])

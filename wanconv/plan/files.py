@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
+from wanconv.checkpoint import gguf
+from wanconv.checkpoint.archive import Archive
 from wanconv.checkpoint.files import Entry
 from wanconv.checkpoint.pth import build_archive
 from wanconv.checkpoint.safetensors import build_header
 from wanconv.checkpoint.writer import Image, Payload
 from wanconv.layouts import Place
-from wanconv.tensors import DTYPES, Shape
+from wanconv.tensors import DTYPES, Container, Shape
 
 _PLAIN = {"format": "pt"}
 
@@ -32,11 +34,18 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return DTYPES[self.dtype].nbytes(prod(self.shape))
 
     @property
     def entry(self) -> Entry:
         return Entry(self.name, self.dtype, self.shape, self.nbytes)
+
+
+def not_held(container: Container, dtype: str) -> str:
+    """Returns why a file of this kind cannot hold a dtype; empty where it can."""
+    if container == "gguf":
+        return "" if dtype in gguf.TYPES else f"GGUF files hold {', '.join(gguf.TYPES)} alone"
+    return f"only GGUF files hold {dtype}" if DTYPES[dtype].block > 1 else ""
 
 
 def to_json(value: Mapping[str, object]) -> bytes:
@@ -47,11 +56,14 @@ def lay_out(
     place: Place, slots: Sequence[Slot], shard_nbytes: int | None, metadata: Mapping[str, str] = _PLAIN
 ) -> tuple[list[Image], dict[str, bytes]]:
     """Returns a component's files and, where there are several, their index (path -> bytes). `metadata` is in each."""
+    path = f"{place.prefix}{place.stem}.{place.container}"
     if place.container == "pth":
-        return [_archive(f"{place.prefix}{place.stem}.pth", slots)], {}
+        return [_archive(path, slots, build_archive([slot.entry for slot in slots]))], {}
+    if place.container == "gguf":
+        return [_archive(path, slots, gguf.build_gguf([slot.entry for slot in slots], metadata))], {}
     shards = _shards(slots, shard_nbytes)
     if len(shards) == 1:
-        return [_safetensors(f"{place.prefix}{place.stem}.safetensors", slots, metadata)], {}
+        return [_safetensors(path, slots, metadata)], {}
     names = [f"{place.stem}-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     index = {
         "metadata": {"total_size": sum(slot.nbytes for slot in slots)},
@@ -103,7 +115,6 @@ def _ordered(shard: Sequence[Slot]) -> list[Slot]:
     return wide_first if odd else late
 
 
-def _archive(path: str, slots: Sequence[Slot]) -> Image:
-    archive = build_archive([slot.entry for slot in slots])
+def _archive(path: str, slots: Sequence[Slot], archive: Archive) -> Image:
     payloads = tuple(Payload(slot.key, archive.payloads[slot.name], slot.nbytes) for slot in slots)
     return Image(path, archive.size, archive.literals, payloads)

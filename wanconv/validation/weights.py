@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from wanconv.formats import scaled
+from wanconv.formats import blocks, scaled
 from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.mover import Reader, Sources, read_scales
@@ -86,7 +86,7 @@ class ModelWeights:
         columns = tensor.shape[1]
         reader = Reader(self._sources)
         gathered = [reader.values(tensor, row * columns, columns).clone() for row in indices.flatten().tolist()]
-        self.read_nbytes += len(gathered) * columns * DTYPES[tensor.dtype].itemsize
+        self.read_nbytes += len(gathered) * DTYPES[tensor.dtype].nbytes(columns)
         values = torch.stack(gathered).view(*indices.shape, columns)
         return _decoded(values, tensor.dtype).to(self._device)
 
@@ -94,9 +94,12 @@ class ModelWeights:
         return self.model.components[component].tensors[f"{component}/{name}"].shape
 
     def _read(self, tensor: ModelTensor) -> Tensor:
-        values = torch.empty(tensor.numel, dtype=TORCH_DTYPES[tensor.dtype])
+        dtype = DTYPES[tensor.dtype]
+        values = torch.empty(tensor.numel if dtype.block == 1 else tensor.nbytes, dtype=TORCH_DTYPES[tensor.dtype])
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
+        if dtype.block > 1:
+            return blocks.decode(values).view(tensor.shape).to(self._device)
         if tensor.packing is not None:  # a linear layer's, so never transposed
             return scaled.decode(values.view(tensor.shape), read_scales(self._sources, tensor)).to(self._device)
         values = values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)

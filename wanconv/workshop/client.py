@@ -34,7 +34,7 @@ def why_not(model: Model, layout: Layout) -> str:
     if reason := (layout.refused or {}).get(model.family.name):
         return reason
     packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
-    if foreign := sorted({packing.client for packing in packings} - {layout.name}):
+    if foreign := sorted({packing.client for packing in packings.difference(layout.packings)} - {layout.name}):
         readable = all(layout.packing(packing.format, packing.scale) for packing in packings)
         return f"its scales are stored for {', '.join(foreign)}" + ("" if readable else f": {layout.unscaled}")
     for component in model.components.values():
@@ -63,7 +63,8 @@ def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[F
         yield _failure(part.path, f"{layout.name} has no place for {component.name}")
         return
     alone = len(model.checkpoint.parts) == 1 and not part.folder
-    if not alone and (part.folder, part.container) != (place.folder, place.container):
+    is_other = "gguf" in (part.container, place.container) and part.container != place.container
+    if is_other or (not alone and (part.folder, part.container) != (place.folder, place.container)):
         yield _failure(part.path, f"{layout.name} looks for {place.container} in {place.folder or 'the folder itself'}")
     if layout.shard_nbytes is None and len(part.files) > 1:
         yield _failure(part.path, f"{layout.name} reads one file, and these are {len(part.files)}")
@@ -83,7 +84,7 @@ def _component(component: Component, made: Plan) -> Iterator[Finding]:
     }
     yield from _differences(found, expected, layout)
     stored = made.stored[component.name]
-    for key, value in layout.metadata(stored).items():
+    for key, value in layout.metadata(component.name, stored).items():
         if key == "format" or (key in layout.restated and key not in part.metadata):
             continue
         if not same_meaning(_parsed(part.metadata.get(key)), _parsed(value)):

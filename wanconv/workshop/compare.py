@@ -1,7 +1,7 @@
 """The proof of a conversion: every element of every tensor within its format's bound of the source, streamed."""
 
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from math import isfinite, prod
@@ -10,12 +10,15 @@ import torch
 
 from wanconv.errors import CheckFailed, NotFinite, Refused
 from wanconv.families import DENOISERS, homeless
+from wanconv.formats.blocks import Blocker
 from wanconv.formats.plain import Caster, Violation
 from wanconv.formats.scaled import Scaler
 from wanconv.report import Finding, Table
-from wanconv.tensors import Model, ModelTensor, Shape
+from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.mover import Reader, Sources, read_scales, row_runs, runs
 from wanconv.workshop.progress import Progress, total
+
+Read = Callable[[ModelTensor, int, int], torch.Tensor]
 
 _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
 
@@ -38,10 +41,12 @@ def compare(
 
     def one(name: str) -> Finding | None:
         if not hasattr(local, "tools"):
-            local.tools = Reader(sources), Reader(sources), Caster(), Scaler()
-        reader, other, caster, scaler = local.tools
-        if ours[name].packing is None:
-            finding, ratio = _compare_tensor(theirs[name], ours[name], reader, other, caster)
+            local.tools = Reader(sources), Reader(sources), Caster(), Scaler(), Blocker()
+        reader, other, caster, scaler, blocker = local.tools
+        if DTYPES[ours[name].dtype].block > 1 and theirs[name].dtype != ours[name].dtype:
+            finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.payload, blocker)
+        elif ours[name].packing is None:
+            finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.values, caster)
         else:
             clips = name not in unclipped
             finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler, clips)
@@ -95,8 +100,8 @@ def _without_twin(model: Model, source: Model) -> list[Finding]:
     return findings
 
 
-def _compare_tensor(
-    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader, caster: Caster
+def _compare_runs(
+    source: ModelTensor, stored: ModelTensor, read: Read, read_stored: Read, judge: Caster | Blocker
 ) -> tuple[Finding | None, float]:
     """Returns the first bad element, if any, and the largest error / bound seen."""
     worst = 0.0
@@ -104,8 +109,8 @@ def _compare_tensor(
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     for start, count in runs(0, source.numel):
         try:
-            violation, ratio = caster.first_violation(
-                reader.values(source, start, count), other.values(stored, start, count), start
+            violation, ratio = judge.first_violation(
+                read(source, start, count), read_stored(stored, start, count), start
             )
         except Refused as error:  # a change between dtypes that no format makes
             return _failure(source.name, error.message), worst

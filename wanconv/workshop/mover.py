@@ -9,7 +9,8 @@ from types import TracebackType
 import torch
 
 from wanconv.errors import InputError, Overflow
-from wanconv.formats import scaled
+from wanconv.formats import blocks, scaled
+from wanconv.formats.blocks import Blocker
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
 from wanconv.formats.scaled import Scaler, candidates, chosen, scales_of
 from wanconv.plan import Output, Plan, Step
@@ -34,7 +35,7 @@ class Sources:
 
     def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
         """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
-        offset = ref.offset + first * DTYPES[ref.dtype].itemsize
+        offset = ref.offset + DTYPES[ref.dtype].nbytes(first)
         try:
             descriptor = self._files.descriptor(ref.file)
             while len(view):
@@ -49,12 +50,12 @@ class Sources:
 
     def read_elements(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
         """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
-        itemsize = DTYPES[tensor.dtype].itemsize
-        count, at = len(view) // itemsize, 0
+        dtype = DTYPES[tensor.dtype]
+        count, at = dtype.numel(len(view)), 0
         for piece in tensor.pieces:
             low, high = max(first, at), min(first + count, at + piece.count)
             if low < high:
-                part = view[(low - first) * itemsize : (high - first) * itemsize]
+                part = view[dtype.nbytes(low - first) : dtype.nbytes(high - first)]
                 self.read_into(piece.ref, piece.start + low - at, part)
             at += piece.count
 
@@ -76,6 +77,9 @@ class Reader:
 
         They have the dtype on disk, or are decoded to float32 where the tensor has scales.
         """
+        if (block := DTYPES[tensor.dtype].block) > 1:
+            start, end = first // block * block, -(-(first + count) // block) * block
+            return blocks.decode(self.payload(tensor, start, end - start))[first - start :][:count]
         if tensor.packing is None:
             return self.payload(tensor, first, count)
         payload, columns = self.payload(tensor, first, count), tensor.shape[1]
@@ -90,15 +94,15 @@ class Reader:
         return values
 
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns the same as it is on disk; a second call for the same ones reads nothing."""
+        """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
         if tensor.transposed:
             return self._turned(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
         if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
             self._held = None
-            self._sources.read_elements(tensor, first, memoryview(self._scratch)[: count * dtype.itemsize])
+            self._sources.read_elements(tensor, first, memoryview(self._scratch)[: dtype.nbytes(count)])
             self._held = tensor, first, count
-        return torch.frombuffer(self._scratch, dtype=TORCH_DTYPES[dtype.name], count=count)
+        return torch.frombuffer(memoryview(self._scratch)[: dtype.nbytes(count)], dtype=TORCH_DTYPES[dtype.name])
 
     def _turned(self, tensor: ModelTensor) -> torch.Tensor:
         """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
@@ -242,8 +246,11 @@ class Mover:
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
         output = self._plan.outputs[key]
-        itemsize = DTYPES[output.slot.dtype].itemsize
-        first, count = start // itemsize, len(view) // itemsize
+        dtype = DTYPES[output.slot.dtype]
+        if dtype.block > 1:
+            self._fill_blocks(output.step, start, view)
+            return
+        first, count = dtype.numel(start), dtype.numel(len(view))
         if output.scales_of is not None:
             out = torch.frombuffer(view, dtype=torch.float32)
             out.copy_(self._scales(output.scales_of, first, count))
@@ -255,7 +262,7 @@ class Mover:
         for step in output.steps:
             low, high = max(first, at), min(first + count, at + step.tensor.numel)
             if low < high:
-                self._fill_step(step, low - at, view[(low - first) * itemsize : (high - first) * itemsize])
+                self._fill_step(step, low - at, view[dtype.nbytes(low - first) : dtype.nbytes(high - first)])
             at += step.tensor.numel
 
     def findings(self) -> list[Finding]:
@@ -278,7 +285,7 @@ class Mover:
     def overflowing(self, component: str) -> frozenset[str]:
         """Returns a component's tensors whose values exceed their format and whose rule names a fallback: one pass over
         those."""
-        reader, caster, _ = self._tools()
+        reader, caster, _, _ = self._tools()
         return frozenset(
             step.tensor.name
             for step in self._plan.steps
@@ -291,15 +298,15 @@ class Mover:
             )
         )
 
-    def _tools(self) -> tuple[Reader, Caster, Scaler]:
+    def _tools(self) -> tuple[Reader, Caster, Scaler, Blocker]:
         if not hasattr(self._local, "tools"):
-            self._local.tools = Reader(self._sources), Caster(), Scaler()
-        tools: tuple[Reader, Caster, Scaler] = self._local.tools
+            self._local.tools = Reader(self._sources), Caster(), Scaler(), Blocker()
+        tools: tuple[Reader, Caster, Scaler, Blocker] = self._local.tools
         return tools
 
     def _scales(self, step: Step, row: int, count: int) -> torch.Tensor:
         """Returns the scales of rows [row, row + count), or the only one."""
-        reader, caster, scaler = self._tools()
+        reader, caster, scaler, _ = self._tools()
         assert step.packing is not None
         if step.carried:
             scales = read_scales(self._sources, step.tensor)
@@ -314,18 +321,37 @@ class Mover:
         return scales_of(self._peaks.of_tensor(step.tensor, row, reader, scaler), step.dtype)
 
     def _fill_scaled(self, step: Step, first: int, out: torch.Tensor) -> None:
-        reader, _, scaler = self._tools()
+        reader, _, scaler, _ = self._tools()
         columns = step.tensor.shape[1]
         for start, count in row_runs(first, out.numel(), columns):
             scales = self._scales(step, start // columns, max(1, count // columns))
             values = reader.values(step.tensor, start, count).view(-1, min(count, columns))
             scaler.encode(values, scales, out[start - first : start - first + count].view(values.shape))
 
+    def _fill_blocks(self, step: Step, start: int, view: memoryview) -> None:
+        """Fills the bytes of a tensor in blocks, which `view` may cut at both ends: those two are made whole."""
+        dtype, at = DTYPES[step.dtype], 0
+        while at < len(view):
+            number, inside = divmod(start + at, dtype.itemsize)
+            whole = (len(view) - at) // dtype.itemsize * dtype.itemsize
+            if inside or not whole:
+                block = memoryview(bytearray(dtype.itemsize))
+                self._fill_step(step, number * dtype.block, block)
+                part = block[inside : inside + len(view) - at]
+                view[at : at + len(part)] = part
+                at += len(part)
+            else:
+                self._fill_step(step, number * dtype.block, view[at : at + whole])
+                at += whole
+
     def _fill_step(self, step: Step, first: int, view: memoryview) -> None:
-        reader, caster, _ = self._tools()
+        reader, caster, _, blocker = self._tools()
         tensor, out = step.tensor, torch.frombuffer(view, dtype=TORCH_DTYPES[step.dtype])
+        dtype = DTYPES[step.dtype]
         if step.carried:
             self._sources.read_elements(tensor, first, view)
+            if dtype.block > 1:
+                blocks.check(out, tensor.name, first)
             caster.check(out, tensor.name, first)
             return
         if step.packing is not None:
@@ -336,8 +362,13 @@ class Mover:
             caster.check(out, tensor.name, first)
             return
         try:
-            for start, count in runs(first, out.numel()):
+            for start, count in runs(first, dtype.numel(len(view))):
                 values = reader.values(tensor, start, count)
+                if dtype.block > 1:
+                    blocker.encode(
+                        values, out[dtype.nbytes(start - first) :][: dtype.nbytes(count)], tensor.name, start
+                    )
+                    continue
                 stored = out[start - first : start - first + count]
                 caster.cast(values, stored, tensor.name, start)
                 if not DTYPES[step.dtype].holds(DTYPES[tensor.numbers]):
@@ -360,13 +391,13 @@ class Mover:
         whole = bytearray(output.slot.nbytes)
         self._fill_step(step, 0, memoryview(whole))
         values = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous().view(-1)
-        count = len(view) // DTYPES[output.slot.dtype].itemsize
+        count = DTYPES[output.slot.dtype].numel(len(view))
         torch.frombuffer(view, dtype=dtype).copy_(values[first : first + count])
 
     def compare_tied(self, copy: TensorRef, tensor: ModelTensor) -> None:
         """Raises InputError where a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
-        (reader, caster, _), other = self._tools(), Reader(self._sources)
+        (reader, caster, _, _), other = self._tools(), Reader(self._sources)
         if copy.dtype != tensor.dtype or any(
             caster.first_violation(reader.values(tensor, *run), other.values(twin, *run))[0]
             for run in runs(0, tensor.numel)

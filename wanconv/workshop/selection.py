@@ -35,7 +35,7 @@ _TWICE = {  # pickled weights, by the beginning of their names → the safetenso
 _SIDECARS = {"tokenizer": "text_encoder", "clip_tokenizer": "image_encoder", "audio_processor": "audio_encoder"}
 # fmt: on
 _SHARD = r"(-\d{5}-of-\d{5})?"
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".safetensors.index.json")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".safetensors.index.json")
 _GROUPS = {"experts": DENOISERS, "denoiser": DENOISERS}
 COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
 

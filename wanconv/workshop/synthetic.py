@@ -62,9 +62,8 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
     family, release = releases()[options.release]
     name = options.layout or home(family)
     _check_known("layout", name, PUBLISHED)
-    _check_known(
-        "dtype", options.dtype, [each.name for each in FORMATS.values() if each.storage and "none" in each.scales]
-    )
+    casts = [each.name for each in FORMATS.values() if each.storage and DTYPES[each.storage].is_float]
+    _check_known("dtype", options.dtype, casts)
     for component in options.components:
         _check_known(f"component of {family.name}", component, family.components)
     layout = LAYOUTS[name]

@@ -1,0 +1,55 @@
+"""The layout of ComfyUI with ComfyUI-GGUF: denoisers in GGUF, everything else as ComfyUI itself reads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
+
+from wanconv.families import DENOISERS
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.layouts.comfyui import COMFYUI
+from wanconv.layouts.types import Layout, Override, Stored
+from wanconv.tensors import Kind
+
+_FILE_TYPES = {"fp32": 0, "fp16": 1, "q8_0": 7, "bf16": 32}  # what most matrices are: gguf-py LlamaFileType
+_QUANTIZATION_VERSION = "2"  # gguf-py GGML_QUANT_VERSION
+_NOT_LINEAR: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "linear")
+
+
+def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
+    """Returns what ComfyUI-GGUF asks for, the architecture, and what GGUF's own tools do."""
+    if component not in DENOISERS:
+        return COMFYUI.metadata(component, tensors)
+    counts = dict.fromkeys(_FILE_TYPES, 0)
+    for tensor in tensors:
+        if len(tensor.shape) == 2 and tensor.dtype in counts:
+            counts[tensor.dtype] += 1
+    return {
+        "general.architecture": "wan",
+        "general.file_type": str(_FILE_TYPES[max(counts, key=lambda dtype: counts[dtype])]),
+        "general.quantization_version": _QUANTIZATION_VERSION,
+    }
+
+
+GGUF: Layout = replace(
+    COMFYUI,
+    name="gguf",
+    summary="ComfyUI with ComfyUI-GGUF: denoisers in GGUF, the rest as ComfyUI reads it",
+    loader="city96/ComfyUI-GGUF loader.py, dequant.py, ops.py; tools/convert.py for what stays F32",
+    places={
+        name: replace(place, container="gguf") if name in DENOISERS else place for name, place in COMFYUI.places.items()
+    },
+    coarse=None,
+    refused=dict.fromkeys(COGVIDEOX, "its list of architectures knows no CogVideoX"),
+    overrides=(
+        Override(
+            "{dit,expert.*}/**",
+            ("fp32", "fp16"),
+            "fp32",
+            "ComfyUI-GGUF decodes other types in linear layers only",
+            kinds=_NOT_LINEAR,
+            kept=True,
+        ),
+    ),
+    scaled=("text_encoder",),
+    metadata=_metadata,
+)
