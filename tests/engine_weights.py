@@ -43,7 +43,8 @@ class FolderWeights:
         return {fill(role.name, index): fill(spelling.name, index) for role, index, spelling in rows if spelling}
 
     def config(self, component: str) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((self.folder / component / "config.json").read_text())
+        folder = self.folder / self.components[component].part.folder
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         return config
 
     def _read(self, component: str, name: str) -> Tensor:

@@ -2,11 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
+from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from wanconv.engine.recorder import Recorder
 from wanconv.errors import InputError
 
 
@@ -25,6 +30,12 @@ def quiet() -> Iterator[None]:
 
 def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Makes `weights` the module's parameters, without a copy; raises InputError where names or shapes differ."""
+    check(module, weights, what)
+    module.load_state_dict(weights, assign=True)
+
+
+def check(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Raises InputError where names or shapes of `weights` are not the module's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != given:
@@ -37,9 +48,43 @@ def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
                 if wanted.get(name) != given.get(name)
             ],
         )
-    module.load_state_dict(weights, assign=True)
+
+
+def run(module: nn.Module, weights: Mapping[str, Tensor], arguments: Sequence[object], what: str) -> Any:
+    """Returns what a module makes of its arguments with these weights, which it does not keep; checked by `check`."""
+    check(module, weights, what)
+    return functional_call(module, dict(weights), tuple(arguments))
 
 
 def release(module: nn.Module) -> None:
     """Gives a module's weights back: it stands on the meta device again."""
     module.to_empty(device="meta")
+
+
+def watch(recorder: Recorder, module: nn.Module, names: Mapping[str, str]) -> None:
+    """Names a network's modules to a recorder; `names`: canonical name -> its own, of every tensor."""
+    canonical = module_names(names)
+    recorder.watch(module)
+    for path, part in module.named_modules():
+        if canonical.get(path):
+            recorder.watch(part, canonical[path])
+
+
+def module_names(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns module of the library -> canonical path, the longest that its tensors begin with.
+
+    Of tensors with different first words, those of the most frequent one count: T5's first block holds a bias that
+    belongs to all of them.
+    """
+    found: dict[str, list[list[str]]] = {}
+    for canonical, theirs in names.items():
+        parts = theirs.split(".")
+        for length in range(1, len(parts)):
+            found.setdefault(".".join(parts[:length]), []).append(canonical.split(".")[:-1])
+    return {module: ".".join(_shared(paths)) for module, paths in found.items()}
+
+
+def _shared(paths: Sequence[list[str]]) -> list[str]:
+    ((word, _),) = Counter(path[0] for path in paths if path).most_common(1) or [("", 0)]
+    same = [path for path in paths if path and path[0] == word]
+    return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*same, strict=False))]

@@ -80,15 +80,45 @@ def task_of(family: str, release: str | None = None) -> Task:
 # --- noise levels and timesteps
 
 
+class Schedule(Protocol):
+    """The timesteps of a run, int64, and what a sampler does at them."""
+
+    @property
+    def timesteps(self) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def noised(self, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """Returns the sample at a timestep's noise level, for teacher forcing."""
+        ...
+
+    def guidance(self, strength: float, timestep: int) -> float:
+        """Returns how strong guidance is at a timestep where `strength` is asked for."""
+        ...
+
+    def solver(self, seed: int) -> "Solver":
+        """Returns what walks the timesteps; `seed` is of the noise that some solvers add."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A run's noise levels, float32 (N + 1) with a final 0, and timesteps, int64 (N)."""
+    """A Schedule of flow matching: noise levels, float32 (N + 1) with a final 0, and timesteps, int64 (N)."""
 
     sigmas: Tensor
     timesteps: Tensor
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def noised(self, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        return noised(clean, noise, timestep)
+
+    def guidance(self, strength: float, timestep: int) -> float:
+        return strength
+
+    def solver(self, seed: int) -> "UniPC":
+        return UniPC(self)
 
 
 def shifted(sigmas: NDArray[np.float64], shift: float) -> NDArray[np.float64]:

@@ -53,8 +53,8 @@ def cleaned(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
-def tokenize(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
-    """Returns each prompt's tokens, at most 512 with the one that ends it; reads nothing but the folder.
+def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list[list[int]]:
+    """Returns each prompt's tokens, at most `length` with the one that ends it; reads nothing but the folder.
 
     Raises InputError where transformers finds no tokenizer there.
     """
@@ -69,13 +69,13 @@ def tokenize(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
                 f"{folder} holds no tokenizer that transformers can read: {reason}",
                 "download the tokenizer's folder that belongs to the text encoder again",
             ) from error
-        return list(tokenizer([cleaned(prompt) for prompt in prompts], truncation=True, max_length=LENGTH)["input_ids"])
+        return list(tokenizer([cleaned(prompt) for prompt in prompts], truncation=True, max_length=length)["input_ids"])
 
 
-def synthetic_context(width: int, seed: int, tokens: int = 64) -> tuple[Tensor, str]:
-    """Returns a made-up context (512, width), float32, for a model without tokenizer, and the note that says so."""
+def synthetic_context(width: int, seed: int, length: int = LENGTH, tokens: int = 64) -> tuple[Tensor, str]:
+    """Returns a made-up context (length, width), float32, for a model without tokenizer, and the note that says so."""
     generator = torch.Generator().manual_seed(seed)
-    context = torch.zeros(LENGTH, width)
+    context = torch.zeros(length, width)
     context[:tokens] = 0.1 * torch.randn(tokens, width, generator=generator)
     note = f"synthetic context instead of a prompt: {tokens} rows of normal numbers times 0.1 (seed {seed}), then zeros"
     return context, note
@@ -116,7 +116,7 @@ class TextEncoder:
         assert 0 < min(lengths) <= max(lengths) <= LENGTH, "tokenize() ends every prompt with a token"
         width = LENGTH if padded else 0
         tokens = [torch.tensor([*prompt, *[0] * (width - len(prompt))]) for prompt in prompts]  # 0 is <pad>
-        hidden = self._embedded(tokens)  # each (1, L, d)
+        hidden = embedded(self._source, tokens, self._rows, self._dtype)  # each (1, L, d)
         masks = [_mask(length, states) for length, states in zip(lengths, hidden, strict=True)]
         for number in range(len(self._stack.block)):
             with self._held(self._stack.block[number], f"blocks.{number}", f"encoder.block.{number}.") as block:
@@ -131,18 +131,6 @@ class TextEncoder:
     def _stack(self) -> Any:
         return self.module.encoder
 
-    def _embedded(self, prompts: Sequence[Tensor]) -> list[Tensor]:
-        """Reads the rows of the token table that the prompts need.  # each (L,) -> (1, L, d)"""
-        needed, places = torch.unique(torch.cat(list(prompts)), return_inverse=True)
-        if int(needed[-1]) >= self._rows:
-            raise InputError(
-                f"the tokenizer gave token {int(needed[-1])}, but the text encoder knows {self._rows}",
-                "use the tokenizer that belongs to the text encoder",
-            )
-        rows = self._source.rows(_COMPONENT, "token_embedding.weight", needed).to(self._dtype)
-        embedded = rows[places.to(rows.device)]
-        return [part.unsqueeze(0) for part in torch.split(embedded, [len(prompt) for prompt in prompts])]
-
     @contextmanager
     def _held(self, module: nn.Module, prefix: str, theirs: str) -> Iterator[nn.Module]:
         """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
@@ -156,6 +144,19 @@ class TextEncoder:
             yield module
         finally:
             release(module)
+
+
+def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype: torch.dtype) -> list[Tensor]:
+    """Reads the rows of the token table, `known` in all, that the prompts need.  # each (L,) -> (1, L, d)"""
+    needed, places = torch.unique(torch.cat(list(prompts)), return_inverse=True)
+    if int(needed[-1]) >= known:
+        raise InputError(
+            f"the tokenizer gave token {int(needed[-1])}, but the text encoder knows {known}",
+            "use the tokenizer that belongs to the text encoder",
+        )
+    rows = source.rows(_COMPONENT, "token_embedding.weight", needed).to(dtype)
+    found = rows[places.to(rows.device)]
+    return [part.unsqueeze(0) for part in torch.split(found, [len(prompt) for prompt in prompts])]
 
 
 def _tabulate_buckets(blocks: Any) -> None:

@@ -112,7 +112,7 @@ def _config(channels_in: int, frames: int | None = None) -> Mapping[Scheme, tupl
 SIZE_2B = {"d": 1920, "head": 64, "heads": 30, "time": 512, "text": 4096, "n": 30}
 _SIZE_5B = {"d": 3072, "head": 64, "heads": 48, "time": 512, "text": 4096, "n": 42}
 _TINY = {"d": 64, "head": 32, "heads": 2, "time": 32, "text": 64, "n": 3}
-_TINY |= {"sample_height": 4, "sample_width": 4, "sample_frames": 5}
+_TINY |= {"sample_height": 8, "sample_width": 12, "sample_frames": 9}
 
 _SOURCE = "huggingface/diffusers models/transformers/cogvideox_transformer_3d.py"
 
@@ -131,7 +131,7 @@ I2V = Architecture(
     roles=roles(_ends(32) + _BASE + _POSITIONS, ("hub",)),
     source=_SOURCE,
     full=_SIZE_5B | {"positions": TEXT_TOKENS + 13 * 30 * 45},
-    tiny=_TINY | {"positions": TEXT_TOKENS + 2 * 2 * 2},
+    tiny=_TINY | {"positions": TEXT_TOKENS + 3 * 4 * 6},
     config=_config(32),
     schemes=("hub",),
 )

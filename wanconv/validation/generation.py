@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from wanconv.engine.audio import AudioEncoder
 from wanconv.engine.image import ImageEncoder
+from wanconv.engine.libraries import watch
 from wanconv.engine.numerics import FP32, Imitation, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import UniPC, expert_at, guided
@@ -47,26 +47,9 @@ def hub_names(component: Component) -> Mapping[str, str]:
     return {source: target.name for target in wanted for source in target.sources}
 
 
-def module_names(component: Component) -> Mapping[str, str]:
-    """Returns module in diffusers or transformers -> canonical path, the longest that all tensors in it begin with."""
-    found: dict[str, list[str]] = {}
-    for canonical, hub in hub_names(component).items():
-        own, theirs = canonical.split("."), hub.split(".")
-        for length in range(1, len(theirs)):
-            shared = found.setdefault(".".join(theirs[:length]), own[:-1])
-            found[".".join(theirs[:length])] = [
-                one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(shared, own, strict=False))
-            ]
-    return {module: ".".join(path) for module, path in found.items()}
-
-
 def watched(network: nn.Module, component: Component, recorder: Recorder) -> Recorder:
     """Gives a borrowed network's modules their canonical names, and returns the recorder."""
-    names = module_names(component)
-    recorder.watch(network)
-    for path, module in network.named_modules():
-        if names.get(path):
-            recorder.watch(module, names[path])
+    watch(recorder, network, hub_names(component))
     return recorder
 
 
