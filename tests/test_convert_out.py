@@ -139,7 +139,7 @@ def test_an_out_from_a_source_with_another_sidecar_is_refused(source: Path, opti
     (source / "vocabulary.txt").write_text("old")
     convert(source, options)
     (source / "vocabulary.txt").write_text("new")
-    with pytest.raises(UsageError, match="its source or --base-model has changed"):
+    with pytest.raises(UsageError, match="its source, --base-model or --lora has changed"):
         convert(source, options)
     assert is_whole(tmp_path / "out", convert(source, replace(options, force=True)))
     assert (tmp_path / "out" / "vocabulary.txt").read_text() == "new"

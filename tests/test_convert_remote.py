@@ -128,6 +128,17 @@ def test_the_output_is_that_of_download_and_convert(
     assert whole_fetches(hub) == dict.fromkeys(weights(hub), 1)
 
 
+def test_a_lora_that_is_here_is_merged_into_a_source_that_is_not(hub: Hub, options: Options, tmp_path: Path) -> None:
+    stem = "diffusion_model.blocks.1.ffn.2"
+    pair = {f"{stem}.lora_A.weight": torch.ones(2, 256), f"{stem}.lora_B.weight": torch.full((128, 2), 0.25)}
+    save_file(pair, tmp_path / "lora.safetensors")
+    wanted = replace(options, loras=(f"low={tmp_path / 'lora.safetensors'}:0.5",))
+    assert [table.title for table in stream(wanted).tables] == ["components", "rules", "loras"]
+    assert options.out is not None
+    assert tinies.contents(options.out) == expected(wanted, tmp_path)
+    assert tinies.contents(options.out) != expected(options, tmp_path / "plain")
+
+
 def test_a_fallback_that_the_values_call_for_costs_no_second_download(
     hub: Hub, sharded: Path, options: Options, tmp_path: Path
 ) -> None:

@@ -254,10 +254,27 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Patch:
+    """What a LoRA adds to a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
+
+    `up` is (rows, rank), `down` (rank, row); further axes are part of the row, as a convolution's are.
+    """
+
+    scale: float
+    down: TensorRef
+    up: TensorRef | None = None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.up is None else self.down.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelTensor:
     """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose).
 
     Where it is stored with scales, `packing` says how, the pieces are its payload, and `scales` lies elsewhere.
+    `patches` are added to its numbers when they are read.
     """
 
     name: str
@@ -268,6 +285,7 @@ class ModelTensor:
     transposed: bool = False
     packing: Packing | None = None
     scales: TensorRef | None = None
+    patches: tuple[Patch, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -276,12 +294,17 @@ class ModelTensor:
     @property
     def numbers(self) -> str:
         """The dtype of its numbers, read back."""
-        return "fp32" if self.quantized else self.dtype
+        return "fp32" if self.quantized or self.patches else self.dtype
 
     @property
     def quantized(self) -> bool:
         """True where its numbers are products with scales, which stand beside them or in their blocks."""
         return self.packing is not None or DTYPES[self.dtype].block > 1
+
+    @property
+    def as_it_lies(self) -> bool:
+        """True where its numbers are the bytes on disk, in order."""
+        return not (self.quantized or self.patches or self.transposed)
 
     @property
     def stored_as(self) -> str:
@@ -313,14 +336,35 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that is merged into one component: how many of its tensors it changes, and by which ranks.
+
+    `unmatched` are the keys that name nothing there; `evidence` says what told its component, where the user did not.
+    """
+
+    file: Path
+    sha256: str
+    component: str
+    strength: float
+    changed: int
+    ranks: tuple[int, ...]
+    unmatched: tuple[str, ...] = ()
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role."""
+    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
+
+    `loras` are those that its tensors' patches come from.
+    """
 
     checkpoint: Checkpoint
     family: Family
     components: Mapping[str, Component]
     release: Release | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
 
     @property
     def absent(self) -> tuple[str, ...]:

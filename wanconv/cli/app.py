@@ -71,6 +71,14 @@ Expert = Annotated[
     Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
 ]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        help="Merge a LoRA, with its strength: FILE:0.8; into one expert: high=FILE, low=FILE. Repeatable.",
+        metavar="[EXPERT=]FILE[:STRENGTH]",
+    ),
+]
 Layout = Annotated[
     str | None,
     typer.Option(
@@ -173,6 +181,7 @@ def recipes(
         "wanconv convert Wan2.1-T2V-1.3B -r fp8-plain --dry-run",
         "wanconv convert hf://Wan-AI/Wan2.2-T2V-A14B -r fp8-scaled --layout comfyui --out baked",
         "wanconv convert wan2.2_low_noise_14B.safetensors -r bf16 --expert low -o baked",
+        "wanconv convert Wan2.2-T2V-A14B -r bf16 --lora high=high.safetensors:0.8 --lora low=low.safetensors -o baked",
     )
 )
 def convert(
@@ -199,6 +208,10 @@ def convert(
     ] = None,
     expert: Expert = None,
     exclude: Exclude = None,
+    lora: Loras = None,
+    lora_allow_unmatched: Annotated[
+        bool, typer.Option("--lora-allow-unmatched", help="Merge a LoRA without its keys that name nothing here.")
+    ] = False,
     base_model: Annotated[str | None, typer.Option(help="base_model of the model card.", metavar="OWNER/NAME")] = None,
     hash_source: Annotated[
         bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
@@ -226,6 +239,8 @@ def convert(
         expert=expert,
         exclude=tuple(exclude or ()),
         base_model=base_model,
+        loras=tuple(lora or ()),
+        lora_allow_unmatched=lora_allow_unmatched,
         hash_source=hash_source,
         force=force,
         jobs=jobs or default_jobs(),
@@ -310,6 +325,7 @@ def download(
 def verify(
     path: Source = Path(),
     against: Annotated[Path | None, typer.Option(help="Prove every element against this source.")] = None,
+    lora: Loras = None,
     sums: Annotated[
         list[Path] | None,
         typer.Option(help="A sha256sum or md5sum list; repeatable.", show_default="those in the folder"),
@@ -336,7 +352,15 @@ def verify(
     from wanconv.workshop.job import default_jobs
 
     options = Options(
-        against, tuple(sums or ()), expert, tuple(exclude or ()), jobs or default_jobs(), hub, token, client
+        against,
+        tuple(sums or ()),
+        expert,
+        tuple(exclude or ()),
+        jobs or default_jobs(),
+        hub,
+        token,
+        client,
+        tuple(lora or ()),
     )
     with progress() as tell:
         report = verb(path, options, tell)

@@ -220,8 +220,7 @@ def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -
             found.append(("high", f"folder name transformer, boundary_ratio {ratio} in model_index.json"))
     names = (part.path, *part.files)
     for name in dict.fromkeys(os.path.basename(name) for name in names):
-        experts = {expert for pattern, expert in _EXPERT_FILES if fnmatchcase(name.lower(), pattern)}
-        found += [(expert, f"file name {name}") for expert in sorted(experts)]
+        found += [(expert, f"file name {name}") for expert in experts_named(name)]
     if len({expert for expert, _ in found}) > 1:
         raise InputError(
             f"{part.path}: the evidence for its expert contradicts itself",
@@ -229,6 +228,11 @@ def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -
             [f"{what} says {expert}" for expert, what in found],
         )
     return found[0] if found else None
+
+
+def experts_named(file_name: str) -> list[Expert]:
+    """Returns the experts that a file's name speaks of: one, none, or both."""
+    return sorted({expert for pattern, expert in _EXPERT_FILES if fnmatchcase(file_name.lower(), pattern)})
 
 
 def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:

@@ -2,6 +2,17 @@
 
 from wanconv.plan.build import Output, Plan, Step, plan
 from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.tables import by_component, by_rule, conversion_memory
+from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
 
-__all__ = ["Output", "Plan", "Slot", "Step", "by_component", "by_rule", "conversion_memory", "lay_out", "plan"]
+__all__ = [
+    "Output",
+    "Plan",
+    "Slot",
+    "Step",
+    "by_component",
+    "by_lora",
+    "by_rule",
+    "conversion_memory",
+    "lay_out",
+    "plan",
+]

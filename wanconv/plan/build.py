@@ -54,6 +54,8 @@ class Step:
     def carried(self) -> bool:
         """True where the source's payload and scales are written as they are: the formats agree, and where the source
         has one scale for all rows, the target may have it in each."""
+        if self.tensor.patches:
+            return False
         if DTYPES[self.dtype].block > 1:
             return self.dtype == self.tensor.dtype
         ours, theirs = self.packing, self.tensor.packing
@@ -268,7 +270,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
             chosen, scale = tensor.dtype, _kept_scale(tensor.packing, layout)
         refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape, scale)
         if name in overflowing:
-            refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.numbers)].largest:g}"
+            refusal = f"a value exceeds {DTYPES[FORMATS[chosen].stored(tensor.dtype)].largest:g}"
         if refusal and fallback:
             chosen, scale, fallback, reason = fallback, "none", None, f"fallback from {chosen}: {refusal}"
             refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape)
@@ -278,7 +280,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         for override in _overrides(model, layout):
             if _demands(override, tensor, chosen):
                 chosen, scale, fallback, reason = override.instead, "none", None, override.reason
-        dtype = FORMATS[chosen].stored(tensor.numbers)
+        dtype = FORMATS[chosen].stored(tensor.dtype)
         if scale != "none" or DTYPES[dtype].holds(DTYPES[tensor.numbers]):
             fallback = None
         made = Step(tensor, chosen, dtype, index, fallback, reason)
@@ -373,7 +375,7 @@ def _overrides(model: Model, layout: Layout) -> list[Override]:
 
 
 def _demands(override: Override, tensor: ModelTensor, chosen: str) -> bool:
-    dtype = FORMATS[chosen].stored(tensor.numbers)
+    dtype = FORMATS[chosen].stored(tensor.dtype)
     if dtype in override.allowed or not _is_about(override, tensor):
         return False
     instead = FORMATS[override.instead]
@@ -473,6 +475,12 @@ def _findings(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step
         if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
     findings += [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
+    for lora in model.loras:
+        if lora.evidence:
+            findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
+        if lora.unmatched:
+            message = f"{len(lora.unmatched)} of its keys name nothing in {lora.component}: {_some(lora.unmatched)}"
+            findings.append(Finding("warning", lora.file.name, message))
     if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):
         sentence = f"{model.family.name} has one denoiser: what the recipe says of the experts is done to it"
         findings.append(Finding("note", "dit", sentence))

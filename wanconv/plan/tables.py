@@ -6,11 +6,19 @@ from wanconv.report import Table
 
 _INTERPRETER_NBYTES = 190 << 20  # anonymous memory of Python with torch imported, measured
 _SCRATCH_NBYTES = 16 << 20  # per worker: a run of source bytes and the caster's own
+_MERGING_NBYTES = 16 << 20  # per worker: a run of sums in float64, a tile of a down matrix
 
 
-def conversion_memory(jobs: int) -> int:
-    """Returns the anonymous memory that a conversion takes, in bytes: blocks in flight, whatever the model's size."""
-    return _INTERPRETER_NBYTES + jobs * (2 * BLOCK_NBYTES + _SCRATCH_NBYTES)
+def conversion_memory(plan: Plan, jobs: int) -> int:
+    """Returns the anonymous memory that a conversion takes, in bytes: blocks in flight, whatever the model's size, and
+    where LoRAs are merged, one tensor's down matrices per worker."""
+    held = [
+        sum(patch.down.nbytes for patch in step.tensor.patches if patch.up)
+        for step in plan.steps
+        if step.tensor.patches
+    ]
+    merging = max(held) + _MERGING_NBYTES if held else 0
+    return _INTERPRETER_NBYTES + jobs * (2 * BLOCK_NBYTES + _SCRATCH_NBYTES + merging)
 
 
 def by_component(plan: Plan) -> Table:
@@ -45,6 +53,21 @@ def by_component(plan: Plan) -> Table:
         "streamed_nbytes",
     )
     return Table("components", columns, tuple(rows))
+
+
+def by_lora(plan: Plan) -> tuple[Table, ...]:
+    """Which LoRA goes where and changes how much; no table where there is none."""
+    rows = tuple(
+        (lora.file.name, lora.component, lora.changed, _ranks(lora.ranks), lora.strength, lora.sha256)
+        for lora in plan.model.loras
+    )
+    return (Table("loras", ("lora", "component", "tensors", "rank", "strength", "sha256"), rows),) if rows else ()
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    if not ranks:
+        return "differences"
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
 
 
 def by_rule(plan: Plan) -> Table:

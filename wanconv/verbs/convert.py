@@ -13,7 +13,7 @@ from wanconv import __version__
 from wanconv.checkpoint.writer import Written, write_chunks, write_file, write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
-from wanconv.plan import Plan, by_component, by_rule, conversion_memory, plan
+from wanconv.plan import Plan, by_component, by_lora, by_rule, conversion_memory, plan
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
 from wanconv.workshop import manifest
@@ -72,9 +72,9 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
             **_identity(made),
             "disk_needed_nbytes": needed,
             "disk_free_nbytes": free,
-            "conversion_memory_nbytes": conversion_memory(options.jobs),
+            "conversion_memory_nbytes": conversion_memory(made, options.jobs),
         },
-        (by_component(made), by_rule(made)),
+        (by_component(made), by_rule(made), *by_lora(made)),
         findings,
         exit_code=OutputError.exit_code if free < needed else 0,
     )
@@ -237,13 +237,14 @@ def _identity(made: Plan) -> dict[str, object]:
 
 def _report(made: Plan, out: Path, findings: list[Finding] | tuple[Finding, ...], outcome: str) -> Report:
     figures = {**_identity(made), "out": str(out), "outcome": outcome, "written_nbytes": made.nbytes}
-    return Report("convert", f"{out.name}: {outcome}", figures, (by_component(made), by_rule(made)), tuple(findings))
+    tables = (by_component(made), by_rule(made), *by_lora(made))
+    return Report("convert", f"{out.name}: {outcome}", figures, tables, tuple(findings))
 
 
 def _refuse_source(model: Model, source: Path, out: Path) -> None:
     """Refuses an OUT (and its OUT.partial) that is the source, holds it or lies in it, by any path that leads there."""
     root, home = _real(source), _real(model.checkpoint.root)
-    named = [home / file for file in model.checkpoint.weight_files]
+    named = [home / file for file in model.checkpoint.weight_files] + [lora.file for lora in model.loras]
     own = {root, *named, *map(_real, named)}
     for folder in (out, partial_folder(out) if out.name else out):
         target = _real(folder)
@@ -272,7 +273,7 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     if known["plan"] != key:
         raise UsageError(
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
-            "or its source or --base-model has changed",
+            "or its source, --base-model or --lora has changed",
             "choose another --out, or --force to replace it",
         )
     tell = total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
@@ -306,6 +307,16 @@ def _recipe_name(known: manifest.Json) -> object:
 
 
 def _state_key(made: Plan, origin: Origin, key: str, options: Options) -> str:
-    """Returns what a resumed run must share with the one it goes on from: the same source files, untouched."""
-    table = [key, origin.identity(made), options.block_nbytes, __version__]
+    """Returns what a resumed run must share with the one it goes on from: the same source files and LoRAs, untouched.
+
+    Raises InputError for a LoRA that is gone.
+    """
+    table = [key, origin.identity(made), _lora_stats(made.model), options.block_nbytes, __version__]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+
+def _lora_stats(model: Model) -> list[list[int]]:
+    try:
+        return [[known.st_size, known.st_mtime_ns] for lora in model.loras for known in [lora.file.stat()]]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}", "check the file") from None

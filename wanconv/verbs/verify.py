@@ -14,6 +14,7 @@ from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
 from wanconv.workshop.client import check_client, since
 from wanconv.workshop.job import named_layout
+from wanconv.workshop.lora import with_loras
 from wanconv.workshop.progress import Progress, total
 
 
@@ -23,6 +24,7 @@ class Options:
 
     `expert` and `exclude` are about what is verified; how its source was read stands in its manifest. `hub` names a
     repository, or is `recorded`; `token` may read its list. `client` is a layout whose rules are checked.
+    `loras` are merged into `against`, as they were into what is verified.
     """
 
     against: Path | None = None
@@ -33,13 +35,14 @@ class Options:
     hub: str | None = None
     token: str | None = field(default=None, repr=False)
     client: str | None = None
+    loras: tuple[str, ...] = ()
 
 
 def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns what was checked and every failure; raises InputError where headers or cover are already wrong."""
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None
-    source = _source(options, known)  # first: a wrong path is told before hours of reading
+    source = _source(path, options, known)  # first: a wrong path is told before hours of reading
     digests, findings = _check_digests(path, known, options, progress)
     failed = any(finding.severity == "failure" for finding in findings)
     try:
@@ -71,12 +74,34 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     return _report(path, figures | {"against": str(options.against)}, (table,), findings + failures)
 
 
-def _source(options: Options, known: manifest.Json | None) -> Model | None:
-    """Returns --against as a model, read as the conversion read it: with the expert and the globs of its manifest."""
+def _source(path: Path, options: Options, known: manifest.Json | None) -> Model | None:
+    """Returns --against as a model, read as the conversion read it: with the expert and the globs of its manifest, and
+    with the same LoRAs merged. Raises UsageError where they are not the same."""
     if options.against is None:
+        if options.loras:
+            raise UsageError("--lora is about the source, and there is none", "name it: --against SRC")
         return None
     expert, exclude = (None, ()) if known is None else manifest.source_options(known)
-    return identify(open_checkpoint(options.against, exclude), expert or options.expert)
+    model = identify(open_checkpoint(options.against, exclude), expert or options.expert)
+    if options.loras:
+        model = with_loras(model, options.loras, allow_unmatched=True)
+    if known is not None:
+        _same_loras(path, manifest.loras(known), manifest.lora_entries(model))
+    return model
+
+
+def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[manifest.Json]) -> None:
+    """Raises UsageError unless the LoRAs that were merged are those that are given: same bytes, component, strength."""
+    keys = ("sha256", "component", "strength")
+    if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
+        return
+    again = " ".join(f"--lora {one['component']}={one['file']}:{one['strength']}" for one in recorded)
+    if not recorded:
+        raise UsageError(f"{path} holds no merged LoRA, and --lora is given", "leave it out")
+    if not given:
+        message = f"{path} holds merged LoRAs, and cannot be compared with its source without them"
+        raise UsageError(message, f"give them with their paths: {again}")
+    raise UsageError(f"{path} was made with other LoRAs, or other strengths, than are given", f"it holds {again}")
 
 
 def _check_digests(

@@ -8,8 +8,8 @@ _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image
 
 
 def model_card(plan: Plan, base_model: str | None) -> bytes:
-    """Returns README.md. `base_model_relation` stands there only where numbers were narrowed: Hugging Face has no word
-    for a change of layout (its values are adapter, merge, quantized, finetune)."""
+    """Returns README.md. `base_model_relation` stands there only where numbers changed, by LoRAs or a narrower format:
+    Hugging Face has no word for a change of layout (its values are adapter, merge, quantized, finetune)."""
     model = plan.model
     whole = any(name in DENOISERS for name in model.components)  # without one, nothing tells the family
     networks = ", ".join(component.architecture.name for component in model.components.values())
@@ -18,7 +18,11 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     narrowed = any(step.packing or not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
     head = [
         *([f"base_model: {base}"] if base else []),
-        *(["base_model_relation: quantized"] if base and narrowed else []),
+        *(
+            [f"base_model_relation: {'merge' if model.loras else 'quantized'}"]
+            if base and (model.loras or narrowed)
+            else []
+        ),
         *(["library_name: diffusers"] if plan.layout.name == "diffusers" else []),
         *([f"pipeline_tag: {tag}"] if whole and (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
         "tags:",
@@ -35,6 +39,9 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
             }
         )
         rows.append(f"| {component.name} | {component.architecture.name} | {', '.join(formats)} |")
+    merged = [f"| {lora.file.name} | {lora.component} | {lora.strength:g} | `{lora.sha256}` |" for lora in model.loras]
+    if merged:
+        merged = ["", "| LoRA merged into it | component | strength | sha256 |", "|---|---|---|---|", *merged]
     size = by_component(plan).rows[-1][4]
     lines = [
         "---",
@@ -49,6 +56,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         "| component | network | stored as |",
         "|---|---|---|",
         *rows,
+        *merged,
         "",
         "`wanconv.json` lists the digest of every file, the recipe, and the format of every tensor;",
         "`wanconv verify .` checks them, `wanconv verify . --against SOURCE` proves each element against its source.",

@@ -43,7 +43,8 @@ def compare(
         if not hasattr(local, "tools"):
             local.tools = Reader(sources), Reader(sources), Caster(), Scaler(), Blocker()
         reader, other, caster, scaler, blocker = local.tools
-        if DTYPES[ours[name].dtype].block > 1 and theirs[name].dtype != ours[name].dtype:
+        rounded = theirs[name].dtype != ours[name].dtype or theirs[name].patches
+        if DTYPES[ours[name].dtype].block > 1 and rounded:
             finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.payload, blocker)
         elif ours[name].packing is None:
             finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.values, caster)

@@ -14,6 +14,7 @@ from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, sourc
 from wanconv.naming import nearest
 from wanconv.plan import Plan, plan
 from wanconv.recipe import load
+from wanconv.workshop.lora import with_loras
 
 
 def default_jobs() -> int:
@@ -34,6 +35,8 @@ class Options:
     exclude: tuple[str, ...] = ()
     base_model: str | None = None
     hash_source: bool = False
+    loras: tuple[str, ...] = ()
+    lora_allow_unmatched: bool = False
     force: bool = False
     jobs: int = field(default_factory=default_jobs)
     block_nbytes: int = BLOCK_NBYTES
@@ -64,6 +67,8 @@ def prepare(source: Path, options: Options) -> Plan:
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
     model = identify(open_checkpoint(source, options.exclude), options.expert)
+    if options.loras:
+        model = with_loras(model, options.loras, options.lora_allow_unmatched)
     return plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
 
 

@@ -22,7 +22,7 @@ from wanconv.families.identify import Expert
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
 from wanconv.report import Finding
-from wanconv.tensors import Checkpoint, TensorRef
+from wanconv.tensors import Checkpoint, Model, TensorRef
 from wanconv.workshop import downloaded
 
 NAME = "wanconv.json"
@@ -75,7 +75,7 @@ def known_etag(root: Path, path: str) -> str | None:
 
 def plan_key(plan: Plan, base_model: str | None) -> str:
     """Returns what makes two conversions the same: sources by size and header, sidecars, recipe, layout, base model,
-    each byte's place. Raises InputError for a sidecar that cannot be read."""
+    LoRAs, each byte's place. Raises InputError for a sidecar that cannot be read."""
     table = [
         [[file["path"], file["nbytes"], file["header_sha256"]] for file in source_files(plan.model.checkpoint)],
         plan.recipe.text,
@@ -83,6 +83,7 @@ def plan_key(plan: Plan, base_model: str | None) -> str:
         plan.identity,
         base_model,
         [[path, _sidecar_digest(copied)] for path, copied in sorted(plan.copies.items())],
+        *([lora.sha256, lora.component, lora.strength] for lora in plan.model.loras),
     ]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
@@ -129,6 +130,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
         },
         "absent": list(plan.model.absent),
         "source": sources,
+        **({"loras": lora_entries(plan.model)} if plan.model.loras else {}),
         "files": [
             {"path": file.path, "nbytes": file.nbytes, "sha256": file.sha256}
             for file in sorted(written, key=lambda file: file.path)
@@ -146,6 +148,20 @@ def _scales_entry(step: Step, slot: Slot, digests: Mapping[str, str]) -> Json:
         **({} if step.carried else {"rounding": step.rounding}),
         "scales": {"name": slot.name, "xxh3_128": digests[slot.key]},
     }
+
+
+def lora_entries(model: Model) -> list[Json]:
+    """Returns what is recorded of the LoRAs that were merged, in their order."""
+    return [
+        {
+            "file": lora.file.name,
+            "sha256": lora.sha256,
+            "component": lora.component,
+            "strength": lora.strength,
+            "tensors": lora.changed,
+        }
+        for lora in model.loras
+    ]
 
 
 def read(folder: Path) -> Json | None:
@@ -187,6 +203,12 @@ def unclipped(manifest: Json) -> frozenset[str]:
     return frozenset(name for name, entry in tensors.items() if entry.get("rounding") == "nearest")
 
 
+def loras(manifest: Json) -> list[Json]:
+    """Returns what a manifest from read() says of the LoRAs that were merged: lora_entries()."""
+    entries: list[Json] = manifest.get("loras", [])  # type: ignore[assignment]  # read() has checked it
+    return entries
+
+
 def _fault(manifest: Json) -> str:
     """Returns what is wrong with the fields that are read again; all of it may come from anybody."""
     files, tensors, options = manifest.get("files"), manifest.get("tensors"), manifest.get("options")
@@ -216,6 +238,13 @@ def _fault(manifest: Json) -> str:
     exclude = options.get("exclude")
     if not isinstance(exclude, list) or not all(isinstance(glob, str) for glob in exclude):
         return "its option exclude is no list"
+    entries = manifest.get("loras", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return "its loras are no list"
+    for entry in entries:
+        words = (entry.get(key) for key in ("file", "sha256", "component"))
+        if not all(isinstance(word, str) for word in words) or type(entry.get("strength")) is not float:
+            return "its entry of a LoRA is none"
     return ""
 
 

@@ -16,6 +16,7 @@ from wanconv.formats.scaled import Scaler, candidates, chosen, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
+from wanconv.workshop.merge import Merger
 from wanconv.workshop.source_files import Files, FilesHere, confirm_file
 
 _FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
@@ -28,16 +29,23 @@ class NeedsFallback(Exception):
 
 
 class Sources:
-    """Reads tensors from their files, on any thread."""
+    """Reads tensors from their files, on any thread; LoRAs are always on this machine."""
 
     def __init__(self, files: Files | None = None) -> None:
-        self._files = files or FilesHere()
+        self._files, self._loras = files or FilesHere(), FilesHere()
 
     def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
         """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
+        self._read(self._files, ref, first, view)
+
+    def read_lora(self, ref: TensorRef, first: int, view: memoryview) -> None:
+        """Does the same for a tensor of a LoRA."""
+        self._read(self._loras, ref, first, view)
+
+    def _read(self, files: Files, ref: TensorRef, first: int, view: memoryview) -> None:
         offset = ref.offset + DTYPES[ref.dtype].nbytes(first)
         try:
-            descriptor = self._files.descriptor(ref.file)
+            descriptor = files.descriptor(ref.file)
             while len(view):
                 count = os.preadv(descriptor, [view], offset)
                 if count == 0:
@@ -61,6 +69,7 @@ class Sources:
 
     def close(self) -> None:
         self._files.close()
+        self._loras.close()
 
 
 class Reader:
@@ -71,12 +80,17 @@ class Reader:
         self._scratch = bytearray(RUN * 8)
         self._held: tuple[ModelTensor, int, int] | None = None
         self._scales: tuple[ModelTensor, torch.Tensor] | None = None
+        self._merger = Merger(sources.read_lora)
 
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         """Returns elements [first, first + count), at most RUN; valid until the next call.
 
-        They have the dtype on disk, or are decoded to float32 where the tensor has scales.
+        They have the dtype on disk, or are float32 where the tensor has scales or patches: decoded, and merged.
         """
+        values = self._stored(tensor, first, count)
+        return self._merger.merged(tensor, first, values) if tensor.patches else values
+
+    def _stored(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         if (block := DTYPES[tensor.dtype].block) > 1:
             start, end = first // block * block, -(-(first + count) // block) * block
             return blocks.decode(self.payload(tensor, start, end - start))[first - start :][:count]
@@ -357,7 +371,7 @@ class Mover:
         if step.packing is not None:
             self._fill_scaled(step, first, out)
             return
-        if step.dtype == tensor.dtype and tensor.packing is None and not tensor.transposed:
+        if step.dtype == tensor.dtype and tensor.as_it_lies:
             self._sources.read_elements(tensor, first, view)
             caster.check(out, tensor.name, first)
             return

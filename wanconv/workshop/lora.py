@@ -1,0 +1,266 @@
+"""LoRAs for a model: which file goes to which component, what each of its keys changes there, and with what scale."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, prod
+from pathlib import Path
+
+from wanconv.checkpoint import Header, read_header
+from wanconv.checkpoint.files import explained, printable
+from wanconv.errors import InputError, NotFinite, Refused, UsageError
+from wanconv.families import DENOISERS
+from wanconv.families.identify import experts_named
+from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
+from wanconv.workshop.manifest import digest_file
+
+_COMPONENTS = {"high": "expert.high", "low": "expert.low"} | {name: name for name in DENOISERS}
+_FORM = "write it as FILE, FILE:0.8 or high=FILE:0.8"
+_ALPHAS = {"fp64": "<d", "fp32": "<f", "fp16": "<e", "int64": "<q", "int32": "<i"}
+_METADATA = "lora_adapter_metadata"  # diffusers' save_lora_adapter: the LoraConfig of each component
+_UNTOLD = ("alpha_pattern", "use_rslora", "use_dora")  # of it: other scales than alpha / rank
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One `--lora`: the component is None where the user names none."""
+
+    file: Path
+    strength: float = 1.0
+    component: str | None = None
+
+
+def parse(text: str) -> Wanted:
+    """Returns what `[COMPONENT=]FILE[:strength]` means; a file that is there by its whole name has no strength."""
+    word, equals, rest = text.partition("=")
+    component = _COMPONENTS.get(word) if equals else None
+    name = rest if component else text
+    if os.path.lexists(name):
+        return Wanted(Path(name), component=component)
+    head, colon, tail = name.rpartition(":")
+    if not colon:
+        return Wanted(Path(name), component=component)
+    try:
+        strength = float(tail)
+    except ValueError:
+        strength = float("nan")
+    if not isfinite(strength) or not head:
+        raise UsageError(f"--lora {text}: {tail!r} is no strength", _FORM)
+    return Wanted(Path(head), strength, component)
+
+
+def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Model:
+    """Returns the model with LoRAs to be merged into it, always in the same order.
+
+    Raises UsageError where a LoRA's component is open, InputError for a file that is none, NotFinite for an alpha, and
+    one Refused for all that does not fit: keys, kinds and shapes.
+    """
+    aims = [aim for wanted in map(parse, texts) for aim in [(wanted, *_component(model, wanted))]]
+    found: list[Lora] = []
+    patches: dict[str, list[Patch]] = {}
+    refusals: list[Refused] = []
+    read = {wanted.file: _open(wanted.file) for wanted, _, _ in aims}
+    aims.sort(key=lambda aim: (read[aim[0].file][1], aim[1].name))
+    for wanted, component, evidence in aims:
+        header, sha256 = read[wanted.file]
+        if any(one.sha256 == sha256 and one.component == component.name for one in found):
+            raise UsageError(
+                f"--lora {wanted.file} is given twice for {component.name}",
+                "give it once, with the sum as its strength",
+            )
+        try:
+            made, unmatched = _patches(wanted, component, header, allow_unmatched)
+        except Refused as refusal:
+            refusals.append(refusal)
+            continue
+        ranks = tuple(sorted({each.rank for all in made.values() for each in all if each.rank is not None}))
+        found.append(Lora(wanted.file, sha256, component.name, wanted.strength, len(made), ranks, unmatched, evidence))
+        for name, each in made.items():
+            patches.setdefault(name, []).extend(each)
+    if refusals:
+        raise _all_of(refusals)
+    components = {
+        name: replace(
+            component,
+            tensors={
+                full: replace(tensor, patches=tuple(patches[full])) if full in patches else tensor
+                for full, tensor in component.tensors.items()
+            },
+        )
+        for name, component in model.components.items()
+    }
+    return replace(model, components=components, loras=tuple(found))
+
+
+def _all_of(refusals: Sequence[Refused]) -> Refused:
+    first, *others = refusals
+    details = [*first.details, *(line for other in others for line in (other.message, *other.details))]
+    return Refused(first.message, first.hint, details)
+
+
+def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
+    """Returns the component that a LoRA goes to, and what told it where the user did not."""
+    denoisers = [component for name, component in model.components.items() if name in DENOISERS]
+    if wanted.component is not None:
+        if wanted.component not in {component.name for component in denoisers}:
+            has = ", ".join(component.name for component in denoisers) or "no denoiser"
+            raise UsageError(
+                f"--lora {wanted.file} is for {wanted.component}, and {model.checkpoint.root} holds {has}",
+                "name a component that is there, or none",
+            )
+        return model.components[wanted.component], ""
+    if not denoisers:
+        raise UsageError(
+            f"--lora {wanted.file}: {model.checkpoint.root} holds no denoiser", "give the model that the LoRA is for"
+        )
+    named = {f"expert.{expert}" for expert in experts_named(wanted.file.name)}
+    fitting = [component for component in denoisers if component.name in named]
+    if len(named) == 1 and len(fitting) == 1:
+        return fitting[0], f"file name {wanted.file.name}"
+    if named and denoisers[0].name != "dit":
+        raise UsageError(
+            f"--lora {wanted.file}: its name speaks of {' and '.join(sorted(named))}, and "
+            f"{model.checkpoint.root} holds {', '.join(component.name for component in denoisers)}",
+            f"say which it is for: --lora {denoisers[0].name.rpartition('.')[2]}={wanted.file}",
+        )
+    if len(denoisers) > 1:
+        raise UsageError(
+            f"--lora {wanted.file}: neither its name nor a word before it says which expert it is for",
+            f"say --lora high={wanted.file} or --lora low={wanted.file}, or both where one file serves both",
+        )
+    return denoisers[0], ""
+
+
+def _open(file: Path) -> tuple[Header, str]:
+    if not printable(str(file)):
+        raise InputError(f"--lora {str(file)!r} holds characters that no path should have", "rename the file")
+    if file.suffix != ".safetensors":
+        with explained(file):
+            file.stat()
+        raise InputError(f"{file} is no .safetensors file", "re-save its tensors as .safetensors")
+    header = read_header(file)
+    with explained(file):
+        return header, digest_file(file, "sha256", lambda nbytes: None)
+
+
+def _patches(
+    wanted: Wanted, component: Component, header: Header, allow_unmatched: bool
+) -> tuple[dict[str, list[Patch]], tuple[str, ...]]:
+    """Returns canonical name -> what is added, and the keys that name nothing in the component."""
+    where = f"{wanted.file} for {component.name}"
+    parts, unmatched, refused = _sort(stems(component.architecture, component.dims), header, wanted.file)
+    if refused:
+        kinds = ", ".join(dict.fromkeys(tail.word for tail, _ in refused))
+        message = f"{where} holds {kinds}: only products of two matrices and differences are merged"
+        raise Refused(message, "merge it with the tool that it is for", [name for _, name in refused])
+    if not parts:
+        message = f"{where}: none of its {len(header.tensors)} keys names a tensor of {component.architecture.name}"
+        raise Refused(message, "check which model and which expert it was made for", unmatched)
+    if unmatched and not allow_unmatched:
+        message = f"{where}: {len(unmatched)} of its {len(header.tensors)} keys name no tensor there"
+        raise Refused(
+            message, "check which model it was made for; --lora-allow-unmatched merges the others alone", unmatched
+        )
+    alpha = _metadata_alpha(header, wanted.file)
+    made: dict[str, list[Patch]] = {}
+    wrong: list[str] = []
+    for canonical, found in parts.items():
+        name = f"{component.name}/{canonical}"
+        for patch in _of_tensor(found, wanted, alpha):
+            if fault := _wrong_shape(patch, component.tensors[name]):
+                wrong.append(fault)
+            made.setdefault(name, []).append(patch)
+    if wrong:
+        message = f"{where} does not fit its shapes: {len(wrong)} of {len(made)} tensors"
+        raise Refused(message, "check which size of the model it was made for", wrong)
+    return made, tuple(unmatched)
+
+
+def _sort(
+    known: Stems, header: Header, file: Path
+) -> tuple[dict[str, dict[Part, TensorRef]], list[str], list[tuple[Tail, str]]]:
+    """Returns the tensors of each canonical name, the keys that name nothing, and those of a kind that is not read."""
+    parts: dict[str, dict[Part, TensorRef]] = {}
+    unmatched: list[str] = []
+    refused: list[tuple[Tail, str]] = []
+    for key, ref in sorted(header.tensors.items()):
+        found = read_key(known, key)
+        if found is None:
+            unmatched.append(key)
+            continue
+        tail, canonical = found
+        if tail.part == "refused":
+            refused.append((tail, key))
+            continue
+        of_it = parts.setdefault(canonical, {})
+        if tail.part in of_it:
+            raise InputError(
+                f"{file}: {of_it[tail.part].name} and {key} say the same thing of one tensor", "get the file again"
+            )
+        if tail.part != "alpha" and not (DTYPES[ref.dtype].is_float and ref.dtype != "fp64"):
+            raise InputError(f"{file}: {key} is {ref.dtype}", "get the LoRA in a float dtype of at most 32 bits")
+        of_it[tail.part] = ref
+    return parts, unmatched, refused
+
+
+def _of_tensor(parts: Mapping[Part, TensorRef], wanted: Wanted, alpha: float | None) -> Iterator[Patch]:
+    up, down = parts.get("up"), parts.get("down")
+    if (up is None) != (down is None) or (down is None and "alpha" in parts):
+        some = next(iter(parts.values()))
+        raise InputError(f"{wanted.file}: of a pair of matrices there is only {some.name}", "get the file again")
+    if up is not None and down is not None:
+        rank = down.shape[0] if down.shape else 0
+        if "alpha" in parts:
+            alpha = _alpha(parts["alpha"])
+        yield Patch(wanted.strength * (1.0 if alpha is None else alpha / max(rank, 1)), down, up)
+    if "difference" in parts:
+        yield Patch(wanted.strength, parts["difference"])
+
+
+def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
+    """Returns what is wrong with a patch's shapes, in words, or nothing."""
+    down, up, shape = patch.down, patch.up, tensor.shape
+    if tensor.dtype == "fp64" or not (DTYPES[tensor.dtype].is_float or tensor.quantized):
+        return f"{tensor.name} is {tensor.dtype}, to which nothing can be added"
+    if up is None:
+        if down.shape == shape:
+            return ""
+        return f"{down.name} is {list(down.shape)}, and {tensor.name} {list(shape)}"
+    flat = [(each[0], prod(each[1:])) if len(each) > 1 else (0, 0) for each in (up.shape, down.shape)]
+    (rows, rank), (other, columns) = flat
+    if rank == other > 0 and (rows, columns) == (shape[0], prod(shape[1:])) and len(shape) > 1:
+        return ""
+    return f"{up.name} {list(up.shape)} times {down.name} {list(down.shape)} is no {tensor.name} {list(shape)}"
+
+
+def _alpha(ref: TensorRef) -> float:
+    """Returns an alpha, the only number that is read while a plan is made."""
+    if ref.numel != 1 or ref.dtype not in (*_ALPHAS, "bf16"):
+        raise InputError(f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}", "get the file again")
+    with explained(ref.file):
+        raw = ref.read()
+    value = struct.unpack(_ALPHAS.get(ref.dtype, "<f"), b"\0\0" + raw if ref.dtype == "bf16" else raw)[0]
+    if not isfinite(value):
+        raise NotFinite(f"{ref.file}: {ref.name} is {value}", "get the LoRA again and check its digest")
+    return float(value)
+
+
+def _metadata_alpha(header: Header, file: Path) -> float | None:
+    """Returns the alpha that diffusers wrote into the header, which counts where a key has none of its own."""
+    if _METADATA not in header.metadata:
+        return None
+    try:
+        config = json.loads(header.metadata[_METADATA])
+        words = {key.removeprefix("transformer."): value for key, value in config.items()}
+    except (ValueError, AttributeError, RecursionError):
+        raise InputError(f"{file}: its {_METADATA} is no JSON object", "get the file again") from None
+    if told := [word for word in _UNTOLD if words.get(word)]:
+        message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
+        raise Refused(message, "fuse it with diffusers, and save it without")
+    alpha = words.get("lora_alpha")
+    if alpha is not None and not (isinstance(alpha, int | float) and isfinite(alpha)):
+        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {alpha!r}", "get the file again")
+    return alpha
