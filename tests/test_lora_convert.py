@@ -18,6 +18,8 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import identify
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview
+from wanconv.verbs.validate import Options as Judged
+from wanconv.verbs.validate import validate
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop import manifest
@@ -25,7 +27,7 @@ from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 
-T2V, A14B = "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b"
+T2V, A14B, TI2V = "wan2.1-t2v-1.3b", "wan2.2-t2v-a14b", "wan2.2-ti2v-5b"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -268,6 +270,14 @@ def test_without_a_manifest_the_loras_are_taken_at_their_word(source: Path, tmp_
     assert proof(out, source, f"{file}:0.5").exit_code == 0
     failed = [one.where for one in proof(out, source, f"{file}:0.6").findings if one.severity == "failure"]
     assert set(failed) == {f"dit/{name}" for name in CHANGED}
+
+
+def test_a_validation_against_the_source_says_that_loras_are_merged(source: Path, tiny: Tiny, tmp_path: Path) -> None:
+    convert(source, Options("bf16", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
+    line = "note validation: what its merged LoRAs change counts as the candidate's error: style.safetensors"
+    # another family's: not judged, and so not run
+    assert line in said(validate(tmp_path / "out", Judged(against=tiny(TI2V), profile="quick")))
+    assert line not in said(validate(source, Judged(against=tiny(TI2V), profile="quick")))
 
 
 @pytest.mark.parametrize(("loras", "fault"), [

@@ -89,7 +89,8 @@ def validate(path: Path, options: Options, progress: Progress = lambda what, don
     if not results["cannot_judge"]:
         results["settings"], measured, clips = measure(candidate, reference, profile, _wanted(options), progress)
         results |= measured
-    results["notes"] = [*_stale(path, candidate, progress), *_list(results["notes"])]
+    merged = _merged(path) if reference is not None else []
+    results["notes"] = [*_stale(path, candidate, progress), *merged, *_list(results["notes"])]
     results["settings"] = {**_dict(results["settings"]), "command": shlex.join(options.command)}
     results["tool"] = {"wanconv": __version__, "python": platform.python_version(), **_versions()}
     found = judge(results, profile)
@@ -199,6 +200,13 @@ def _stale(path: Path, model: Model, progress: Progress) -> list[str]:
         return []
     tell = total(progress, "checking digests", sum(file.nbytes for file in manifest.files(known)))
     return [f"stale: {one.where} {one.message}" for one in manifest.check_files(path, known, tell)]
+
+
+def _merged(path: Path) -> list[str]:
+    """Returns a note for a candidate that LoRAs are merged into: its reference has none of what they change."""
+    known = manifest.read(path) if path.is_dir() else None
+    names = [] if known is None else [str(lora["file"]) for lora in manifest.loras(known)]
+    return [f"what its merged LoRAs change counts as the candidate's error: {', '.join(names)}"] if names else []
 
 
 def _report(results: Json, found: Verdict, profile: Profile) -> Report:
