@@ -1,7 +1,7 @@
 """Plants defects into a converted folder: tensors are changed in its files, and everything else stays as it was."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +120,27 @@ PAIRS = (
     ("v and o swapped", "text_encoder/blocks.1.attn", "v", "o"),
 )
 SQUARE = ("expert.high/blocks.0.self_attn.v.weight", "expert.low/blocks.1.cross_attn.o.weight")
+# of a Wan 2.1 FLF2V: CLIP, and what looks at its tokens
+IMAGE_PLACES = (
+    "dit/image_embedding.in.weight",
+    "dit/blocks.0.cross_attn.k_img.weight",
+    "dit/blocks.2.cross_attn.v_img.weight",
+    "dit/blocks.1.cross_attn.norm_k_img.weight",
+    "image_encoder/visual.patch_embedding.weight",
+    "image_encoder/visual.blocks.0.attn.q.weight",
+    "image_encoder/visual.blocks.1.ffn.down.weight",
+    "image_encoder/visual.blocks.2.attn.v.weight",  # of the block that Wan never runs
+)
+IMAGE_NARROW = (
+    "dit/image_embedding.norm_out.weight",
+    "dit/image_embedding.position_embedding",
+    "image_encoder/visual.class_embedding",
+)
+IMAGE_PAIRS = (
+    ("k_img and v_img swapped", "dit/blocks.1.cross_attn", "k_img", "v_img"),
+    ("k and k_img swapped", "dit/blocks.0.cross_attn", "k", "k_img"),
+    ("q and k swapped", "image_encoder/visual.blocks.0.attn", "q", "k"),
+)
 BIASES = (
     "expert.high/blocks.0.ffn.up.bias",
     "expert.low/blocks.2.self_attn.o.bias",
@@ -129,12 +150,7 @@ BIASES = (
 
 def defects() -> list[Defect]:
     """Returns every defect, of a Wan 2.2 T2V-A14B in the diffusers layout with linears in bf16 and the rest in fp16."""
-    found = []
-    for place in PLACES:
-        for kind, change in LOCAL.items():
-            if "norm" in place and kind == "rows permuted":
-                continue  # numbers near one
-            found.append(one(kind, place, change))
+    found = _local(PLACES)
     found += [one("stored in fp8", place, through_fp8) for place in NARROW]
     found += [one("transposed", place, lambda tensor: tensor.t()) for place in SQUARE]
     found += [one("bias dropped", place, torch.zeros_like) for place in BIASES]
@@ -154,6 +170,29 @@ def defects() -> list[Defect]:
         ),
     ]  # fmt: skip
     return found
+
+
+def image_defects() -> list[Defect]:
+    """Returns every defect in what looks at images, of a Wan 2.1 FLF2V converted likewise."""
+    found = _local(IMAGE_PLACES)
+    found += [one("stored in fp8", place, through_fp8) for place in IMAGE_NARROW]
+    found += [_swapped(*pair) for pair in IMAGE_PAIRS]
+    found += [
+        one("images swapped", "dit/image_embedding.position_embedding", lambda tensor: tensor.roll(257, 1)),
+        one("bias dropped", "dit/image_embedding.out.bias", torch.zeros_like),
+        one("embeddings shifted", "image_encoder/visual.position_embedding.weight", rolled),
+    ]
+    return found
+
+
+def _local(places: Sequence[str]) -> list[Defect]:
+    """Returns every kind of change to one tensor in each place."""
+    return [
+        one(kind, place, change)
+        for place in places
+        for kind, change in LOCAL.items()
+        if "norm" not in place or kind != "rows permuted"  # numbers near one
+    ]
 
 
 def one(kind: str, place: str, change: Change) -> Defect:

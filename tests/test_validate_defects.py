@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import Change, Defect, defects, edit
+from planted import Change, Defect, defects, edit, image_defects
 from tiny import copy
 
 from wanconv import recipe
@@ -30,7 +30,14 @@ from wanconv.verdict import Check, judge, load_profile
 from wanconv.workshop.job import Options as Job
 
 SIZE = (64, 64)
-FAMILIES = ("wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b", "wan2.1-t2v-1.3b")
+FAMILIES = (
+    "wan2.2-t2v-a14b",
+    "wan2.2-i2v-a14b",
+    "wan2.2-ti2v-5b",
+    "wan2.1-t2v-1.3b",
+    "wan2.1-i2v-14b",
+    "wan2.1-flf2v-14b",
+)
 BAD = ("FAIL", "NOT FINITE")
 
 
@@ -45,6 +52,13 @@ def source(tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(source, "experts-bf16-rest-fp16", tmp_path_factory.mktemp("defects") / "out", "diffusers")
+
+
+@pytest.fixture(scope="module")
+def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Returns a source that looks at images, and its conversion."""
+    source = tiny("wan2.1-flf2v-14b")
+    return source, made(source, "experts-bf16-rest-fp16", tmp_path_factory.mktemp("looking") / "out", "diffusers")
 
 
 def made(source: Path, name: str, out: Path, layout: str | None = None) -> Path:
@@ -80,11 +94,26 @@ def test_a_planted_defect_is_detected_and_named(defect: Defect, source: Path, co
     assert (outcome in BAD, named) == (True, True)
 
 
+IMAGE_SAMPLE = [defect for number, defect in enumerate(image_defects()) if number % 12 == 0]
+
+
+@pytest.mark.parametrize("defect", IMAGE_SAMPLE, ids=str)
+def test_a_defect_in_what_looks_at_images_is_detected_and_named(
+    defect: Defect, looking: tuple[Path, Path], tmp_path: Path
+) -> None:
+    outcome, named, _ = seen(defect, *looking, tmp_path / "spoilt")
+    assert (outcome in BAD, named) == (True, True)
+
+
 @pytest.mark.slow
-def test_99_of_100_defects_are_detected_and_9_of_10_named(source: Path, converted: Path, tmp_path: Path) -> None:
+def test_99_of_100_defects_are_detected_and_9_of_10_named(
+    source: Path, converted: Path, looking: tuple[Path, Path], tmp_path: Path
+) -> None:
     rows = []
-    for number, defect in enumerate(defects()):
-        outcome, named, where = seen(defect, source, converted, tmp_path / str(number))
+    planted = [(defect, source, converted) for defect in defects()]
+    planted += [(defect, *looking) for defect in image_defects()]
+    for number, (defect, reference, clean) in enumerate(planted):
+        outcome, named, where = seen(defect, reference, clean, tmp_path / str(number))
         rows.append((defect.kind, defect.place, outcome in BAD, named, outcome))
         sys.stdout.write(f"| {defect.kind} | {defect.place} | {outcome} | {named} | {len(where)} |\n")  # with -s
     assert len(rows) >= 60
