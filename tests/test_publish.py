@@ -1,5 +1,6 @@
 """publish: a converted folder goes up whole, is refused when it does not verify, and is compared with what arrived."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ import huggingface_hub.constants
 import pytest
 from command import run
 from hub.server import Hub, running
+from modelscope_hub.constants import Visibility
 
-from wanconv.errors import CheckFailed, DigestMismatch, UsageError
+from wanconv.errors import CheckFailed, DigestMismatch, InputError, UsageError
 from wanconv.verbs.convert import convert
 from wanconv.verbs.publish import Options, publish
 from wanconv.workshop.job import Options as Job
@@ -25,12 +27,14 @@ def baked(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with running({".gitattributes": b""}) as server:
         server.faults.token = "hf_secret"
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # both are read once, at import
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         yield server
@@ -40,13 +44,19 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_a_conversion_arrives_whole_and_comes_back(hub: Hub, baked: Path, tmp_path: Path) -> None:
-    environment = {**hub.environment(), "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path / "home")}
-    done = run("publish", baked, "owner/name", cwd=tmp_path, **environment)
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_a_conversion_arrives_whole_and_comes_back(hub: Hub, baked: Path, tmp_path: Path, name: str) -> None:
+    tokens = {"HF_TOKEN": "hf_secret", "MODELSCOPE_API_TOKEN": "hf_secret"}
+    homes = {"HF_HOME": str(tmp_path / "home"), "MODELSCOPE_HOME": str(tmp_path / "home")}
+    environment = {**hub.environment(), **tokens, **homes}
+    before = contents(baked)
+    done = run("publish", baked, f"{name}://owner/name", "--json", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
-    assert f"hf://owner/name@{hub.head}" in done.stdout
-    assert hub.files == contents(baked) | {".gitattributes": b""}
-    done = run("download", "owner/name", "--local-dir", "back", cwd=tmp_path, **environment)
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["repository"] == f"{name}://owner/name@{hub.head if name == 'hf' else 'master'}"
+    assert hub.files == before | {".gitattributes": b""}
+    assert contents(baked) == before
+    done = run("download", f"{name}://owner/name", "--local-dir", "back", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert run("verify", "back", cwd=tmp_path).returncode == 0
     assert contents(tmp_path / "back").items() >= contents(baked).items()
@@ -68,26 +78,36 @@ def test_a_folder_that_does_not_verify_is_not_published(hub: Hub, baked: Path, t
     assert hub.log == []
 
 
-def test_bytes_that_change_on_the_way_are_found(hub: Hub, baked: Path) -> None:
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_bytes_that_change_on_the_way_are_found(hub: Hub, baked: Path, name: str) -> None:
     hub.faults.wrong_bytes = 1
     with pytest.raises(DigestMismatch, match="does not hold what"):
-        publish(baked, "owner/name", Options("hf_secret"))
+        publish(baked, f"{name}://owner/name", Options("hf_secret"))
 
 
-def test_without_a_token_nothing_is_sent(hub: Hub, baked: Path, tmp_path: Path) -> None:
-    done = run("publish", baked, "owner/name", cwd=tmp_path, **hub.environment(), HF_HOME=str(tmp_path / "home"))
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_without_a_token_nothing_is_sent(hub: Hub, baked: Path, tmp_path: Path, name: str) -> None:
+    homes = {"HF_HOME": str(tmp_path / "home"), "MODELSCOPE_HOME": str(tmp_path / "home")}
+    done = run("publish", baked, f"{name}://owner/name", cwd=tmp_path, **hub.environment(), **homes)
     assert (done.returncode, "publishing needs a token that may write" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(
-    ("repository", "message"), [("owner/name@v1", "names a revision"), ("ms://owner/name", "to ModelScope yet")]
-)
-def test_where_it_cannot_go_is_told(
-    hub: Hub, baked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, message: str
-) -> None:
-    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=message):
-        publish(baked, repository, Options("hf_secret"))
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_a_token_that_may_not_write_is_told(hub: Hub, baked: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"not for this token|needs a token that is allowed to"):
+        publish(baked, f"{name}://owner/name", Options("hf_other"))
+    assert hub.files == {".gitattributes": b""}
+
+
+def test_a_new_repository_is_as_private_as_asked(hub: Hub, baked: Path) -> None:
+    publish(baked, "ms://owner/name", Options("hf_secret", private=True))
+    publish(baked, "ms://owner/name", Options("hf_secret"))  # it is there, and stays as it is
+    assert hub.visibility == int(Visibility.PRIVATE)
+
+
+def test_what_is_published_is_the_latest_revision(hub: Hub, baked: Path) -> None:
+    with pytest.raises(UsageError, match="names a revision"):
+        publish(baked, "owner/name@v1", Options("hf_secret"))
 
 
 def test_what_is_no_conversion_is_not_published(hub: Hub, tiny: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LFS_NBYTES = 10_000  # files from this size on are in LFS
@@ -74,6 +74,7 @@ class Hub:
         self.commits: dict[str, dict[str, bytes]] = {}
         self._sha256s: dict[int, str] = {}
         self.uploads: dict[str, bytes] = {}  # by the name that the client gives: the sha256
+        self.visibility = 0  # of a repository that a client has made, in ModelScope's numbers
         self.head = self.commit(files)
         self.after_listing: Callable[[], object] = lambda: None
         self.lock = threading.Lock()
@@ -248,6 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, hub = unquote(urlsplit(self.path).path), self.hub
         if not hub.faults.token or not self._may(f"Bearer {hub.faults.token}"):
             return self._error(401, "RepoNotFound")
+        if path.startswith("/api/v1/"):
+            return self._modelscope_upload(path, json.loads(body))
         if path == "/api/repos/create":
             return self._json({"url": f"{hub.endpoint}/{hub.repository}"})
         if path == "/api/validate-yaml":
@@ -285,6 +288,27 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.uploads[value["oid"]] if "oid" in value else base64.b64decode(value["content"])
 
     # ModelScope
+
+    def _modelscope_upload(self, path: str, asked: dict[str, Any]) -> None:
+        hub, home = self.hub, f"/api/v1/repos/models/{self.hub.repository}"
+        if path == "/api/v1/models":
+            if hub.visibility:
+                return self._json({"Code": 400, "Message": "the name already exists", "Success": False}, status=400)
+            hub.visibility = asked["Visibility"]
+            return self._json({"Code": 200, "Data": {"Path": asked["Path"], "Name": asked["Name"]}, "Success": True})
+        if path == f"{home}/info/lfs/objects/batch":
+            objects = [
+                {**wanted, "actions": {"upload": {"href": f"{hub.payload}/{wanted['oid']}"}}}
+                for wanted in asked["objects"]
+            ]
+            return self._json({"Code": 200, "Data": {"objects": objects}, "Success": True})
+        if path == f"{home}/commit/master":
+            files = {
+                one["path"]: hub.uploads[one["sha256"]] if one["type"] == "lfs" else base64.b64decode(one["content"])
+                for one in asked["actions"]
+            }
+            return self._json({"Code": 200, "Data": {"oid": hub.commit(hub.files | files)}, "Success": True})
+        return self._json({"Code": 10010205001, "Message": "not found", "Success": False}, status=404)
 
     def _modelscope(self, path: str, query: dict[str, str]) -> None:
         hub, repository = self.hub, re.escape(self.hub.repository)

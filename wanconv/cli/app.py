@@ -456,7 +456,7 @@ def _size(text: str) -> tuple[int, int]:
 )
 def publish(
     folder: Annotated[Path, typer.Argument(help="A converted folder.")],
-    repository: Annotated[str, typer.Argument(help="OWNER/NAME or hf://OWNER/NAME.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME, hf://OWNER/NAME or ms://OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     token: Token = None,
     jobs: Jobs = None,

@@ -6,12 +6,21 @@ that moves between listing and download is seen as a digest that does not fit.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
 from modelscope_hub import HubApi
 from modelscope_hub.config import HubConfig
-from modelscope_hub.errors import AuthenticationError, HubError, NetworkError, NotExistError, PermissionDeniedError
+from modelscope_hub.errors import (
+    AlreadyExistsError,
+    AuthenticationError,
+    HubError,
+    NetworkError,
+    NotExistError,
+    PermissionDeniedError,
+)
 from requests.exceptions import RequestException
 
 from wanconv.errors import InputError, UsageError
@@ -32,21 +41,8 @@ class ModelScope:
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         asked = revision or "master"
-        try:
+        with self._explained(repository, asked):
             listed = self._client.list_repo_files(repository, "model", revision=asked)
-        except (AuthenticationError, PermissionDeniedError) as error:
-            hint = f"set {self.token_name}, or give --token"
-            raise InputError(f"{repository} on {self.title} needs a token that may read it", hint) from error
-        except NotExistError as error:
-            message = f"{self.title} has no model {repository} with a revision {asked}, or not for this token"
-            raise InputError(message, f"check the name, set {self.token_name}, or try --source hf") from error
-        except (NetworkError, RequestException) as error:
-            message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
-            raise InputError(message, _LATER) from error
-        except HubError as error:
-            raise InputError(f"{self.title} refuses a question about {repository}: {error}", _LATER) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.title} answers what no hub does: {type(error).__name__}", _LATER) from error
         files = [RemoteFile(one.path, one.size, "sha256", one.sha256 or "") for one in listed if not one.is_dir]
         if odd := [file.path for file in files if not _SHA256.fullmatch(file.digest)]:
             raise InputError(f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _LATER, odd)
@@ -59,4 +55,38 @@ class ModelScope:
         return Address(url, secrets if self._token else {})
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
-        raise UsageError(f"wanconv does not publish to {self.title} yet", "publish to hf://…, or use `ms-hub upload`")
+        if not self._token:
+            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
+        exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
+        with self._explained(repository, "master"), redirect_stdout(StringIO()):  # it prints a report of its own
+            with suppress(AlreadyExistsError):
+                visibility = "private" if private else "public"
+                self._client.create_repo(repository, "model", visibility=visibility, license="Other")  # else Apache-2.0
+            self._client.upload_folder(
+                repository,
+                "model",
+                folder,
+                allow_patterns=exactly,
+                commit_message="Published by wanconv",
+                use_cache=False,  # it would be a file in the folder; blobs that are there are not sent again anyway
+                disable_tqdm=True,
+            )
+
+    @contextmanager
+    def _explained(self, repository: str, revision: str) -> Iterator[None]:
+        """Turns the client's errors in the block into InputErrors that say what to do."""
+        try:
+            yield
+        except (AuthenticationError, PermissionDeniedError) as error:
+            hint = f"set {self.token_name}, or give --token"
+            raise InputError(f"{repository} on {self.title} needs a token that is allowed to do this", hint) from error
+        except NotExistError as error:
+            message = f"{self.title} has no model {repository} with a revision {revision}, or not for this token"
+            raise InputError(message, f"check the name, set {self.token_name}, or try --source hf") from error
+        except (NetworkError, RequestException) as error:
+            message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
+            raise InputError(message, _LATER) from error
+        except HubError as error:
+            raise InputError(f"{self.title} refuses what was asked about {repository}: {error}", _LATER) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.title} answers what no hub does: {type(error).__name__}", _LATER) from error
