@@ -99,6 +99,14 @@ def test_a_token_that_may_not_write_is_told(hub: Hub, baked: Path, name: str) ->
     assert hub.files == {".gitattributes": b""}
 
 
+@pytest.mark.parametrize("name", ["hf", "ms"])
+def test_an_upload_that_is_refused_is_told(hub: Hub, baked: Path, name: str) -> None:
+    hub.faults.full = True
+    with pytest.raises(InputError, match=r"Error while uploading .*it answers 403|failed to upload"):
+        publish(baked, f"{name}://owner/name", Options("hf_secret"))
+    assert not any(path.endswith(".safetensors") for path in hub.files)
+
+
 def test_a_new_repository_is_as_private_as_asked(hub: Hub, baked: Path) -> None:
     publish(baked, "ms://owner/name", Options("hf_secret", private=True))
     publish(baked, "ms://owner/name", Options("hf_secret"))  # it is there, and stays as it is

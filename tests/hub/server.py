@@ -63,6 +63,7 @@ class Faults:
     no_content_length: bool = False
     expired: int = 0  # this many payload answers are 403, as of an address signed too long ago
     missing_payload: bool = False
+    full: bool = False  # uploads are answered with 403
     reset: int = 0  # this many connections are closed before any answer
 
 
@@ -275,10 +276,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self._request_body()
+        if self.hub.faults.full:
+            return self._send(403, b"no room", {})
         if self._count("wrong_bytes"):
             content = bytes([content[0] ^ 1]) + content[1:]
         self.hub.uploads[self.path.removeprefix("/")] = content
-        self._send(200, b"", {"ETag": '"put"'})
+        return self._send(200, b"", {"ETag": '"put"'})
 
     def _request_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

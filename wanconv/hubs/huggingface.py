@@ -89,6 +89,12 @@ class HuggingFace:
         except HfHubHTTPError as error:
             answer = f"{error.response.status_code} {error.response.reason_phrase}"
             raise InputError(f"{self.title} answers {answer} to a question about {repository}", _LATER) from error
+        except RuntimeError as error:  # of an upload, around what the payload's server answered
+            why = error.__cause__
+            answer = f"it answers {why.response.status_code}" if isinstance(why, HfHubHTTPError) else type(why).__name__
+            raise InputError(
+                f"{self.title}: {error} ({answer})", "check the token and the room there, and try again"
+            ) from error
         except (
             HTTPError,
             OSError,

@@ -86,7 +86,7 @@ class ModelScope:
         except (NetworkError, RequestException) as error:
             message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
             raise InputError(message, _LATER) from error
-        except HubError as error:
+        except (HubError, RuntimeError) as error:  # the latter after many commits that failed
             raise InputError(f"{self.title} refuses what was asked about {repository}: {error}", _LATER) from error
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{self.title} answers what no hub does: {type(error).__name__}", _LATER) from error
