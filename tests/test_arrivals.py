@@ -93,6 +93,16 @@ def test_a_file_that_is_gone_comes_again_for_who_asks(tmp_path: Path) -> None:
         assert home.log.count("+a") == 2
 
 
+def test_a_file_comes_out_of_turn_when_nothing_else_moves(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with arriving(home, IN_TURN) as arrivals:
+        assert read(arrivals, C) == "c"  # although a and b are still to be used
+        assert home.log == ["+a", "+b", "+c"]
+        for nbytes in (10, 10, 10):
+            arrivals.written(nbytes)
+        wait_for(lambda: home.log[3:] == ["-a", "-b", "-c", "+d"] or home.log[3:] == ["-a", "-b", "+d", "-c"])
+
+
 def test_what_stops_a_download_is_told_to_those_who_wait(tmp_path: Path) -> None:
     with arriving(Home(tmp_path, missing=B), IN_TURN) as arrivals:
         assert read(arrivals, A) == "a"

@@ -169,31 +169,36 @@ def _write_all(
 def _write_weights(
     made: Plan, origin: Origin, workspace: Workspace, options: Options, progress: Progress
 ) -> tuple[Plan, list[Written]]:
-    """Writes every weight file. An overflow that a rule foresees ends the attempt: the plan is made again with the
-    fallbacks of every tensor of its component that needs one, and what was written under the same header is kept."""
+    """Writes every weight file. An overflow that a rule foresees spoils the attempt: the plan is made again with the
+    fallbacks of every tensor that needs one, and what was written under the same header is kept."""
     from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
 
+    def fallen(name: str) -> None:
+        workspace.remember(workspace.overflowing | {name})  # before its bytes, which are none, can be in the journal
+
     while True:
-        made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, workspace.overflowing)
+        fallbacks = workspace.overflowing
+        made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, fallbacks)
         tell = total(progress, "converting", sum(image.nbytes for image in made.images))
-        with closing(workspace.journal()) as journal:
+        with (
+            closing(workspace.journal()) as journal,
+            Mover(made, files := origin.files(made, options, journal, progress)) as mover,
+        ):
             try:
-                with Mover(made, files := origin.files(made, options, journal, progress)) as mover:
-                    written = write_images(
-                        workspace.folder,
-                        made.images,
-                        origin.filling(made, mover),
-                        journal,
-                        _both(tell, files.written),
-                        options.jobs,
-                        options.block_nbytes,
-                        files.stop,
-                    )
-                    return replace(made, findings=(*made.findings, *mover.findings())), written
-            except NeedsFallback as overflow:
-                with Mover(made, origin.files(made, options, None, progress)) as mover:
-                    found = mover.overflowing(str(overflow).partition("/")[0])
-                workspace.remember(workspace.overflowing | found)
+                written = write_images(
+                    workspace.folder,
+                    made.images,
+                    origin.filling(made, mover, fallen),
+                    journal,
+                    _both(tell, files.written),
+                    options.jobs,
+                    options.block_nbytes,
+                    files.stop,
+                )
+            except NeedsFallback:
+                workspace.remember(workspace.overflowing | mover.overflowing())
+            if workspace.overflowing == fallbacks:
+                return replace(made, findings=(*made.findings, *mover.findings())), written
 
 
 def _both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:

@@ -5,6 +5,7 @@ One thread fetches; those that convert wait for the file they read. While one fi
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from wanconv.errors import Interrupted
 from wanconv.workshop.needs import Need, blocking
 
 _WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside
+_STALL_S = 2.0  # when nothing has moved for as long, a file comes out of turn: an earlier run's block has proved wrong
 _FAREWELL_S = 2.0  # how long a connection that brings nothing may keep us from ending
 
 Fetch = Callable[[Path, threading.Event], Path]
@@ -28,8 +30,9 @@ class Arrivals:
         self._changed = threading.Condition()
         self._open: dict[Path, int] = {}
         self._begun = self._asked = 0  # of `needed`: how many are fetched or under way, how many were asked for
-        self._again: dict[Path, bool] = {}  # files that were asked for out of turn: whether they are under way
-        self._written = 0
+        self._urgent: list[Path] = []  # asked for out of turn
+        self._coming: Path | None = None
+        self._written, self._moves = 0, 0
         self._over: set[Path] = set()
         self._gone: set[Path] = set()
         self._error: BaseException | None = None
@@ -41,20 +44,24 @@ class Arrivals:
             if self._asked <= (number := self._numbers.get(file, -1)):
                 self._asked = number + 1
                 self._changed.notify_all()
-            if file not in self._open and (number < 0 or file in self._over):
-                self._again.setdefault(file, False)  # an earlier run's block has proved wrong, or all is measured
-                self._changed.notify_all()
+            moves, since = self._moves, time.monotonic()
             while file not in self._open:
                 if self._error is not None:
                     raise self._error
                 if self.stop.is_set():
                     raise Interrupted("stopped")
+                if moves != self._moves or self._coming is not None:
+                    moves, since = self._moves, time.monotonic()
+                out_of_turn = number < 0 or file in self._over or time.monotonic() - since > _STALL_S
+                if out_of_turn and file not in (self._coming, *self._urgent):
+                    self._urgent.append(file)
+                    self._changed.notify_all()
                 self._changed.wait(_WAKE_S)
             return self._open[file]
 
     def written(self, nbytes: int) -> None:
         with self._changed:
-            self._written += nbytes
+            self._written, self._moves = self._written + nbytes, self._moves + 1
             over = [need.file for need in self._needed if need.end <= self._written and need.file not in self._over]
             self._over.update(over)
             descriptors = [self._open.pop(file) for file in over if file in self._open]
@@ -81,7 +88,7 @@ class Arrivals:
             while (file := self._next()) is not None:
                 descriptor = os.open(self._fetch(file, self.stop), os.O_RDONLY | os.O_CLOEXEC)
                 with self._changed:
-                    self._open[file] = descriptor
+                    self._open[file], self._coming, self._moves = descriptor, None, self._moves + 1
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001  # handed to the threads that wait, which raise it
             with self._changed:
@@ -92,14 +99,15 @@ class Arrivals:
         """Waits until a file may be fetched, and returns it; None at the end."""
         with self._changed:
             while not self.stop.is_set():
-                if again := next((file for file, begun in self._again.items() if not begun), None):
-                    self._again[again] = True
-                    return again
-                while self._begun < len(self._needed) and self._needed[self._begun].file in self._over:
+                while self._begun < len(self._needed) and self._needed[self._begun].file in {*self._over, *self._open}:
                     self._begun += 1
-                if self._begun < len(self._needed) and self._begun <= self._asked and not self._is_blocked():
+                if self._urgent:
+                    self._coming = self._urgent.pop(0)
+                elif self._begun < len(self._needed) and self._begun <= self._asked and not self._is_blocked():
                     self._begun += 1
-                    return self._needed[self._begun - 1].file
+                    self._coming = self._needed[self._begun - 1].file
+                if self._coming is not None:
+                    return self._coming
                 self._changed.wait(_WAKE_S)
             return None
 

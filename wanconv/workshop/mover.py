@@ -296,15 +296,13 @@ class Mover:
             for name in sorted(shares, key=lambda name: (-shares[name], name))
         ]
 
-    def overflowing(self, component: str) -> frozenset[str]:
-        """Returns a component's tensors whose values exceed their format and whose rule names a fallback: one pass over
-        those."""
+    def overflowing(self) -> frozenset[str]:
+        """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
         reader, caster, _, _ = self._tools()
         return frozenset(
             step.tensor.name
             for step in self._plan.steps
             if step.fallback is not None
-            and step.tensor.name.partition("/")[0] == component
             and any(
                 caster.amax(reader.values(step.tensor, start, count), step.tensor.name, start)
                 > DTYPES[step.dtype].largest

@@ -3,7 +3,7 @@
 A position counts the bytes of all images, one after the other. A writer finishes whole blocks, in this order.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,40 +23,22 @@ class Need:
 
 
 def needs(made: Plan, block_nbytes: int, known: Known = lambda image, block: None) -> list[Need]:
-    """Returns what the blocks need that are not `known` (by an image's identity and their number), in order.
-
-    A component of which a value may still call for a fallback would be written anew, so that its files stay to its end.
-    """
+    """Returns what the blocks need that are not `known` (by an image's identity and their number), in order."""
     copies = ties(made)
-    spans: dict[Path, list[int]] = {}
-    files: dict[str, set[Path]] = {}  # of every component
-    ends: dict[str, int] = {}
-    for component, output, span in _spans(made, block_nbytes, known):
-        for file in _files_of(output, copies):
-            spans.setdefault(file, []).extend(span)
-            files.setdefault(component, set()).add(file)
-        ends[component] = max(ends.get(component, 0), *span, 0)
-    for component in {step.tensor.name.partition("/")[0] for step in made.steps if step.fallback is not None}:
-        if ends[component]:
-            first = min(position for file in files[component] for position in spans[file])
-            for file in files[component]:
-                spans[file] = [min(spans[file], default=first), ends[component]]
-    found = [Need(file, min(span), max(span)) for file, span in spans.items() if span]
-    return sorted(found, key=lambda need: (need.first, need.end, need.file))
-
-
-def _spans(made: Plan, block_nbytes: int, known: Known) -> Iterator[tuple[str, Output, tuple[int, ...]]]:
-    """Yields every output with its component, and from where to where blocks are missing that hold some of it."""
+    spans: dict[Path, tuple[int, int]] = {}
     base = 0
     for image in made.images:
         identity = image.identity
         for payload in image.payloads:
             blocks = range(payload.offset // block_nbytes, -(-(payload.offset + payload.nbytes) // block_nbytes))
-            missing = [block for block in blocks if known(identity, block) is None]
-            edges = (missing[0] * block_nbytes, (missing[-1] + 1) * block_nbytes) if missing else ()
-            span = tuple(base + min(edge, image.nbytes) for edge in edges)
-            yield payload.key.partition("/")[0], made.outputs[payload.key], span
+            if missing := [block for block in blocks if known(identity, block) is None]:
+                first, end = missing[0] * block_nbytes, min(image.nbytes, (missing[-1] + 1) * block_nbytes)
+                for file in _files_of(made.outputs[payload.key], copies):
+                    before = spans.get(file, (base + first, base + end))
+                    spans[file] = min(before[0], base + first), max(before[1], base + end)
         base += image.nbytes
+    found = [Need(file, first, end) for file, (first, end) in spans.items()]
+    return sorted(found, key=lambda need: (need.first, need.end, need.file))
 
 
 def ties(made: Plan) -> dict[str, list[TensorRef]]:

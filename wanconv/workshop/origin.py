@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,11 +36,12 @@ class Origin(Protocol):
     def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
         """Returns the room that the source takes beside the output, for the blocks that no journal knows."""
 
-    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
-        """Returns the source's files for those blocks that a journal does not know; without one, for any use."""
+    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
+        """Returns the source's files for those blocks that the journal does not know."""
 
-    def filling(self, made: Plan, mover: "Mover") -> Fill:
-        """Returns what fills the plan's payload, and raises InputError where `begin` could not yet."""
+    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
+        """Returns what fills the plan's payload, and raises InputError where `begin` could not yet. A tensor that needs
+        its fallback raises NeedsFallback, or is told to `fallen` when reading on is better than reading again."""
 
     def prove(self, made: Plan, folder: Path) -> None:
         """Raises UsageError where a finished folder was made from other numbers than this source's."""
@@ -57,9 +59,9 @@ class Here:
     compared = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
 
     def begin(self, made: Plan) -> None:
-        from wanconv.workshop.mover import Mover  # imports torch, which a plan does without
+        _read_ahead(made)  # first: the disk works while torch is imported
+        from wanconv.workshop.mover import Mover
 
-        _read_ahead(made)
         with Mover(made) as mover:
             mover.confirm()
 
@@ -77,10 +79,10 @@ class Here:
     def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
         return 0
 
-    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
+    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
         return FilesHere()
 
-    def filling(self, made: Plan, mover: "Mover") -> Fill:
+    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
         return mover.fill
 
     def prove(self, made: Plan, folder: Path) -> None:
@@ -130,7 +132,7 @@ def other_numbers(folder: Path, where: str) -> UsageError:
 
 
 def _read_ahead(made: Plan) -> None:
-    """Has the kernel read what is converted first: the disk works while torch is imported."""
+    """Has the kernel read what is converted first."""
     refs = [piece.ref for step in made.steps for piece in step.tensor.pieces]
 
     def advise() -> None:

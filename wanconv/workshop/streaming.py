@@ -57,8 +57,8 @@ class Streamed:
         known: Known = journal.known if journal is not None else lambda image, block: None
         return peak_nbytes(needs(made, options.block_nbytes, known), lambda file: self._of(file).nbytes)
 
-    def files(self, made: Plan, options: Options, journal: Journal | None, progress: Progress) -> Files:
-        needed = [] if journal is None else needs(made, options.block_nbytes, journal.known)
+    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
+        needed = needs(made, options.block_nbytes, journal.known)
         tell = total(progress, "downloading", sum(self._of(need.file).nbytes for need in needed))
         parts = {file: part.part for part in made.model.components.values() for file in part.part.files}
 
@@ -70,22 +70,26 @@ class Streamed:
 
         def release(file: Path) -> None:
             if not self._keep:
+                self._right.discard(self._of(file).path)
                 with writing(self._root):
                     (self._root / self._of(file).path).unlink(missing_ok=True)
 
-        if not self._keep and journal is not None:
+        if not self._keep:
             self._forget_others({self._of(need.file) for need in needed})
         return Arrivals(needed, arrive, release)
 
-    def filling(self, made: Plan, mover: "Mover") -> Fill:
-        """A tied copy is compared before the first byte of its tensor is written."""
+    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
+        """A tied copy is compared before the first byte of its tensor is written. An overflow does not end the pass, in
+        which files come once: all are known at its end, and what they are in is written, and fetched, once more."""
+        from wanconv.workshop.mover import NeedsFallback
+
         copies = ties(made)
         pending: dict[str, list[tuple[TensorRef, str]]] = {
-            key: [(copy, step.tensor.name) for step in output.steps for copy in copies[step.tensor.name]]
+            key: [(copy, step.tensor.name) for step in output.steps for copy in copies.get(step.tensor.name, ())]
             for key, output in made.outputs.items()
             if any(step.tensor.name in copies for step in output.steps)
         }
-        tensors, lock = made.model.tensors, threading.Lock()
+        tensors, known, lock = made.model.tensors, set[str](), threading.Lock()
 
         def fill(key: str, start: int, view: memoryview) -> None:
             if key in pending:
@@ -93,7 +97,13 @@ class Streamed:
                     for copy, name in pending.get(key, ()):
                         mover.compare_tied(copy, tensors[name])
                     pending.pop(key, None)
-            mover.fill(key, start, view)
+            try:
+                mover.fill(key, start, view)
+            except NeedsFallback as overflow:
+                with lock:
+                    if (name := str(overflow)) not in known:
+                        known.add(name)
+                        fallen(name)
 
         return fill
 
