@@ -18,7 +18,7 @@ def run(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Comple
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         stdin=subprocess.DEVNULL,
         check=False,
     )
@@ -70,7 +70,7 @@ def run_all(commands: Sequence[Sequence[str]], cwd: Path, imports: Sequence[str]
         input=json.dumps([imports, commands]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     return [Done(*result) for result in json.loads(done.stdout)]

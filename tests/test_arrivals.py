@@ -18,7 +18,7 @@ IN_TURN = [Need(A, 0, 10), Need(B, 10, 20), Need(C, 20, 30), Need(D, 30, 40)]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)

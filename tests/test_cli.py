@@ -378,7 +378,7 @@ def test_an_interrupted_convert_names_the_command_that_finishes_it(
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         wait_for(tmp_path / "a folder.partial" / ".wanconv" / "journal")
         running.send_signal(number)
-        output, errors = running.communicate(timeout=30)
+        output, errors = running.communicate(timeout=300)
     assert (running.returncode, output) == (130, "")
     first, last = errors.splitlines()
     assert first.startswith("error[interrupted]: stopped")
@@ -392,7 +392,7 @@ def test_an_interrupted_convert_names_the_command_that_finishes_it(
 
 def wait_for(path: Path) -> None:
     """Waits until a file holds something."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while not (path.exists() and path.stat().st_size):
         assert time.monotonic() < until, f"{path} did not appear"
         time.sleep(0.005)
@@ -409,6 +409,6 @@ def test_ctrl_c_before_anything_is_quiet(tmp_path: Path) -> None:
             running.stdout.readline()
             time.sleep(0.01 + delay)
             running.send_signal(signal.SIGINT)
-            _, errors = running.communicate(timeout=30)
+            _, errors = running.communicate(timeout=300)
         assert "Traceback" not in errors
         assert running.returncode in (130, 0)

@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_and_the_same_command_goes_o
 
 def wait_for(partial: Path, nbytes: int) -> None:
     """Returns when the journal has grown to `nbytes`, or its run has ended."""
-    journal, deadline = partial / ".wanconv" / "journal", time.monotonic() + 60
+    journal, deadline = partial / ".wanconv" / "journal", time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             if journal.stat().st_size >= nbytes:

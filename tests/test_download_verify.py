@@ -155,7 +155,7 @@ def test_what_hugging_faces_client_downloads_is_verified_offline(hub: Hub, prist
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -391,7 +391,7 @@ def chromium(page: Path, profile: Path, *arguments: str) -> subprocess.Completed
         [CHROMIUM, *quiet, f"--user-data-dir={profile}", *arguments, page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
         env=os.environ | {"HOME": str(profile)},
     )

@@ -113,7 +113,7 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_script_makes_a_checkpoint_and_prints_where(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "wan2.1-t2v-1.3b", "--only", "dit", "--blocks", "2", "--dtype", "bf16"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "wan2.1-t2v-1.3b-tiny")
     config = json.loads((tmp_path / "wan2.1-t2v-1.3b-tiny" / "config.json").read_bytes())
     assert (config["num_layers"], config["model_type"]) == (2, "t2v")
