@@ -18,9 +18,13 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DiffusionPipeline,
+    WanAnimatePipeline,
+    WanAnimateTransformer3DModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
@@ -39,6 +43,8 @@ CLASSES: Mapping[str, Any] = {  # by the first that a network's name begins with
     "cogvideox-vae": AutoencoderKLCogVideoX,
     "cogvideox": CogVideoXTransformer3DModel,
     "wan-vae": AutoencoderKLWan,
+    "wan-vace": WanVACETransformer3DModel,
+    "wan-animate": WanAnimateTransformer3DModel,
     "wan": WanTransformer3DModel,
     "umt5": UMT5EncoderModel,
     "t5": T5EncoderModel,
@@ -86,7 +92,9 @@ def client_names(tensor: ModelTensor) -> set[str]:
     """Returns every name that a client may have for a tensor (transformers 5 dropped CLIP's `vision_model`)."""
     spelling = tensor.role.spellings["hub"]
     assert spelling is not None
-    return {fill(name, tensor.block) for name in (spelling.name, *spelling.aliases)}
+    segments = zip(tensor.role.name.split("."), tensor.name.partition("/")[2].split("."), strict=True)
+    number = next((found for segment, found in segments if segment in ("{n}", "{m}")), None)
+    return {fill(name, number) for name in (spelling.name, *spelling.aliases)}
 
 
 def differing(model: nn.Module, tensors: Iterable[ModelTensor], source: Model) -> list[str]:
@@ -121,17 +129,20 @@ def test_transformers_loads_the_dtype_that_is_stored(converted: Converted) -> No
 
 def test_the_whole_pipeline_loads(converted: Converted) -> None:
     family, pipe = converted.family, DiffusionPipeline.from_pretrained(converted.out)
-    image_conditioned = family.model_type in ("i2v", "flf2v")
+    image_conditioned = family.model_type in ("i2v", "flf2v", "animate")
     assert pipe.tokenizer.decode(pipe.tokenizer("A cat walks.").input_ids, skip_special_tokens=True) == "A cat walks."
     if family.name.startswith("cogvideox"):
         assert type(pipe) is (CogVideoXImageToVideoPipeline if image_conditioned else CogVideoXPipeline)
         assert pipe.scheduler.config.snr_shift_scale == family.shift
         return
-    assert type(pipe) is (WanImageToVideoPipeline if image_conditioned else WanPipeline)
-    assert pipe.config.boundary_ratio == family.boundary
-    assert pipe.config.expand_timesteps is (family.name == "wan2.2-ti2v-5b")
+    own = {"vace": WanVACEPipeline, "animate": WanAnimatePipeline}
+    assert type(pipe) is own.get(family.model_type, WanImageToVideoPipeline if image_conditioned else WanPipeline)
     assert pipe.scheduler.config.flow_shift == family.shift
-    assert (pipe.transformer_2 is None) is (family.boundary is None)
+    if family.model_type != "animate":
+        assert pipe.config.boundary_ratio == family.boundary
+        assert (pipe.transformer_2 is None) is (family.boundary is None)
+    if family.model_type not in own:
+        assert pipe.config.expand_timesteps is (family.name == "wan2.2-ti2v-5b")
     if image_conditioned:
         assert (pipe.image_encoder is None) is ("image_encoder" not in family.components)
         assert (pipe.image_processor is None) is ("image_encoder" not in family.components)

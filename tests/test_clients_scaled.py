@@ -26,6 +26,7 @@ from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 A14B, S2V, I2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b", "wan2.1-i2v-14b"
+VACE = "wan2.1-vace-14b"
 RULE = '[[rule]]\nmatch = "{match}"\n{more}\n'
 REST = RULE.format(match="**", more='format = "bf16"')
 
@@ -182,7 +183,7 @@ LINEARS = {f"{part}_attn.{leaf}" for part in ("self", "cross") for leaf in "qkvo
 @pytest.mark.parametrize(("recipe", "dtype", "scheme"), [
     ("fp8-scaled", torch.float8_e4m3fn, "fp8-sgl"), ("int8-row", torch.int8, "int8-sgl"),
 ])  # fmt: skip
-@pytest.mark.parametrize("release", [A14B, S2V, I2V])
+@pytest.mark.parametrize("release", [A14B, S2V, I2V, VACE])
 def test_lightx2v_finds_scales_of_rows_for_all_block_weights_and_no_others(
     release: str, recipe: str, dtype: torch.dtype, scheme: str, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -195,7 +196,11 @@ def test_lightx2v_finds_scales_of_rows_for_all_block_weights_and_no_others(
     for key in keys:
         tensors = contents(sorted((out / settings[key]).glob("*.safetensors")))
         scaled = {name.removesuffix("_scale") for name in tensors if name.endswith(".weight_scale")}
-        expected = {f"blocks.{n}.{linear}.weight" for n in range(5 if release == S2V else 3) for linear in linears}
+        blocks = {S2V: 5, VACE: 4}.get(release, 3)
+        expected = {f"blocks.{n}.{linear}.weight" for n in range(blocks) for linear in linears}
+        if release == VACE:
+            expected |= {f"vace_blocks.{m}.{linear}.weight" for m in range(2) for linear in {*linears, "after_proj"}}
+            expected |= {"vace_blocks.0.before_proj.weight"}
         if release == S2V:
             expected |= {f"audio_injector.injector.{m}.{leaf}.weight" for m in range(2) for leaf in "qkvo"}
             expected |= {f"audio_injector.injector_adain_layers.{m}.linear.weight" for m in range(2)}

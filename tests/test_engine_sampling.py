@@ -29,8 +29,10 @@ from wanconv.engine.sampling import (
 from wanconv.engine.wan import Condition, first_frame_clean
 from wanconv.families import FAMILIES
 
-# CogVideoX is no flow: diffusers' own scheduler samples it
-FLOWING = [family for family in FAMILIES if "cogvideox" not in family.name]
+# VACE and Animate are not sampled, and CogVideoX is no flow: diffusers' own scheduler samples it
+FLOWING = [
+    family for family in FAMILIES if family.model_type not in ("vace", "animate") and "cogvideox" not in family.name
+]
 
 T2V, I2V, TI2V, S2V = (TASKS[f"wan2.2-{name}"] for name in ("t2v-a14b", "i2v-a14b", "ti2v-5b", "s2v-14b"))
 Field = Callable[[Tensor, float], Tensor]

@@ -5,7 +5,7 @@ from wanconv.families.clip import CLIP
 from wanconv.families.cogvideox_vae import VAE as COGVIDEOX_VAE
 from wanconv.families.t5 import T5
 from wanconv.families.umt5 import UMT5
-from wanconv.families.wan import FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V
+from wanconv.families.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V, VACE, VACE_1_3B
 from wanconv.families.wan_vae import VAE_2_1, VAE_2_2
 from wanconv.families.wav2vec2 import WAV2VEC2
 from wanconv.tensors import Architecture, Family, Release
@@ -47,6 +47,16 @@ FAMILIES = (
         ),
     ),
     Family(
+        name="wan2.1-vace",
+        components={"dit": VACE, "text_encoder": UMT5, "vae": VAE_2_1},
+        model_type="vace",
+        shift=16.0,
+        releases=(
+            Release("wan2.1-vace-1.3b", VACE_1_3B, "a61453409b67cd3246cf0c3bebad47ba", "Wan-AI/Wan2.1-VACE-1.3B"),
+            Release("wan2.1-vace-14b", VACE.full, "7a513e1f257a861512b1afd387a8ecd9", "Wan-AI/Wan2.1-VACE-14B"),
+        ),
+    ),
+    Family(
         name="wan2.2-t2v-a14b",
         components={"expert.high": T2V, "expert.low": T2V, "text_encoder": UMT5, "vae": VAE_2_1},
         model_type="t2v",
@@ -75,6 +85,17 @@ FAMILIES = (
         model_type="s2v",
         shift=3.0,
         releases=(Release("wan2.2-s2v-14b", S2V.full, "966cffdcc52f9c46c391768b27637614", "Wan-AI/Wan2.2-S2V-14B"),),
+    ),
+    Family(
+        name="wan2.2-animate-14b",
+        components={"dit": ANIMATE, "text_encoder": UMT5, "vae": VAE_2_1, "image_encoder": CLIP},
+        model_type="animate",
+        shift=5.0,
+        releases=(
+            Release(
+                "wan2.2-animate-14b", ANIMATE.full, "31fa352acb8a1b1d33cd8764273d80a2", "Wan-AI/Wan2.2-Animate-14B"
+            ),
+        ),
     ),
     Family(
         name="cogvideox-2b",
@@ -135,6 +156,6 @@ FAMILIES = (
 )
 
 ARCHITECTURES: tuple[Architecture, ...] = (
-    *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, S2V, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
+    *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, VACE, S2V, ANIMATE, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
     *(cogvideox.T2V, cogvideox.I2V, cogvideox.T2V_1_5, cogvideox.I2V_1_5, T5, COGVIDEOX_VAE),
 )

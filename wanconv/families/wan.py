@@ -1,6 +1,9 @@
 """The Wan 2.1 and 2.2 denoisers: official names (Wan-Video) and hub names (diffusers' WanTransformer3DModel)."""
 
+from collections.abc import Mapping
+
 from wanconv.families.rows import WB, WHOLE, Row, Size, W, inside, roles
+from wanconv.families.wan_animate import ANIMATE as ANIMATE_ROWS
 from wanconv.tensors import Architecture, Scheme
 
 # fmt: off
@@ -19,7 +22,7 @@ _TIME_PROJECTION: tuple[Row, ...] = (
     ("linear",     WB,     "time_projection",    ("6*d", "d"), "time_projection.1", "condition_embedder.time_proj"),
 )
 
-_BLOCK = inside("blocks.{n}", ("blocks.{n}", "blocks.{n}"), (
+_LAYERS: tuple[Row, ...] = (
     # kind         leaves  canonical             shape         official             hub
     ("modulation", WHOLE,  "modulation",         (1, 6, "d"),  "modulation",        "scale_shift_table"),
     ("linear",     WB,     "self_attn.q",        ("d", "d"),   "self_attn.q",       "attn1.to_q"),
@@ -38,7 +41,18 @@ _BLOCK = inside("blocks.{n}", ("blocks.{n}", "blocks.{n}"), (
     ("norm",       W,      "cross_attn.norm_k",  ("d",),       "cross_attn.norm_k", "attn2.norm_k"),
     ("linear",     WB,     "ffn.up",             ("ffn", "d"), "ffn.0",             "ffn.net.0.proj"),
     ("linear",     WB,     "ffn.down",           ("d", "ffn"), "ffn.2",             "ffn.net.2"),
-))
+)
+_BLOCK = inside("blocks.{n}", ("blocks.{n}", "blocks.{n}"), _LAYERS)
+
+# VACE reads its video, reference and mask through blocks of their own, beside some of the others
+_VACE: tuple[Row, ...] = (
+    ("conv",       WB,     "vace_embedding", ("d", 96, 1, 2, 2), "vace_patch_embedding", "vace_patch_embedding"),
+    ("linear",     WB,     "vace_blocks.0.proj_in", ("d", "d"), "vace_blocks.0.before_proj", "vace_blocks.0.proj_in"),
+    *inside("vace_blocks.{m}", ("vace_blocks.{m}", "vace_blocks.{m}"), (
+        *_LAYERS,
+        ("linear", WB,     "proj_out",           ("d", "d"),   "after_proj",        "proj_out"),
+    )),
+)
 
 # Wan 2.1 I2V and FLF2V look at CLIP's image tokens, through projections of their own
 _CLIP_BLOCK = inside("blocks.{n}.cross_attn", ("blocks.{n}.cross_attn", "blocks.{n}.attn2"), (
@@ -126,6 +140,13 @@ def _config(channels_in: int, channels_out: int) -> dict[Scheme, tuple[tuple[str
     }
 
 
+def _animate_config(
+    base: Mapping[Scheme, tuple[tuple[str, int | str], ...]],
+) -> dict[Scheme, tuple[tuple[str, int | str], ...]]:
+    own = (("motion_style_dim", "style"), ("motion_dim", "motion"), ("face_encoder_hidden_dim", "face"))
+    return {**base, "hub": (*base["hub"], *own)}
+
+
 _BASE = _TEXT_EMBEDDING + _TIME_EMBEDDING + _TIME_PROJECTION + _BLOCK
 _SIZE_1_3B = {"d": 1536, "ffn": 8960, "text": 4096, "freq": 256, "n": 30, "heads": 12}
 _SIZE_5B = {"d": 3072, "ffn": 14336, "text": 4096, "freq": 256, "n": 30, "heads": 24}
@@ -174,6 +195,23 @@ FLF2V = Architecture(
     full=I2V_CLIP.full,
     tiny=I2V_CLIP.tiny,
     config=_config(36, 16),
+)
+VACE = Architecture(
+    name="wan-vace",
+    roles=roles(_ends(16, 16) + _BASE + _VACE),
+    source="Wan-Video/Wan2.1 wan/modules/vace_model.py; huggingface/diffusers transformer_wan_vace.py",
+    full=_SIZE_14B | {"m": 8},
+    tiny=_TINY | {"n": 4, "m": 2},
+    config=_config(16, 16),
+)
+VACE_1_3B = _SIZE_1_3B | {"m": 15}
+ANIMATE = Architecture(
+    name="wan-animate",
+    roles=roles(_ends(36, 16) + _BASE + _CLIP_BLOCK + _CLIP_EMBEDDING + ANIMATE_ROWS),
+    source="Wan-Video/Wan2.2 wan/modules/animate/model_animate.py; huggingface/diffusers transformer_wan_animate.py",
+    full=_SIZE_14B | {"image": 1280, "head": 128, "c": 32, "style": 512, "motion": 20, "face": 1024, "m": 8},
+    tiny=_TINY | {"image": 64, "head": 64, "c": 2, "style": 32, "motion": 4, "face": 16, "n": 4, "m": 2},
+    config=_animate_config(_config(36, 16)),
 )
 # no library carries S2V: it has no hub names
 S2V = Architecture(

@@ -9,7 +9,7 @@ from wanconv.families import DENOISERS, leaf_of, of_client
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts import diffusers_cogvideox as cogvideox
 from wanconv.layouts.dtypes import loading_dtype
-from wanconv.layouts.sizes import channels, heads
+from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, no_additions, plain_metadata
 from wanconv.tensors import Component, Model
 
@@ -32,6 +32,13 @@ _VAE22_STD = (
 )
 # fmt: on
 
+_TRANSFORMERS = {"wan-vace": "WanVACETransformer3DModel", "wan-animate": "WanAnimateTransformer3DModel"}
+_PIPELINES = {  # by model type
+    "i2v": "WanImageToVideoPipeline",
+    "flf2v": "WanImageToVideoPipeline",
+    "vace": "WanVACEPipeline",
+    "animate": "WanAnimatePipeline",
+}
 _LIBRARIES = {
     "transformer": ("diffusers", "WanTransformer3DModel"),
     "transformer_2": ("diffusers", "WanTransformer3DModel"),
@@ -48,8 +55,14 @@ def _transformer(model: Model, component: Component) -> Json:
     if model.family.name in COGVIDEOX:
         return cogvideox.transformer(model, component)
     dims, count, (channels_in, channels_out) = component.dims, heads(model, component), channels(component)
+    network = component.architecture.name
+    further: Json = {}
+    if network == "wan-vace":
+        further = {"vace_layers": vace_layers(component), "vace_in_channels": 96}
+    elif network == "wan-animate":
+        further = _animate(component)
     return {
-        "_class_name": "WanTransformer3DModel",
+        "_class_name": _TRANSFORMERS.get(network, "WanTransformer3DModel"),
         "_diffusers_version": _VERSION,
         "added_kv_proj_dim": dims["d"] if "image" in dims else None,
         "attention_head_dim": dims["d"] // count,
@@ -67,6 +80,23 @@ def _transformer(model: Model, component: Component) -> Json:
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 1024,
         "text_dim": dims["text"],
+        **further,
+    }
+
+
+def _animate(component: Component) -> Json:
+    dims, base = component.dims, component.dims["c"]
+    sizes = {str(size): min(16, 512 // size) * base for size in (4, 8, 16, 32, 64, 128, 256, 512)}
+    return {
+        "latent_channels": 16,
+        "motion_encoder_channel_sizes": None if base == 32 else sizes,
+        "motion_encoder_size": 512,
+        "motion_style_dim": dims["style"],
+        "motion_dim": dims["motion"],
+        "motion_encoder_dim": dims["style"],
+        "face_encoder_hidden_dim": dims["face"],
+        "face_encoder_num_heads": 4,
+        "inject_face_latents_blocks": dims["n"] // dims["m"],
     }
 
 
@@ -198,15 +228,17 @@ def _model_index(model: Model, folders: set[str]) -> Json:
     if model.family.name in COGVIDEOX:
         pipeline = cogvideox.PIPELINES[model.family.model_type]
         return _pipeline(pipeline, {name: cogvideox.CLASSES[name] for name in sorted(cogvideox.CLASSES)}, folders)
-    image_conditioned = model.family.model_type in ("i2v", "flf2v")
-    wanted = ["scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae"]
-    wanted += ["image_encoder", "image_processor"] if image_conditioned else []
-    pipeline = "WanImageToVideoPipeline" if image_conditioned else "WanPipeline"
-    return {
-        **_pipeline(pipeline, {name: _LIBRARIES[name] for name in sorted(wanted)}, folders),
-        "boundary_ratio": model.family.boundary,
-        "expand_timesteps": model.family.model_type == "ti2v",
-    }
+    task = model.family.model_type
+    wanted = ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+    wanted += [] if task == "animate" else ["transformer_2"]
+    wanted += ["image_encoder", "image_processor"] if task in ("i2v", "flf2v", "animate") else []
+    libraries = {name: _LIBRARIES[name] for name in sorted(wanted)}
+    network = next(one.name for name, one in model.family.components.items() if name in DENOISERS)
+    libraries["transformer"] = ("diffusers", _TRANSFORMERS.get(network, "WanTransformer3DModel"))
+    index = _pipeline(_PIPELINES.get(task, "WanPipeline"), libraries, folders)
+    boundary = {} if task == "animate" else {"boundary_ratio": model.family.boundary}
+    expand = {} if task in ("animate", "vace") else {"expand_timesteps": task == "ti2v"}
+    return {**index, **boundary, **expand}
 
 
 def _pipeline(name: str, libraries: Mapping[str, tuple[str, str]], folders: set[str]) -> Json:
@@ -295,7 +327,8 @@ DIFFUSERS = Layout(
     documents=_documents,
     derived=("model_index.json", "*/config.json", "scheduler/*", "image_processor/*"),
     shard_nbytes=5_000_000_000,
-    # transformer_wan.py: _keep_in_fp32_modules = rope, time_embedder, scale_shift_table, norm1, norm2, norm3
+    # transformer_wan.py: _keep_in_fp32_modules = rope, time_embedder, scale_shift_table, norm1, norm2, norm3;
+    # transformer_wan_animate.py: motion_synthesis_weight as well
     overrides=tuple(
         Override(f"{{dit,expert.*}}/{match}", ("fp32",), "fp32", _KEPT_FP32, unless_exact=True, families="wan2.*")
         for match in (
@@ -303,6 +336,8 @@ DIFFUSERS = Layout(
             "**.modulation",
             "blocks.*.cross_attn.norm_in.*",
             "image_embedding.norm_*.*",
+            "vace_blocks.*.cross_attn.norm_in.*",
+            "motion_encoder.directions",
         )
     ),
     coarse={

@@ -52,8 +52,9 @@ LIGHTX2V: Layout = replace(
     unscaled="its kernels take one scale for each row of fp8_e4m3fn and int8",
     together=Together(
         lead="{dit,expert.*}/blocks.**",
-        follow="{dit,expert.*}/audio_injector.**",
-        reason="LightX2V reads all block weights, and S2V's audio injector, by one scheme, and no others with scales",
+        follow="{dit,expert.*}/{audio_injector,vace_blocks,face_adapter}.**",
+        reason="LightX2V reads all block weights, and those of S2V's audio injector, VACE's blocks and Animate's face "
+        "adapter, by one scheme, and no others with scales",
     ),
     settings=_settings,
 )

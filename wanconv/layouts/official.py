@@ -1,11 +1,12 @@
 """The layout of the official Wan repositories."""
 
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.layouts.sizes import channels, heads
+from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.tensors import Model
 
 _DENOISERS = ("dit", "expert.high", "expert.low")
+_CLASSES = {"wan-vace": "VaceWanModel", "wan-animate": "WanAnimateModel"}
 
 
 def _documents(model: Model) -> dict[str, Json]:
@@ -15,19 +16,21 @@ def _documents(model: Model) -> dict[str, Json]:
         if component is None or component.architecture.name == "wan-s2v":  # S2V's settings are not in its shapes
             continue
         dims, (channels_in, channels_out) = component.dims, channels(component)
+        network = component.architecture.name
         documents[OFFICIAL.places[name].prefix + "config.json"] = {
-            "_class_name": "WanModel",
+            "_class_name": _CLASSES.get(network, "WanModel"),
             "_diffusers_version": "0.33.0",
             "dim": dims["d"],
             "eps": 1e-06,
             "ffn_dim": dims["ffn"],
             "freq_dim": dims["freq"],
             "in_dim": channels_in,
-            "model_type": model.family.model_type,
+            **({} if network == "wan-animate" else {"model_type": model.family.model_type}),
             "num_heads": heads(model, component),
             "num_layers": dims["n"],
             "out_dim": channels_out,
             "text_len": 512,
+            **({"vace_layers": vace_layers(component), "vace_in_dim": 96} if network == "wan-vace" else {}),
         }
     return documents
 

@@ -1,4 +1,4 @@
-"""Sizes that config files state and tensor shapes do not: channel counts and attention heads."""
+"""Sizes that config files state and tensor shapes do not: channel counts, attention heads, where VACE works."""
 
 from wanconv.errors import Refused
 from wanconv.tensors import Component, Model
@@ -26,3 +26,17 @@ def heads(model: Model, component: Component) -> int:
             "put the config.json of the checkpoint beside it",
         )
     return width // _HEAD_DIM
+
+
+def vace_layers(component: Component) -> list[int]:
+    """Returns the blocks that VACE's own stand beside: as the config says, or evenly spread, as in the releases."""
+    stated = (component.config or {}).get("vace_layers")
+    if isinstance(stated, list):
+        return stated
+    blocks, own = component.dims["n"], component.dims["m"]
+    if blocks % own:
+        raise Refused(
+            f"{component.part.path} has {own} blocks of VACE for {blocks}, and nothing says which they belong to",
+            "put the config.json of the checkpoint beside it",
+        )
+    return list(range(0, blocks, blocks // own))

@@ -402,6 +402,7 @@ def _outputs(
     housed: set[str] = set()
     missing: list[str] = []
     mixed: list[str] = []
+    fused: list[str] = []
     scheme = layout.scheme_of(component.name)
     for target in targets(component.architecture, scheme, component.dims):
         names = [f"{component.name}/{source}" for source in target.sources]
@@ -411,9 +412,10 @@ def _outputs(
         housed.update(names)
         missing += absent
         parts = [steps[name] for name in names if name in steps]
-        fused = len(parts) > 1 or target.transposed
-        if len({part.dtype for part in parts}) > 1 or (fused and any(part.packing for part in parts)):
+        if len({part.dtype for part in parts}) > 1:
             mixed.append(", ".join(f"{part.tensor.name} as {part.label}" for part in parts))
+        elif (len(parts) > 1 or target.transposed) and any(part.packing for part in parts):
+            fused.append(target.name)
         elif len(parts) == len(names):
             made.append(_tensors(component.name, target, parts))
             tensors.append(Stored(target.name, parts[0].dtype, target.shape, parts[0].packing))
@@ -428,6 +430,12 @@ def _outputs(
             f"{component.name}: the {layout.name} layout stores as one tensor what the recipe gives several formats",
             "give them one format",
             mixed,
+        )
+    if fused:
+        raise Refused(
+            f"{component.name}: wanconv writes no scales for what the {layout.name} layout stores as one tensor",
+            "choose a recipe without scales, or another --layout",
+            fused,
         )
     homeless = [name for name in component.tensors if name not in housed]
     made.sort(key=lambda outputs: _last_file(outputs[0]))
