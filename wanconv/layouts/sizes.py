@@ -34,9 +34,10 @@ def vace_layers(component: Component) -> list[int]:
     if isinstance(stated, list):
         return stated
     blocks, own = component.dims["n"], component.dims["m"]
-    if blocks % own:
+    layers = list(range(0, blocks, -(-blocks // own)))
+    if len(layers) != own:
         raise Refused(
             f"{component.part.path} has {own} blocks of VACE for {blocks}, and nothing says which they belong to",
             "put the config.json of the checkpoint beside it",
         )
-    return list(range(0, blocks, blocks // own))
+    return layers

@@ -433,7 +433,8 @@ def _outputs(
         )
     if fused:
         raise Refused(
-            f"{component.name}: wanconv writes no scales for what the {layout.name} layout stores as one tensor",
+            f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
+            "as one tensor, and wanconv writes no scales for such",
             "choose a recipe without scales, or another --layout",
             fused,
         )

@@ -27,6 +27,7 @@ from wanconv.workshop.progress import Progress, total
 
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in
 _POOL_NUMEL = 1 << 22
+_BESIDE = ("wan-vace", "wan-animate")  # some of their blocks have another one, of a list of its own, beside them
 # What the released files are stored in: families.md of the model cards, checked against their sizes.
 _STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
 
@@ -117,6 +118,8 @@ def _dims(name: str, architecture: Architecture, release: Release, options: Opti
     full = release.dims if name in DENOISERS else architecture.full
     dims = dict(architecture.tiny if options.scale == "tiny" else full)
     if name in DENOISERS and options.blocks is not None:
+        if architecture.name in _BESIDE:
+            dims["m"] = max(1, options.blocks * dims["m"] // dims["n"])
         dims["n"] = options.blocks
         if "m" in dims:  # S2V's injectors follow some of its blocks
             dims["m"] = sum(host < options.blocks for host in HOSTS)
