@@ -31,7 +31,7 @@ OPTIONS = {
     "convert": (
         "--recipe", "-r", "--layout", "--out", "-o", "--output", "--dry-run", "-n", "--jobs", "-j", "--exclude",
         "--shard-size", "--force", "--expert", "--base-model", "--hash-source", "--json", "--quiet", "--verbose",
-        "WANCONV_RECIPE", "WANCONV_LAYOUT", "WANCONV_JOBS",
+        "--allow-unsafe-fp16", "--report", "WANCONV_RECIPE", "WANCONV_LAYOUT", "WANCONV_JOBS",
     ),
     "download": (
         "--source", "--revision", "--include", "--exclude", "--only", "--local-dir", "--token", "--dry-run", "-n",

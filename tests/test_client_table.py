@@ -146,7 +146,7 @@ def test_what_the_table_promises_loads_and_what_it_denies_is_refused(
     for number, stored in enumerate(table.STORED):
         recipe, out = tmp_path / f"{number}.toml", tmp_path / str(number)
         recipe.write_text(table.recipe_of(stored))
-        options = Options(str(recipe), layout=client, out=out, jobs=1)
+        options = Options(str(recipe), layout=client, out=out, allow_unsafe_fp16=True, jobs=1)
         refusal = cells[family, client, stored]
         if refusal:
             with pytest.raises(Refused) as raised:

@@ -205,7 +205,8 @@ class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 
     `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `told_by` is
-    what a denoiser's config.json says where another family has the same networks: (key, value).
+    what a denoiser's config.json says where another family has the same networks: (key, value). `breaks_in_fp16` is a
+    sentence, for those whose denoiser must not be computed in fp16.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Family:
     releases: tuple[Release, ...]
     boundary: float | None = None
     told_by: tuple[str, object] | None = None
+    breaks_in_fp16: str = ""
 
 
 @dataclass(frozen=True, slots=True)

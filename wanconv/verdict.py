@@ -2,7 +2,8 @@
 
 Results are one JSON object, schema wanconv.validation/1:
 
-    candidate, reference   {path, family, release, layout, nbytes, dtypes, manifest}; no --against: reference is null
+    candidate, reference   {path, family, release, layout, nbytes, sample, dtypes, manifest}; no --against: reference is
+                           null; sample: a digest of some numbers of every tensor of the denoisers
     settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command,
                            given: {input: file}; what a network needs beside it is drawn or made up}
     notes                  sentences: synthetic context, stale digests, absent components

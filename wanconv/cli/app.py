@@ -220,6 +220,13 @@ def convert(
         bool, typer.Option("--keep-source", help="Of hf://… or ms://…: keep what is downloaded, in OUT.source.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
+    allow_unsafe_fp16: Annotated[
+        bool, typer.Option("--allow-unsafe-fp16", help="Store in fp16 what is known to break when computed in it.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="The results.json of validate SRC --numerics fp16, which lets SRC be stored in fp16."),
+    ] = None,
     token: Token = None,
     jobs: Jobs = None,
     json: Json = False,
@@ -243,21 +250,23 @@ def convert(
         lora_allow_unmatched=lora_allow_unmatched,
         hash_source=hash_source,
         force=force,
+        allow_unsafe_fp16=allow_unsafe_fp16,
+        report=report,
         jobs=jobs or default_jobs(),
     )
     if (repository := _repository(source)) is not None:
         if dry_run:
             show(verbs.preview_remote(repository, options, token, keep_source))
         with progress() as tell:
-            report = verbs.convert_remote(repository, options, tell, token, keep_source)
-        show(report)
+            made = verbs.convert_remote(repository, options, tell, token, keep_source)
+        show(made)
     if keep_source:
         raise UsageError(f"{source} is here and stays: --keep-source is for hf://… and ms://…", "leave it out")
     if dry_run:
         show(verbs.preview(source, options))
     with progress() as tell:
-        report = verbs.convert(source, options, tell)
-    show(report)
+        made = verbs.convert(source, options, tell)
+    show(made)
 
 
 @app.command(

@@ -14,6 +14,7 @@ DENOISERS = ("dit", "expert.high", "expert.low")
 
 _COGVIDEOX = {"text_encoder": T5, "vae": COGVIDEOX_VAE}
 _ROTARY = "use_rotary_positional_embeddings"
+_BREAKS = "every CogVideoX but 2B gives NaN or black frames when computed in it (zai-org/CogVideo issues 593 and 637)"
 
 # `shift` is the official default at 720p, of CogVideoX that of its signal-to-noise ratio. Fingerprints are those that
 # DiffSynth-Studio ships for the released files; it has none of CogVideoX, whose are of diffusers' names.
@@ -116,6 +117,7 @@ FAMILIES = (
             Release("cogvideox-5b", cogvideox.T2V.full, "fd22314aec60bf4d09d7ca249ddadc1a", "zai-org/CogVideoX-5b"),
         ),
         told_by=(_ROTARY, True),
+        breaks_in_fp16=_BREAKS,
     ),
     Family(
         name="cogvideox-5b-i2v",
@@ -127,6 +129,7 @@ FAMILIES = (
                 "cogvideox-5b-i2v", cogvideox.I2V.full, "e6d10bd196c41e118b97373d9fc953fd", "zai-org/CogVideoX-5b-I2V"
             ),
         ),
+        breaks_in_fp16=_BREAKS,
     ),
     Family(
         name="cogvideox1.5-5b",
@@ -138,6 +141,7 @@ FAMILIES = (
                 "cogvideox1.5-5b", cogvideox.T2V_1_5.full, "92b363b3809a36a7fed0b77d714ffcc1", "zai-org/CogVideoX1.5-5B"
             ),
         ),
+        breaks_in_fp16=_BREAKS,
     ),
     Family(
         name="cogvideox1.5-5b-i2v",
@@ -152,6 +156,7 @@ FAMILIES = (
                 "zai-org/CogVideoX1.5-5B-I2V",
             ),
         ),
+        breaks_in_fp16=_BREAKS,
     ),
 )
 

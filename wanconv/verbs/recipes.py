@@ -29,7 +29,7 @@ def explain(
         from wanconv.plan import by_component, by_rule  # half of the time that a list of recipes takes
         from wanconv.workshop.job import Options, prepare
 
-        made = prepare(on, Options(name, layout, comfyui_generation))
+        made = prepare(on, Options(name, layout, comfyui_generation, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
     rows = tuple(

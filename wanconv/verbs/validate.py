@@ -21,6 +21,7 @@ from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
 from wanconv.verdict import Check, Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
+from wanconv.workshop.fp16 import sample
 from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _describe(path: Path, model: Model) -> Json:
         "release": model.release.name if model.release else None,
         "layout": source_layout(model).name,
         "nbytes": sum(dtypes.values()),
+        "sample": sample(model),
         "dtypes": dtypes,
         "components": {
             name: {

@@ -14,6 +14,7 @@ from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, sourc
 from wanconv.naming import nearest
 from wanconv.plan import Plan, plan
 from wanconv.recipe import load
+from wanconv.workshop import fp16
 from wanconv.workshop.lora import with_loras
 
 
@@ -38,6 +39,8 @@ class Options:
     loras: tuple[str, ...] = ()
     lora_allow_unmatched: bool = False
     force: bool = False
+    allow_unsafe_fp16: bool = False
+    report: Path | None = None
     jobs: int = field(default_factory=default_jobs)
     block_nbytes: int = BLOCK_NBYTES
 
@@ -66,10 +69,14 @@ def prepare(source: Path, options: Options) -> Plan:
     """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
+    if options.loras and options.report:
+        raise UsageError("--report is of the source as it is, and --lora changes it", "leave one of them out")
     model = identify(open_checkpoint(source, options.exclude), options.expert)
     if options.loras:
         model = with_loras(model, options.loras, options.lora_allow_unmatched)
-    return plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
+    made = plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
+    fp16.check(made, options.allow_unsafe_fp16, options.report)
+    return made
 
 
 def target_folder(source: Path, options: Options) -> Path:

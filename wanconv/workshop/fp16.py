@@ -1,0 +1,95 @@
+"""Denoisers that break when they are computed in fp16: what lets a conversion store one in fp16 all the same.
+
+A file that survives fp16 says nothing about computing in it. The proof is a validation of the same source that imitated
+fp16 and passed; that it is the same source, a sample of its numbers tells.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from wanconv.errors import InputError, Refused
+from wanconv.families import DENOISERS
+from wanconv.plan import Plan
+from wanconv.tensors import Model, TensorRef
+from wanconv.verdict import faults, judge, load_profile
+
+_SAMPLE_NBYTES = 4096
+_PROFILE = "standard"  # a report is judged by its figures, whatever profile it was made with
+
+
+def check(made: Plan, allowed: bool, report: Path | None) -> None:
+    """Raises Refused for a plan that stores in fp16 what fp16 breaks, unless `allowed` or a report proves it safe."""
+    family = made.model.family
+    stored = [
+        step.tensor.name
+        for step in made.steps
+        if step.format == "fp16" and step.tensor.name.partition("/")[0] in DENOISERS
+    ]
+    if not family.breaks_in_fp16 or not stored or allowed:
+        return
+    if report is None:
+        raise Refused(
+            f"recipe {made.recipe.name} stores the denoiser of {family.name} in fp16, and {family.breaks_in_fp16}",
+            "choose bf16; or prove it safe with --report, the results.json of validate SRC --numerics fp16 -o DIR; "
+            "or say --allow-unsafe-fp16",
+        )
+    if doubt := next(_doubts(report, made.model), None):
+        raise Refused(
+            f"{report} does not prove that {made.model.checkpoint.root} survives fp16: {doubt}",
+            "run wanconv validate SRC --numerics fp16 -o DIR on this source, and hand in its results.json",
+        )
+
+
+def _doubts(report: Path, model: Model) -> Iterator[str]:
+    """Yields why a report is no proof for a model; raises InputError for a file that is no report."""
+    results = _read(report)
+    candidate, settings = results["candidate"], results["settings"]
+    assert isinstance(candidate, Mapping)
+    assert isinstance(settings, Mapping)
+    if results.get("reference") is not None:
+        yield "it compares with another model instead of probing the source itself"
+    if candidate.get("sample") != sample(model):
+        yield f"it is about other numbers, those of {candidate.get('path')}"
+    rows = results.get("safety", [])
+    assert isinstance(rows, list)
+    denoisers = {name for name in model.components if name in DENOISERS}
+    probed = {row["component"] for row in rows if str(row["numerics"]).rpartition("-")[2] == "fp16"}
+    if not denoisers <= probed:
+        yield f"its numerics are {settings.get('numerics')}"
+    outcome = judge(results, load_profile(_PROFILE)).outcome
+    if outcome != "PASS":
+        yield f"its verdict is {outcome}"
+
+
+def _read(report: Path) -> Mapping[str, object]:
+    hint = "give the results.json that validate -o wrote"
+    try:
+        results = json.loads(report.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{report} cannot be read as results: {error}", hint) from None
+    if wrong := faults(results):
+        raise InputError(f"{report} holds no results of a validation", hint, wrong)
+    return dict(results)
+
+
+def sample(model: Model) -> str:
+    """Returns a digest of a model's denoisers: every tensor's name, dtype and shape, and the middle of its numbers."""
+    digest = hashlib.sha256()
+    for name, component in model.components.items():
+        if name in DENOISERS:
+            for ref in sorted(component.part.tensors.values(), key=lambda ref: ref.name):
+                digest.update(json.dumps([name, ref.name, ref.dtype, ref.shape]).encode())
+                digest.update(_middle(ref))
+    return digest.hexdigest()
+
+
+def _middle(ref: TensorRef) -> bytes:
+    nbytes = min(ref.nbytes, _SAMPLE_NBYTES)
+    try:
+        with ref.file.open("rb") as stream:
+            return os.pread(stream.fileno(), nbytes, ref.offset + (ref.nbytes - nbytes) // 2)
+    except OSError as error:
+        raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the file") from None
