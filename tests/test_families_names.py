@@ -31,7 +31,7 @@ from transformers import (
 
 from wanconv import families
 from wanconv.families import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
-from wanconv.families.match import fits
+from wanconv.families.match import fits, model_tensors
 from wanconv.families.names import letter_of, numbered, size_of
 from wanconv.tensors import Architecture, Scheme, Shape
 
@@ -82,8 +82,9 @@ def test_every_table_and_every_release_has_a_list() -> None:
     for family in FAMILIES:
         denoiser = family.components.get("dit") or family.components["expert.high"]
         wanted |= {(scheme, release.name) for release in family.releases for scheme in denoiser.schemes}
-    # wav2vec2's official and hub names are the same
-    assert wanted - lists == {("official", "wav2vec2-large-xlsr")}
+    # wav2vec2's official and hub names are the same; of CogVideoX, conversions of hub names stand for lists: below
+    others = {(scheme, name) for scheme, name in wanted if "cogvideox" in name and scheme != "hub"}
+    assert wanted - lists == {("official", "wav2vec2-large-xlsr"), *others}
 
 
 @pytest.mark.parametrize("path", [path for path in LISTS if scheme_of(path) == "official"], ids=list_id)
@@ -166,6 +167,93 @@ def test_animate_is_split_squeezed_and_named_as_by_the_conversion_of_diffusers()
     assert len(homeless(network, "hub", network.tiny)) == 14
 
 
+COGVIDEOX = [network for network in ARCHITECTURES if network.name.startswith("cogvideox") and "vae" not in network.name]
+
+
+@pytest.mark.parametrize("network", COGVIDEOX, ids=lambda network: network.name)
+def test_cogvideox_is_made_of_its_training_checkpoints_as_the_script_of_diffusers_makes_it(
+    network: Architecture,
+) -> None:
+    """huggingface/diffusers scripts/convert_cogvideox_to_diffusers.py, written out; the rows of every tensor are told
+    apart."""
+    dims = network.tiny
+    shapes = expand(network, "official", dims)
+    rows = {name: torch.arange(shape[0]).view(-1, *[1] * (len(shape) - 1)) for name, shape in shapes.items()}
+    sat = {name: rows[name].expand(shapes[name]) + 10_000 * place for place, name in enumerate(shapes)}
+    (fit,) = fits(refs(shapes))
+    assert (fit.architecture, fit.scheme, fit.differences) == (network, "official", 0)
+    canonical = {
+        name.removeprefix("dit/"): torch.cat(
+            [sat[piece.ref.name].flatten()[piece.start : piece.start + piece.count] for piece in tensor.pieces]
+        )
+        for name, tensor in model_tensors(fit, "dit", {}).items()
+    }
+    ours = {target.name: canonical[target.sources[0]].reshape(target.shape) for target in targets(network, "hub", dims)}
+    wanted: dict[str, torch.Tensor] = {}
+    for leaf in ("weight", "bias"):
+        for name in ("patch_embed.proj", "patch_embed.text_proj"):
+            wanted[f"{name}.{leaf}"] = sat[f"model.diffusion_model.mixins.{name}.{leaf}"]
+        for count, layer in (("1", "0"), ("2", "2")):
+            wanted[f"time_embedding.linear_{count}.{leaf}"] = sat[f"model.diffusion_model.time_embed.{layer}.{leaf}"]
+            if "ofs" in dims:
+                name = f"model.diffusion_model.ofs_embed.{layer}.{leaf}"
+                wanted[f"ofs_embedding.linear_{count}.{leaf}"] = sat[name]
+        final = "model.diffusion_model.mixins.final_layer"
+        wanted[f"norm_final.{leaf}"] = sat[f"model.diffusion_model.transformer.final_layernorm.{leaf}"]
+        wanted[f"norm_out.norm.{leaf}"] = sat[f"{final}.norm_final.{leaf}"]
+        wanted[f"proj_out.{leaf}"] = sat[f"{final}.linear.{leaf}"]
+        wanted[f"norm_out.linear.{leaf}"] = sat[f"{final}.adaLN_modulation.1.{leaf}"]
+        for n in range(dims["n"]):
+            block, layer = f"transformer_blocks.{n}", f"model.diffusion_model.transformer.layers.{n}"
+            adaln = "model.diffusion_model.mixins.adaln_layer"
+            q, k, v = sat[f"{layer}.attention.query_key_value.{leaf}"].chunk(3)
+            wanted |= {
+                f"{block}.attn1.to_q.{leaf}": q,
+                f"{block}.attn1.to_k.{leaf}": k,
+                f"{block}.attn1.to_v.{leaf}": v,
+            }
+            wanted[f"{block}.attn1.to_out.0.{leaf}"] = sat[f"{layer}.attention.dense.{leaf}"]
+            wanted[f"{block}.attn1.norm_q.{leaf}"] = sat[f"{adaln}.query_layernorm_list.{n}.{leaf}"]
+            wanted[f"{block}.attn1.norm_k.{leaf}"] = sat[f"{adaln}.key_layernorm_list.{n}.{leaf}"]
+            wanted[f"{block}.norm1.norm.{leaf}"] = sat[f"{layer}.input_layernorm.{leaf}"]
+            wanted[f"{block}.norm2.norm.{leaf}"] = sat[f"{layer}.post_attention_layernorm.{leaf}"]
+            wanted[f"{block}.ff.net.0.proj.{leaf}"] = sat[f"{layer}.mlp.dense_h_to_4h.{leaf}"]
+            wanted[f"{block}.ff.net.2.{leaf}"] = sat[f"{layer}.mlp.dense_4h_to_h.{leaf}"]
+            chunks = sat[f"{adaln}.adaLN_modulations.{n}.1.{leaf}"].chunk(12)
+            wanted[f"{block}.norm1.linear.{leaf}"] = torch.cat(chunks[0:3] + chunks[6:9])
+            wanted[f"{block}.norm2.linear.{leaf}"] = torch.cat(chunks[3:6] + chunks[9:12])
+    if network.name == "cogvideox-i2v":
+        wanted["patch_embed.pos_embedding"] = sat["model.diffusion_model.mixins.pos_embed.pos_embedding"]
+    assert ours.keys() == wanted.keys()
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("network", COGVIDEOX, ids=lambda network: network.name)
+def test_comfyui_spells_cogvideox_as_its_own_model_does(network: Architecture) -> None:
+    """Comfy-Org/ComfyUI comfy/ldm/cogvideo/model.py: diffusers' names but for these."""
+    others = {
+        "attn1.to_q": "q",
+        "attn1.to_k": "k",
+        "attn1.to_v": "v",
+        "attn1.to_out.0": "attn_out",
+        "attn1.norm_q": "norm_q",
+        "attn1.norm_k": "norm_k",
+        "ff.net.0.proj": "ff_proj",
+        "ff.net.2": "ff_out",
+    }
+    comfyui = {target.sources: target.name for target in targets(network, "comfyui", network.tiny)}
+    for target in targets(network, "hub", network.tiny):
+        name, _, leaf = target.name.rpartition(".")
+        first, _, rest = name.partition(".")
+        if first == "transformer_blocks":
+            number, _, module = rest.partition(".")
+            name = f"blocks.{number}.{others.get(module, module)}"
+        elif first in ("time_embedding", "ofs_embedding"):
+            name = f"{first}_{rest}"
+        assert comfyui.pop(target.sources) == f"{name}.{leaf}"
+    assert comfyui == {}
+
+
 def test_vae_2_1_names_agree_with_the_conversion_of_diffusers() -> None:
     network, dims = released("wan-vae-2.1")
     tags = {name: name for name in expand(network, "official", dims)}
@@ -198,7 +286,7 @@ def library_model(network: Architecture) -> torch.nn.Module:
                 widths = tuple(factor * dims["c"] for factor in (1, 2, 2, 4))
                 return AutoencoderKLCogVideoX(**config, block_out_channels=widths)  # type: ignore[no-any-return]
             case name if name.startswith("cogvideox"):
-                learned = "positions" in dims
+                learned = name == "cogvideox-i2v"
                 options = {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": learned}
                 return CogVideoXTransformer3DModel(**config, **options, ofs_embed_dim=dims.get("ofs"))  # type: ignore[no-any-return]
             case _:

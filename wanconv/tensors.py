@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["linear", "conv", "norm", "embed", "modulation", "bias", "constant"]
-Scheme = Literal["official", "hub"]
+Scheme = Literal["official", "hub", "comfyui"]
 Container = Literal["safetensors", "pth", "gguf"]
 Shape = tuple[int, ...]
 

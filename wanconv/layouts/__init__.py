@@ -10,7 +10,7 @@ from wanconv.layouts.gguf import GGUF
 from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
-from wanconv.tensors import Model
+from wanconv.tensors import Component, Model
 
 _LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
@@ -40,9 +40,13 @@ def source_layout(model: Model) -> Layout:
     votes = dict.fromkeys(LAYOUTS, 0)
     for component in model.components.values():
         for layout in LAYOUTS.values():
-            votes[layout.name] += len(component.tensors) * (layout.scheme_of(component.name) == component.scheme)
+            votes[layout.name] += len(component.tensors) * _speaks(layout, component)
             place = layout.place(component.name, component.architecture.name)
             is_gguf = component.part.container == "gguf" and place is not None and place.container == "gguf"
             votes[layout.name] += len(component.tensors) * is_gguf
             votes[layout.name] += sum(tensor.packing in layout.packings for tensor in component.tensors.values())
     return LAYOUTS[max(votes, key=lambda name: votes[name])]
+
+
+def _speaks(layout: Layout, component: Component) -> bool:
+    return layout.scheme_of(component.name, component.architecture.name) == component.scheme

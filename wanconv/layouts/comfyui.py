@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wanconv.families import DENOISERS, leaf_of, of_client
+from wanconv.families import DENOISERS, FAMILIES, leaf_of, of_client
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
 from wanconv.tensors import Model
@@ -32,15 +32,22 @@ COMFYUI = Layout(
     summary="ComfyUI: one file per component, to be put below its models folder",
     scheme="official",
     # comfy/sd.py loads T5 and CLIP by the names that transformers gives them
-    schemes={"text_encoder": "hub", "image_encoder": "hub"},
+    schemes={
+        "text_encoder": "hub",
+        "image_encoder": "hub",
+        "vae:cogvideox-vae": "hub",
+        **{f"dit:{family.components['dit'].name}": "comfyui" for family in FAMILIES if family.name in COGVIDEOX},
+    },
     loader="Comfy-Org/ComfyUI comfy/model_detection.py, comfy/sd.py, comfy/ops.py, comfy/quant_ops.py",
     places={
         "dit": Place("diffusion_models", "{family}"),
         "expert.high": Place("diffusion_models", "{family}_high_noise"),
         "expert.low": Place("diffusion_models", "{family}_low_noise"),
-        "text_encoder": Place("text_encoders", "umt5_xxl"),
+        "text_encoder:umt5": Place("text_encoders", "umt5_xxl"),
+        "text_encoder:t5-v1.1": Place("text_encoders", "t5xxl"),
         "vae:wan-vae-2.1": Place("vae", "wan_2.1_vae"),
         "vae:wan-vae-2.2": Place("vae", "wan2.2_vae"),
+        "vae:cogvideox-vae": Place("vae", "cogvideox_vae"),
         "image_encoder": Place("clip_vision", "clip_vision_h"),
         "audio_encoder": Place("audio_encoders", "wav2vec2_large"),
     },
@@ -48,7 +55,6 @@ COMFYUI = Layout(
     documents=_documents,
     derived=(),
     shard_nbytes=None,
-    refused=dict.fromkeys(COGVIDEOX, "wanconv does not know its names for CogVideoX"),
     coarse={
         "fp8_e4m3fn": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
         "fp8_e5m2": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
@@ -81,6 +87,7 @@ COMFYUI_LEGACY: Layout = replace(
     metadata=plain_metadata,
     restated=(),
     marker=_MARKED,
+    refused=dict.fromkeys(COGVIDEOX, "ComfyUI of that age had no CogVideoX"),
     caution="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, biases "
     "included, to plain fp8",
 )

@@ -304,7 +304,7 @@ def _module(name: str) -> str:
     return leaf_of(name)[0] or name
 
 
-_TOKENIZERS = ("tokenizer", "google/umt5-xxl")  # where a source of either layout keeps UMT5's tokenizer
+_TOKENIZERS = ("tokenizer", "google/umt5-xxl", "t5-v1_1-xxl")  # where a source of either layout keeps it
 
 _KEPT_FP32 = "diffusers computes it in fp32 and would widen a narrower file: the source's precision is kept for it"
 
@@ -323,7 +323,7 @@ DIFFUSERS = Layout(
         "vae": Place("vae", "diffusion_pytorch_model"),
         "image_encoder": Place("image_encoder", "model"),
     },
-    folders={"tokenizer": "tokenizer"},
+    folders={"tokenizer": "tokenizer", "t5_tokenizer": "tokenizer"},
     documents=_documents,
     derived=("model_index.json", "*/config.json", "scheduler/*", "image_processor/*"),
     shard_nbytes=5_000_000_000,

@@ -46,15 +46,17 @@ def transformer(model: Model, component: Component) -> Json:
 
 def _learned(component: Component, sample: dict[str, int]) -> bool:
     """Returns whether positions are learned; raises Refused where there are others than a clip of this size has."""
+    if component.architecture.name != "cogvideox-i2v":
+        return False
     height, width = sample["sample_height"] // 2, sample["sample_width"] // 2
     expected = TEXT_TOKENS + height * width * ((sample["sample_frames"] - 1) // 4 + 1)
-    positions = component.dims.get("positions")
-    if positions not in (None, expected):
+    positions = component.dims["positions"]
+    if positions != expected:
         raise Refused(
             f"{component.part.path} has {positions} positions, and nothing says for which size of video",
             "put the config.json of the checkpoint beside it",
         )
-    return positions is not None
+    return True
 
 
 def vae(model: Model, component: Component) -> Json:

@@ -35,7 +35,7 @@ def _documents(model: Model) -> dict[str, Json]:
     return documents
 
 
-_NO_COGVIDEOX = "its own code reads training checkpoints, which wanconv does not write"
+_NO_COGVIDEOX = "its own code reads training checkpoints, which wanconv reads and does not write"
 
 OFFICIAL = Layout(
     name="official",
@@ -54,11 +54,12 @@ OFFICIAL = Layout(
     },
     folders={
         "tokenizer": "google/umt5-xxl",
+        "t5_tokenizer": "t5-v1_1-xxl",  # of CogVideoX
         "clip_tokenizer": "xlm-roberta-large",
         "audio_processor": "wav2vec2-large-xlsr-53-english",
     },
     documents=_documents,
-    derived=("config.json", "high_noise_model/config.json", "low_noise_model/config.json"),
+    derived=("config.json", "high_noise_model/config.json", "low_noise_model/config.json", "transformer/latest"),
     shard_nbytes=10_000_000_000,
     overrides=(
         Override(

@@ -133,8 +133,8 @@ class Layout:
     numerics: str = "official"
     since: str = ""
 
-    def scheme_of(self, component: str) -> Scheme:
-        return self.schemes.get(component, self.scheme)
+    def scheme_of(self, component: str, architecture: str) -> Scheme:
+        return self.schemes.get(f"{component}:{architecture}") or self.schemes.get(component, self.scheme)
 
     def packing(self, name: str, scale: str) -> Packing | None:
         """Returns how the client stores a format with such a scale (`auto`: the finest it reads), None where not."""

@@ -15,13 +15,13 @@ from wanconv.errors import Refused
 from wanconv.families import DENOISERS, Target, leaf_of, targets, vocabulary
 from wanconv.families import beside as beside_name
 from wanconv.formats import FORMATS
-from wanconv.layouts import Layout, Override, Place, Stored, Together, source_layout
+from wanconv.layouts import LAYOUTS, Layout, Override, Place, Stored, Together, source_layout
 from wanconv.naming import matches
 from wanconv.plan.files import Slot, lay_out, not_held
 from wanconv.plan.sidecars import beside
 from wanconv.recipe import Recipe, Rule
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, Component, Container, Model, ModelTensor, Packing, Shape
+from wanconv.tensors import DTYPES, Component, Container, Model, ModelTensor, Packing, Scheme, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +210,10 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
 
 
 def _no_layout(model: Model, layout: Layout, reason: str) -> Refused:
-    own = source_layout(model).name
-    return Refused(
-        f"{model.family.name} has no {layout.name} layout: {reason}",
-        f"choose another --layout; the source's own is {own}",
-    )
+    own = source_layout(model)
+    homes = [name for name, one in LAYOUTS.items() if model.family.name not in (one.refused or {})]
+    advice = f"; the source's own is {own.name}" if own.name in homes else f": {', '.join(homes)}"
+    return Refused(f"{model.family.name} has no {layout.name} layout: {reason}", f"choose another --layout{advice}")
 
 
 def _place(model: Model, component: Component, layout: Layout) -> Place:
@@ -365,9 +364,13 @@ def _with_companions(model: Model, layout: Layout, overflowing: frozenset[str]) 
     together = (
         {f"{component.name}/{source}" for source in target.sources}
         for component in model.components.values()
-        for target in targets(component.architecture, layout.scheme_of(component.name), component.dims)
+        for target in targets(component.architecture, _scheme(component, layout), component.dims)
     )
     return overflowing.union(*(names for names in together if names & overflowing))
+
+
+def _scheme(component: Component, layout: Layout) -> Scheme:
+    return layout.scheme_of(component.name, component.architecture.name)
 
 
 def _overrides(model: Model, layout: Layout) -> list[Override]:
@@ -403,7 +406,7 @@ def _outputs(
     missing: list[str] = []
     mixed: list[str] = []
     fused: list[str] = []
-    scheme = layout.scheme_of(component.name)
+    scheme = _scheme(component, layout)
     for target in targets(component.architecture, scheme, component.dims):
         names = [f"{component.name}/{source}" for source in target.sources]
         absent = [name for name in names if name not in component.tensors]

@@ -32,7 +32,12 @@ _TWICE = {  # pickled weights, by the beginning of their names → the safetenso
     "pytorch_model":           "model",
     "diffusion_pytorch_model": "diffusion_pytorch_model",
 }
-_SIDECARS = {"tokenizer": "text_encoder", "clip_tokenizer": "image_encoder", "audio_processor": "audio_encoder"}
+_SIDECARS = {
+    "tokenizer":       "text_encoder",
+    "t5_tokenizer":    "text_encoder",
+    "clip_tokenizer":  "image_encoder",
+    "audio_processor": "audio_encoder",
+}
 # fmt: on
 _SHARD = r"(-\d{5}-of-\d{5})?"
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".safetensors.index.json")

@@ -142,7 +142,7 @@ def _files(
         dtype = options.dtype if name in DENOISERS else _STORED[name]
         kind_of = {fill(role.name, index): role.kind for role, index in numbered(architecture, sizes)}
         made = []
-        for target in targets(architecture, layout.scheme_of(name), sizes):
+        for target in targets(architecture, layout.scheme_of(name, architecture.name), sizes):
             made.append(Slot(f"{name}/{target.name}", target.name, dtype, target.shape))
             kinds[made[-1].key] = kind_of[target.sources[0]]
         slots |= {slot.key: slot for slot in made}

@@ -1,0 +1,93 @@
+"""CogVideoX from its training checkpoints and to ComfyUI: what is written is what diffusers loads, and comes back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.errors import Refused
+from wanconv.families import FAMILIES, expand, identify
+from wanconv.tensors import Family
+from wanconv.verbs.convert import convert
+from wanconv.workshop.job import Options
+
+Tiny = Callable[..., Path]
+COGVIDEOX = [family for family in FAMILIES if family.name.startswith("cogvideox")]
+WEIGHTS = "transformer/1/mp_rank_00_model_states.pt"
+
+
+def training_checkpoint(folder: Path, family: Family, *left_out: str) -> Path:
+    """Writes a denoiser as zai-org/CogVideo's training does."""
+    network = family.components["dit"]
+    generator = torch.Generator().manual_seed(0)
+    positions = {size: network.full[size] for size in ("positions",) if size in network.full}  # of the released video
+    shapes = expand(network, "official", {**network.tiny, **positions})
+    weights = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+    for name in left_out:
+        del weights[name]
+    (folder / WEIGHTS).parent.mkdir(parents=True)
+    torch.save({"module": weights}, folder / WEIGHTS)
+    (folder / "transformer" / "latest").write_text("1")
+    (folder / "t5-v1_1-xxl").mkdir()
+    (folder / "t5-v1_1-xxl" / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("family", COGVIDEOX, ids=lambda family: family.name)
+def test_a_training_checkpoint_becomes_what_diffusers_loads(family: Family, tmp_path: Path) -> None:
+    source = training_checkpoint(tmp_path / "source", family)
+    out = tmp_path / "out"
+    convert(source, Options("keep", layout="diffusers", out=out))
+    model, info = CogVideoXTransformer3DModel.from_pretrained(out / "transformer", output_loading_info=True)
+    assert not any(info.values())
+    sat = torch.load(source / WEIGHTS, weights_only=True)["module"]
+    fused = sat["model.diffusion_model.transformer.layers.2.attention.query_key_value.weight"]
+    rows = sat["model.diffusion_model.mixins.adaln_layer.adaLN_modulations.1.1.bias"].chunk(12)
+    assert torch.equal(model.transformer_blocks[2].attn1.to_k.weight, fused.chunk(3)[1])
+    assert torch.equal(model.transformer_blocks[1].norm2.linear.bias, torch.cat(rows[3:6] + rows[9:12]))
+    assert sorted(path.name for path in (out / "tokenizer").iterdir()) == ["tokenizer_config.json"]
+    assert not (out / "transformer" / "latest").exists()
+
+
+def test_the_sines_of_2b_may_be_in_its_file_and_are_left_out(tmp_path: Path) -> None:
+    name = "model.diffusion_model.mixins.pos_embed.pos_embedding"
+    for left_out in ((), (name,)):
+        source = training_checkpoint(tmp_path / str(len(left_out)), COGVIDEOX[0], *left_out)
+        out = tmp_path / f"out{len(left_out)}"
+        report = convert(source, Options("keep", layout="diffusers", out=out))
+        told = [
+            finding.message for finding in report.findings if finding.where == "dit" and "no home" in finding.message
+        ]
+        assert told == (
+            []
+            if left_out
+            else ["1 tensors have no home in the diffusers layout and are left out: dit/position_embedding"]
+        )
+
+
+def test_a_training_checkpoint_is_no_layout_to_write(tmp_path: Path) -> None:
+    source = training_checkpoint(tmp_path / "source", COGVIDEOX[1])
+    with pytest.raises(Refused) as raised:
+        convert(source, Options("keep", out=tmp_path / "out"))
+    assert raised.value.message == (
+        "cogvideox-5b has no official layout: its own code reads training checkpoints, "
+        "which wanconv reads and does not write"
+    )
+    assert raised.value.hint == "choose another --layout: diffusers, comfyui"
+
+
+@pytest.mark.parametrize("family", COGVIDEOX, ids=lambda family: family.name)
+def test_to_comfyui_and_back_changes_nothing(family: Family, tiny: Tiny, tmp_path: Path) -> None:
+    source, there = tiny(family.releases[-1].name), tmp_path / "there"
+    convert(source, Options("keep", layout="comfyui", out=there))
+    assert sorted(path.name for path in there.rglob("*.safetensors")) == sorted(
+        [f"{family.name}.safetensors", "cogvideox_vae.safetensors", "t5xxl.safetensors"]
+    )
+    model, first = (identify(open_checkpoint(folder)) for folder in (there, source))
+    assert {component.scheme for component in model.components.values()} == {"comfyui", "hub"}
+    for name, tensor in model.tensors.items():
+        (ours,), (theirs,) = tensor.pieces, first.tensors[name].pieces
+        assert (ours.ref.dtype, ours.ref.read()) == (theirs.ref.dtype, theirs.ref.read())
