@@ -475,6 +475,14 @@ def test_a_component_that_was_lost_is_a_failure(out: Path, tiny: Make) -> None:
     assert report.exit_code == 1
 
 
+@pytest.mark.parametrize("layout", ["comfyui", "diffusers"])
+def test_what_another_naming_does_without_is_not_missed(layout: str, tiny: Make, tmp_path: Path) -> None:
+    """CLIP's text half and its projection: nothing that runs Wan looks at them."""
+    source = tiny("wan2.1-i2v-14b")
+    converting.convert(source, Job("bf16", layout=layout, out=tmp_path / "out"))
+    assert verify(tmp_path / "out", Options(against=source)).exit_code == 0
+
+
 def test_what_the_conversion_excluded_is_not_missed(tiny: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
     converting.convert(tiny(A14B), Job("bf16", layout="diffusers", out=out, exclude=("*.pth", "google/*")))

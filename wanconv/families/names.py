@@ -113,11 +113,14 @@ def expand(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) 
     return {target.name: target.shape for target in targets(architecture, scheme, dims)}
 
 
-def homeless(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> list[str]:
-    """Returns the canonical names that a scheme has no home for (CLIP's text half in diffusers)."""
-    return [
-        fill(role.name, index) for role, index in numbered(architecture, dims) if role.spellings.get(scheme) is None
-    ]
+def homeless(
+    architecture: Architecture, scheme: Scheme, dims: Mapping[str, int], source: Scheme | None = None
+) -> list[str]:
+    """Returns the canonical names that a scheme has no home for (CLIP's text half in diffusers); with the scheme that
+    they come from, also those that another scheme does without (CLIP's projection)."""
+    housed = [(fill(role.name, index), role.spellings.get(scheme)) for role, index in numbered(architecture, dims)]
+    without = source is not None and source != scheme
+    return [name for name, home in housed if home is None or (home.optional and without)]
 
 
 def vocabulary(

@@ -93,7 +93,8 @@ def _without_twin(model: Model, source: Model) -> list[Finding]:
     ]
     for name in (name for name in theirs if name in ours):
         component, other = ours[name], theirs[name]
-        left_out = {f"{name}/{path}" for path in homeless(component.architecture, component.scheme, component.dims)}
+        dropped = homeless(component.architecture, component.scheme, other.dims, other.scheme)
+        left_out = {f"{name}/{path}" for path in dropped}
         missing = other.tensors.keys() - component.tensors.keys() - left_out
         extra = component.tensors.keys() - other.tensors.keys()
         findings += [_failure(tensor, "is in the source and not here") for tensor in sorted(missing)]
