@@ -261,6 +261,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
     overflowing = _with_companions(model, layout, overflowing)
     steps: dict[str, Step] = {}
     problems: list[str] = []
+    overrides = _overrides(model, layout)
     for name, tensor in model.tensors.items():
         index = decided[name]
         rule = recipe.rules[index]
@@ -276,7 +277,7 @@ def _steps(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[
         if refusal:
             problems.append(f"{name} as {chosen}: {refusal}")
             continue
-        for override in _overrides(model, layout):
+        for override in overrides:
             if _demands(override, tensor, chosen):
                 chosen, scale, fallback, reason = override.instead, "none", None, override.reason
         dtype = FORMATS[chosen].stored(tensor.dtype)
