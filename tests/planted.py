@@ -253,3 +253,17 @@ def _halves_swapped(tensor: Tensor) -> Tensor:
 def _injectors_swapped() -> Defect:
     names = [f"dit/audio_injector.{m}.cross_attn.q.weight" for m in range(2)]
     return Defect("queries swapped", "both injectors", lambda folder: swap(folder, *names), tuple(names))
+
+
+# of a CogVideoX in the diffusers layout, in bf16
+COGVIDEOX_DEFECTS = (
+    one("rows permuted", "dit/blocks.0.self_attn.q.weight", rolled),
+    one("zeroed", "dit/blocks.2.self_attn.norm_k.weight", torch.zeros_like),
+    one("rows permuted", "dit/blocks.1.ffn.modulation_projection.weight", rolled),
+    one("sign flip", "dit/blocks.1.ffn.up.weight", torch.neg),
+    one("first axis reversed", "dit/patch_embedding.weight", lambda tensor: tensor.flip(0)),
+    one("NaN", "dit/time_embedding.in.weight", spiked(float("nan"))),
+    one("rows permuted", "text_encoder/relative_bias.weight", rolled),
+    one("weight x2", "text_encoder/blocks.1.ffn.down.weight", lambda tensor: tensor * 2),
+    one("weight x2", "vae/decoder.mid.resnets.0.norm1.scale.weight", lambda tensor: tensor * 2),
+)

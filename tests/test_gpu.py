@@ -46,7 +46,7 @@ def velocity(model: Model, device: str, numerics: str, scale: float = 1.0) -> Te
                 name: tensor * scale if name.endswith("ffn.up.weight") else tensor for name, tensor in found.items()
             }
 
-        wan = denoiser(model, weights, "dit", PRESETS[numerics])
+        wan = denoiser(model, "dit", PRESETS[numerics])
         if device == "cpu":
             with Imitation():
                 return wan.denoise(fetch, *inputs(model, device))
@@ -79,7 +79,7 @@ def test_a_recorder_sees_on_a_gpu_what_it_sees_on_a_cpu(model: Model) -> None:
     seen = []
     for device in ("cpu", "cuda"):
         with ModelWeights(model, MEMORY, torch.device(device)) as weights:
-            wan = denoiser(model, weights, "dit", PRESETS["fp16"])
+            wan = denoiser(model, "dit", PRESETS["fp16"])
             assert isinstance(wan, nn.Module)
             recorder = Recorder()
             assert isinstance(wan, torch.nn.Module)

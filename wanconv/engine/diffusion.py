@@ -75,7 +75,7 @@ class Walk:
         self._scheduler, self._adds_noise = scheduler, adds_noise
         self._timesteps = iter(scheduler.timesteps)
         self._generator = torch.Generator().manual_seed(seed)
-        self._previous: tuple[Tensor | None, Tensor | None] = None, None  # x0 and timestep
+        self._before: tuple[Tensor | None, Tensor | None] = None, None  # x0 and timestep
 
     def step(self, velocity: Tensor, sample: Tensor) -> Tensor:
         timestep, velocity = next(self._timesteps), velocity.float()
@@ -83,9 +83,11 @@ class Walk:
         if not self._adds_noise:
             following = self._scheduler.step(velocity, timestep, sample, return_dict=False)[0]
             return following
-        x0, before = self._previous
+        # noise is drawn with frames before channels, as the pipelines have them
+        velocity, sample = velocity.transpose(1, 2), sample.transpose(1, 2)
+        x0, previous = self._before
         following, x0 = self._scheduler.step(
-            velocity, x0, timestep, before, sample, generator=self._generator, return_dict=False
+            velocity, x0, timestep, previous, sample, generator=self._generator, return_dict=False
         )
-        self._previous = x0, timestep
-        return following
+        self._before = x0, timestep
+        return following.transpose(1, 2)

@@ -33,8 +33,9 @@ TIME_STRIDE = 4  # pixel frames per latent frame, after the first
 class Task:
     """How a task samples by default. `guidance` is (low-noise, high-noise); `boundary` the high-noise expert's share.
 
-    `size` is (width, height), `space_stride` the pixels per latent and `token` the latents per token, both ways. Clips
-    have 4 n + 1 frames, as the first is a latent frame by itself; S2V's have 4 n, as other frames go before them.
+    `size` is (width, height), `space_stride` the pixels per latent and `token` the latents per token, both ways;
+    `token_frames` the latent frames per token. Clips have `lot` n + 1 frames, as the first is a latent frame by itself;
+    S2V's have 4 n, as other frames go before them.
     """
 
     steps: int
@@ -46,6 +47,8 @@ class Task:
     size: tuple[int, int]
     space_stride: int = 8
     token: int = 2
+    lot: int = TIME_STRIDE
+    token_frames: int = 1
 
     def guidance_at(self, timestep: int) -> float:
         low, high = self.guidance
@@ -53,7 +56,8 @@ class Task:
 
 
 # By family; by release where it differs from its family. Sources: Wan-Video/Wan2.1 generate.py and README.md,
-# Wan-Video/Wan2.2 wan/configs/*.py. At 480p Wan 2.1 I2V takes shift 3.
+# Wan-Video/Wan2.2 wan/configs/*.py, zai-org/CogVideo README.md and inference/cli_demo.py. At 480p Wan 2.1 I2V takes
+# shift 3. CogVideoX's is that of its signal-to-noise ratio, which its scheduler's configuration says as well.
 # fmt: off
 TASKS: Mapping[str, Task] = {
     #                        steps  shift  (low, high)  boundary  frames  fps  size
@@ -65,6 +69,11 @@ TASKS: Mapping[str, Task] = {
     "wan2.2-i2v-a14b": Task(40,    5.0,  (3.5, 3.5),   0.9,      81,    16,  (1280, 720)),
     "wan2.2-ti2v-5b":  Task(50,    5.0,  (5.0, 5.0),   None,    121,    24,  (1280, 704), space_stride=16),
     "wan2.2-s2v-14b":  Task(40,    3.0,  (4.5, 4.5),   None,     80,    16,  (1024, 704), token=8),  # packed motion
+    "cogvideox-2b":    Task(50,    3.0,  (6.0, 6.0),   None,     49,     8,  (720, 480), lot=8),
+    "cogvideox-5b":    Task(50,    1.0,  (6.0, 6.0),   None,     49,     8,  (720, 480), lot=8),
+    "cogvideox-5b-i2v": Task(50,   1.0,  (6.0, 6.0),   None,     49,     8,  (720, 480), lot=8),
+    "cogvideox1.5-5b": Task(50,    1.0,  (6.0, 6.0),   None,     81,    16,  (1360, 768), lot=8, token_frames=2),
+    "cogvideox1.5-5b-i2v": Task(50, 1.0, (6.0, 6.0),   None,     81,    16,  (1360, 768), lot=8, token_frames=2),
 }
 # fmt: on
 
@@ -233,13 +242,14 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tenso
 def latent_size(task: Task, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
     """Returns the latents' (frames, height, width) of a video of `size` (width, height).
 
-    Raises UsageError, with what would fit, where frames or size are no whole number of latents or tokens.
+    Frames that only fill a token up are not counted. Raises UsageError, with what would fit, where frames or size are
+    no whole number of latents or tokens.
     """
     width, height = size
-    token, lone = task.space_stride * task.token, task.frames % TIME_STRIDE
-    if frames < 1 or (frames - lone) % TIME_STRIDE:
-        fitting = _around(frames - lone, TIME_STRIDE, offset=lone, least=lone or TIME_STRIDE)
-        number = f"{TIME_STRIDE} n + {lone}" if lone else f"{TIME_STRIDE} n"
+    token, lone, lot = task.space_stride * task.token, task.frames % task.lot, task.lot
+    if frames < 1 or (frames - lone) % lot:
+        fitting = _around(frames - lone, lot, offset=lone, least=lone or lot)
+        number = f"{lot} n + {lone}" if lone else f"{lot} n"
         raise UsageError(f"{frames} frames cannot be generated: the number has to be {number}", f"ask for {fitting}")
     if width < token or height < token or width % token or height % token:
         fitting = f"{_around(width, token, least=token)} by {_around(height, token, least=token)}"
@@ -249,6 +259,11 @@ def latent_size(task: Task, size: tuple[int, int], frames: int) -> tuple[int, in
             f"ask for {fitting}",
         )
     return -(-frames // TIME_STRIDE), height // task.space_stride, width // task.space_stride
+
+
+def fitting_frames(task: Task, frames: int) -> int:
+    """Returns the length of a task's shortest clip that is as long as 4 n + 1 `frames` of the others."""
+    return -(-(frames - 1) // task.lot) * task.lot + task.frames % task.lot
 
 
 def _around(number: int, step: int, least: int, offset: int = 0) -> str:

@@ -46,6 +46,7 @@ from wanconv.engine.layers import (
     sinusoid,
 )
 from wanconv.engine.numerics import FP32, Numerics
+from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
 from wanconv.tensors import Shape
 
@@ -270,6 +271,10 @@ class Wan(nn.Module):
             self.time_projection = Linear(6 * sizes.d, sizes.d, numerics.condition)
             self.blocks = nn.ModuleList(Block(sizes, numerics) for _ in range(sizes.blocks))
             self.head = Head(sizes, numerics)
+
+    def watch(self, recorder: Recorder) -> None:
+        """Gives its modules their canonical names."""
+        recorder.watch(self)
 
     @property
     def stack(self) -> tuple[str, ...]:

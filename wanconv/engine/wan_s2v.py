@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from wanconv.engine.layers import Linear, RMSNorm, attention, rotations
 from wanconv.engine.numerics import FP32, Numerics
+from wanconv.engine.recorder import Recorder
 from wanconv.engine.wan import (
     PATCH,
     Block,
@@ -244,6 +245,10 @@ class WanS2V(nn.Module):
             self.blocks = nn.ModuleList(Block(sizes.wan, numerics) for _ in range(sizes.wan.blocks))
             self.audio_injector = nn.ModuleList(AudioInjector(sizes.wan, numerics) for _ in sizes.hosts)
             self.head = Head(sizes.wan, numerics)
+
+    def watch(self, recorder: Recorder) -> None:
+        """Gives its modules their canonical names."""
+        recorder.watch(self)
 
     @property
     def stack(self) -> tuple[str, ...]:

@@ -13,12 +13,11 @@ from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
-from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.tensors import Kind, Model, ModelTensor
 from wanconv.validation.tasks import JUDGED, Condition, Denoiser
@@ -31,7 +30,7 @@ _PART = 1 << 20  # elements at a time: three masks of a whole matrix would take 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """A batch of inputs: latents (B, C, F, H, W), timesteps (B,), contexts (B, 512, text); `labels` name each.
+    """A batch of inputs: latents (B, C, F, H, W), timesteps (B,), contexts (B, tokens, text); `labels` name each.
 
     The condition is of the whole batch.
     """
@@ -79,11 +78,9 @@ class Forced:
     seconds: float = 0.0
 
 
-def denoiser(model: Model, weights: ModelWeights, component: str, numerics: Numerics) -> Denoiser:
+def denoiser(model: Model, component: str, numerics: Numerics) -> Denoiser:
     """Returns the network of a denoiser, without weights."""
-    part = model.components[component]
-    dims = {**part.dims, "heads": heads(model, part)}
-    return JUDGED[part.architecture.name].build(dims, partial(weights.shape, component), numerics)
+    return JUDGED[model.components[component].architecture.name].build(model, component, numerics)
 
 
 def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelWeights, probe: Probe) -> Forced:
@@ -91,7 +88,7 @@ def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelW
     start = time.perf_counter()
     found = Forced(component)
     theirs, ours = partial(reference.tensors, component), partial(candidate.tensors, component)
-    first, second = (denoiser(one.model, one, component, FP32) for one in (reference, candidate))
+    first, second = (denoiser(one.model, component, FP32) for one in (reference, candidate))
     state, other_state = _embedded(first, theirs, probe), _embedded(second, ours, probe)
     for prefix in _ends(reference, component, first.stack):
         found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
@@ -117,9 +114,8 @@ def record_denoiser(
     component: str, weights: ModelWeights, numerics: Numerics, probe: Probe, recorder: Recorder
 ) -> Tensor:
     """Runs a denoiser under `numerics` with every operation recorded; returns the velocities."""
-    network = denoiser(weights.model, weights, component, numerics)
-    assert isinstance(network, nn.Module)
-    recorder.watch(network)
+    network = denoiser(weights.model, component, numerics)
+    network.watch(recorder)
     with recorder:
         recorder.at(expert=component)
         return network.denoise(

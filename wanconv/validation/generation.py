@@ -1,27 +1,28 @@
 """A short reference generation: prompt to context, noise to latents along the official grid, latents to frames."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from wanconv.engine import t5, text
 from wanconv.engine.audio import AudioEncoder
 from wanconv.engine.image import ImageEncoder
-from wanconv.engine.libraries import watch
 from wanconv.engine.numerics import FP32, Imitation, Numerics
-from wanconv.engine.recorder import Recorder
-from wanconv.engine.sampling import UniPC, expert_at, guided
+from wanconv.engine.sampling import expert_at, guided
+from wanconv.engine.t5 import T5Encoder
 from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
-from wanconv.engine.vae import Vae
-from wanconv.families import DENOISERS, targets
-from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.tensors import Component, Model
+from wanconv.engine.vae import Codec, CogVideoXVae, Vae
+from wanconv.families import DENOISERS
+from wanconv.layouts import source_layout
+from wanconv.tensors import Family, Model
 from wanconv.validation.forced import denoiser
+from wanconv.validation.networks import hub_config, hub_names
 from wanconv.validation.tasks import Condition, Setting
 from wanconv.validation.weights import ModelWeights
 
@@ -41,27 +42,6 @@ def noise(setting: Setting) -> Tensor:
     return torch.randn(1, *setting.latents, generator=generator).to(setting.device)
 
 
-def hub_names(component: Component) -> Mapping[str, str]:
-    """Returns canonical name (no component) -> the name in diffusers or transformers."""
-    wanted = targets(component.architecture, "hub", component.dims)
-    return {source: target.name for target in wanted for source in target.sources}
-
-
-def watched(network: nn.Module, component: Component, recorder: Recorder) -> Recorder:
-    """Gives a borrowed network's modules their canonical names, and returns the recorder."""
-    watch(recorder, network, hub_names(component))
-    return recorder
-
-
-def hub_config(model: Model, name: str) -> Mapping[str, object]:
-    """Returns a component's diffusers or transformers config: its own, or the one derived from its shapes."""
-    component, layout = model.components[name], LAYOUTS["diffusers"]
-    if component.scheme == "hub" and component.config is not None:
-        return component.config
-    alone = replace(model, components={name: component})  # diffusers has no place for some of the others
-    return layout.documents(alone)[f"{layout.places[name].prefix}config.json"]
-
-
 def tokenizer_folder(models: Sequence[Model]) -> Path | None:
     """Returns the first folder of these models that holds a tokenizer."""
     for model in models:
@@ -71,10 +51,21 @@ def tokenizer_folder(models: Sequence[Model]) -> Path | None:
     return None
 
 
-def text_encoder(weights: ModelWeights, dtype: torch.dtype) -> TextEncoder:
+def text_encoder(weights: ModelWeights, dtype: torch.dtype) -> TextEncoder | T5Encoder:
     model = weights.model
-    names = hub_names(model.components["text_encoder"])
-    return TextEncoder(weights, names, hub_config(model, "text_encoder"), dtype)
+    made = T5Encoder if _is_t5(model.family) else TextEncoder
+    return made(weights, hub_names(model.components["text_encoder"]), hub_config(model, "text_encoder"), dtype)
+
+
+def _is_t5(family: Family) -> bool:
+    return family.components["text_encoder"].name == "t5-v1.1"
+
+
+def _prompting(family: Family) -> tuple[str, int]:
+    """Returns what guidance steers away from, and the number of tokens that a prompt may have."""
+    if _is_t5(family):
+        return "", t5.LENGTH
+    return SPEECH_NEGATIVE_PROMPT if family.model_type == "s2v" else NEGATIVE_PROMPT, text.LENGTH
 
 
 def image_encoder(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> ImageEncoder:
@@ -91,20 +82,23 @@ def audio_encoder(weights: ModelWeights) -> AudioEncoder:
 def tokens_of(models: Sequence[Model], prompt: str) -> list[list[int]] | None:
     """Returns the tokens of the prompt and of the negative prompt; None where no tokenizer is at hand."""
     folder = tokenizer_folder(models)
-    negative = SPEECH_NEGATIVE_PROMPT if models[0].family.model_type == "s2v" else NEGATIVE_PROMPT
-    return None if folder is None else tokenize(folder, [prompt, negative])
+    negative, length = _prompting(models[0].family)
+    return None if folder is None else tokenize(folder, [prompt, negative], length)
 
 
 def made_up_contexts(model: Model, seed: int) -> tuple[Tensor, str]:
-    """Returns contexts (2, 512, text) for a model without text encoder or tokenizer, and the note that says so."""
+    """Returns contexts (2, tokens, text) for a model without text encoder or tokenizer, and the note that says so."""
+    _, length = _prompting(model.family)
     width = next(component.dims["text"] for component in model.components.values() if "text" in component.dims)
-    (first, note), (second, _) = (synthetic_context(width, seed + branch) for branch in (0, 1))
+    (first, note), (second, _) = (synthetic_context(width, seed + branch, length) for branch in (0, 1))
     return torch.stack((first, second)), note
 
 
-def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> Vae:
+def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> Codec:
     model = weights.model
-    return Vae(weights, hub_names(model.components["vae"]), hub_config(model, "vae"), dtype)
+    component = model.components["vae"]
+    made = CogVideoXVae if component.architecture.name == "cogvideox-vae" else Vae
+    return made(weights, hub_names(component), hub_config(model, "vae"), dtype)
 
 
 def generate(
@@ -117,22 +111,21 @@ def generate(
 ) -> Run:
     """Samples from `start` with guidance, both branches in one batch; `video` is left to the caller.
 
-    contexts (2, 512, text): prompt, negative prompt. fp16 is imitated on a CPU.
+    contexts (2, tokens, text): prompt, negative prompt. fp16 is imitated on a CPU.
     """
     grid, task = setting.grid, setting.task
-    solver, sample = UniPC(grid), start
+    solver, sample = grid.solver(setting.seed), start
     both = None if condition is None else condition.of(2)
     begin = time.perf_counter()
-    networks = {
-        name: denoiser(weights.model, weights, name, numerics) for name in weights.model.components if name in DENOISERS
-    }
+    networks = {name: denoiser(weights.model, name, numerics) for name in weights.model.components if name in DENOISERS}
     imitation = Imitation()
     with imitation if setting.device.type == "cpu" else nullcontext():
         for timestep in grid.timesteps.tolist():
             expert = expert_at(timestep, task.boundary)
             latents = sample.expand(2, -1, -1, -1, -1)
             times = torch.tensor([timestep, timestep], device=setting.device)
+            strength = grid.guidance(task.guidance_at(timestep), timestep)
             velocity = networks[expert].denoise(partial(weights.tensors, expert), latents, times, contexts, both)
-            sample = solver.step(guided(velocity[1:], velocity[:1], task.guidance_at(timestep)), sample)
+            sample = solver.step(guided(velocity[1:], velocity[:1], strength), sample)
     sample = sample if condition is None else condition.pinned(sample)
     return Run(sample, None, (time.perf_counter() - begin) / len(grid))

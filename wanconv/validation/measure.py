@@ -13,7 +13,7 @@ from torch import Tensor
 from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.sampling import TIME_STRIDE, TRAIN_STEPS, exercised, official_grid, task_of
+from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
 from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
@@ -21,6 +21,7 @@ from wanconv.tensors import Model
 from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.forced import Probe
 from wanconv.validation.generation import Run
+from wanconv.validation.networks import watched
 from wanconv.validation.results import Inputs, Json, agreement_figures
 from wanconv.validation.tasks import Condition, Input, Material, Setting
 from wanconv.validation.weights import ModelWeights
@@ -124,7 +125,7 @@ class Measurement:
                         self.notes.append(f"{name}: {len(lone)} tensors that Wan never uses are in the {what} alone")
 
     def _contexts(self) -> Tensor:
-        """Returns the contexts both models get (2, 512, text); compares and records the text encoders at hand."""
+        """Returns the contexts both models get (2, tokens, text); compares and records the text encoders at hand."""
         having = self._having("text_encoder")
         models = [weights.model for weights in (self.reference, self.candidate) if weights is not None]
         tokens = generation.tokens_of(models, self.wanted.prompt)
@@ -149,7 +150,7 @@ class Measurement:
         name, dtype = results.ENCODER_NUMERICS.get(self.numerics.name, ("bf16", torch.bfloat16))
         encoder = generation.text_encoder(self.candidate, dtype)
         recorder = Recorder(strict=self.numerics.name == "fp16")  # transformers keeps a linear of each block in fp32
-        with generation.watched(encoder.module, self.candidate.model.components["text_encoder"], recorder):
+        with watched(encoder.module, self.candidate.model.components["text_encoder"], recorder):
             encoder.encode(tokens, padded=self.wanted.full_length)
         return results.safety_row("text_encoder", name, recorder)
 
@@ -181,7 +182,7 @@ class Measurement:
         if self.candidate in having:
             name, dtype = results.IMAGE_NUMERICS.get(self.numerics.name, ("fp16", torch.float16))
             encoder, recorder = generation.image_encoder(self.candidate, dtype), Recorder()
-            with generation.watched(encoder.module, self.candidate.model.components["image_encoder"], recorder):
+            with watched(encoder.module, self.candidate.model.components["image_encoder"], recorder):
                 tasks.image_tokens(encoder, self.setting, self.pictures)
             self.safety.append(results.safety_row("image_encoder", name, recorder))
         for weights in having:
@@ -205,7 +206,7 @@ class Measurement:
         if self.candidate in having:
             # the official code runs it in float32; whoever widens nothing would have to fit into fp16
             encoder, recorder = generation.audio_encoder(self.candidate), Recorder(strict=self.numerics.name == "fp16")
-            with generation.watched(encoder.module, self.candidate.model.components["audio_encoder"], recorder):
+            with watched(encoder.module, self.candidate.model.components["audio_encoder"], recorder):
                 encoder.encode(samples)
             self.safety.append(results.safety_row("audio_encoder", "fp32", recorder))
         for weights in having:
@@ -217,11 +218,11 @@ class Measurement:
         if "vae" not in self.candidate.model.components:
             return
         self.tell("decoding", 0, 1)
-        latents, image = results.clean_latents(self.setting), self._image()
+        latents, image = results.clean_latents(self.setting)[:, :, self.setting.padding :], self._image()
         strict = self.numerics.name == "fp16"
         recorded = generation.vae_of(self.candidate, torch.float16 if strict else torch.float32)
         recorder = Recorder()
-        with generation.watched(recorded.module, self.candidate.model.components["vae"], recorder):
+        with watched(recorded.module, self.candidate.model.components["vae"], recorder):
             decoded = recorded.decode(latents)
         self.safety.append(results.safety_row("vae", "fp16" if strict else "fp32", recorder))
         if self.reference is not None and self._compares("vae"):
@@ -365,16 +366,14 @@ def measure(
 
 def _setting(model: Model, profile: Profile, wanted: Wanted) -> Setting:
     task = task_of(model.family.name, model.release.name if model.release else None)
-    width, height = (int(side) for side in profile.size.split("x"))
-    return tasks.setting(
-        model,
-        task,
-        official_grid(wanted.steps or profile.steps or task.steps, task.shift),
-        wanted.size or (width, height),
-        wanted.frames or profile.frames // TIME_STRIDE * TIME_STRIDE + task.frames % TIME_STRIDE,
-        wanted.seed,
-        wanted.device,
-    )
+    row, (width, height) = tasks.judged(model), map(int, profile.size.split("x"))
+    frames = fitting_frames(task, profile.frames)
+    if (limit := row.limit(model)) is not None:
+        (widest, highest), most = limit
+        width, height, frames = min(width, widest), min(height, highest), min(frames, most or frames)
+    grid = row.schedule(model, task, wanted.steps or profile.steps or task.steps)
+    size, frames = wanted.size or (width, height), wanted.frames or frames
+    return tasks.setting(model, task, grid, size, frames, wanted.seed, wanted.device)
 
 
 @contextmanager

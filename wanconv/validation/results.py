@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
-from wanconv.engine.sampling import TRAIN_STEPS, expert_at, noised
+from wanconv.engine.sampling import TRAIN_STEPS, expert_at
 from wanconv.families import DENOISERS
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
@@ -41,12 +41,14 @@ ENCODER_NUMERICS = {
 # CLIP's part; fp16 elsewhere, as officially (wan/configs/wan_i2v_14B.py). diffusers' examples load it in fp32, and
 # ComfyUI computes in the dtype of the pixels (comfy/clip_vision.py).
 IMAGE_NUMERICS = dict.fromkeys(("diffusers", "comfyui-fp16", "fp32"), ("fp32", torch.float32))
+# All of Wan's and the larger CogVideoX compute in bf16: zai-org/CogVideo README.md.
+_RELEASED_IN_FP16 = ("cogvideox-2b",)
 _LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].largest, "float32": DTYPES["fp32"].largest}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """What both models are fed: contexts (2, 512, text) for prompt and negative prompt, and one sample's condition."""
+    """What both models are fed: contexts (2, tokens, text), with the prompt and without, and one sample's condition."""
 
     contexts: Tensor
     condition: Condition | None
@@ -58,6 +60,8 @@ def default_numerics(model: Model, asked: str | None) -> Numerics:
     dtypes = [tensor.dtype for tensor in denoiser.tensors.values() if tensor.role.kind == "linear"]
     half = max(set(dtypes), key=dtypes.count) == "fp16"
     name = asked or source_layout(model).numerics
+    if name == "official" and model.family.name in _RELEASED_IN_FP16:
+        return PRESETS["official-fp16"]
     return PRESETS["diffusers-fp16" if name == "diffusers" and half else name]
 
 
@@ -77,7 +81,7 @@ def probes(setting: Setting, inputs: Inputs, wanted: Sequence[int]) -> dict[str,
         by_component.setdefault(expert_at(timestep, setting.task.boundary), []).append(timestep)
     made = {}
     for component, own in by_component.items():
-        latents = torch.cat([noised(clean, start, timestep).expand(2, -1, -1, -1, -1) for timestep in own])
+        latents = torch.cat([setting.grid.noised(clean, start, timestep).expand(2, -1, -1, -1, -1) for timestep in own])
         made[component] = Probe(
             latents=latents,
             timesteps=torch.tensor([timestep for timestep in own for _ in range(2)], device=setting.device),

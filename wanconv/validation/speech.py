@@ -19,8 +19,9 @@ from wanconv.engine import audio
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.wan_s2v import MOTION_FRAMES, MOTION_LATENTS, S2VSizes, Speech, WanS2V
-from wanconv.tensors import Shape
+from wanconv.tensors import Model
 from wanconv.validation import pictures
+from wanconv.validation.networks import sizes
 
 if TYPE_CHECKING:
     from wanconv.validation.tasks import Denoiser, Material, Setting
@@ -29,8 +30,8 @@ CLIPS = 2  # of a free run: the second is the first with motion
 _DROPPED = 3  # frames of the first clip
 
 
-def build(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics) -> "Denoiser":
-    return WanS2V(S2VSizes.of(dims, shape), numerics)
+def build(model: Model, name: str, numerics: Numerics) -> "Denoiser":
+    return WanS2V(S2VSizes.of(*sizes(model, name)), numerics)
 
 
 def samples(file: Path | None, setting: "Setting") -> Tensor:

@@ -16,43 +16,65 @@ from torch import Tensor
 
 from wanconv.engine.image import TOKENS, ImageEncoder, prepared
 from wanconv.engine.numerics import Numerics
-from wanconv.engine.sampling import Grid, given_video, image_condition, latent_size
+from wanconv.engine.recorder import Recorder
+from wanconv.engine.sampling import Grid, Schedule, given_video, image_condition, latent_size, official_grid
 from wanconv.engine.sampling import Task as Defaults
-from wanconv.engine.vae import Vae
+from wanconv.engine.vae import Codec
 from wanconv.engine.wan import Condition as WanCondition
 from wanconv.engine.wan import Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS
-from wanconv.tensors import Family, Model, Shape
-from wanconv.validation import pictures, speech
+from wanconv.tensors import Family, Model
+from wanconv.validation import cogvideox, pictures, speech
+from wanconv.validation.networks import sizes
 
-LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48}
+LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48, "cogvideox-vae": 16}
 
 Picture = Literal["image", "last_image"]
 Input = Picture | Literal["audio"]
+Limit = tuple[tuple[int, int], int | None]  # (width, height), and frames, where they have one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setting:
-    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed."""
+    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed.
+
+    Of the latents' frames the first `padding` are no part of the clip.
+    """
 
     task: Defaults
-    grid: Grid
+    grid: Schedule
     latents: tuple[int, int, int, int]
     size: tuple[int, int]
     frames: int
     seed: int
     device: torch.device
+    padding: int = 0
 
 
 def setting(
-    model: Model, task: Defaults, grid: Grid, size: tuple[int, int], frames: int, seed: int, device: str
+    model: Model, task: Defaults, grid: Schedule, size: tuple[int, int], frames: int, seed: int, device: str
 ) -> Setting:
-    """Returns what to generate with a model; raises UsageError for a size or length that its VAE cannot have."""
-    vae = model.family.components["vae"].name
-    latents = (LATENT_CHANNELS[vae], *latent_size(task, size, frames))
-    return Setting(task, grid, latents, size, frames, seed, torch.device(device))
+    """Returns what to generate with a model; raises UsageError for a size or length that it cannot have."""
+    _check_limit(model, size, frames)
+    count, height, width = latent_size(task, size, frames)
+    padding = -count % task.token_frames
+    latents = (LATENT_CHANNELS[model.family.components["vae"].name], padding + count, height, width)
+    return Setting(task, grid, latents, size, frames, seed, torch.device(device), padding)
+
+
+def _check_limit(model: Model, size: tuple[int, int], frames: int) -> None:
+    limit = judged(model).limit(model)
+    if limit is None:
+        return
+    (width, height), most = limit
+    if size[0] > width or size[1] > height or frames > (most or frames):
+        reach = f"{width}x{height}" + (f" and {most} frames" if most else "")
+        raise UsageError(
+            f"{frames} frames of {size[0]}x{size[1]} cannot be generated: the model's positions end at {reach}",
+            f"ask for at most {reach}",
+        )
 
 
 class Condition(Protocol):
@@ -68,7 +90,7 @@ class Condition(Protocol):
 
 
 class Denoiser(Protocol):
-    """A network on the meta device, fed block by block; an nn.Module whose names are canonical.
+    """A network on the meta device, fed block by block.
 
     A condition is of the network's own class. A state has the residual stream as `x` (B, N, d), to which each part in
     `stack` adds.
@@ -76,6 +98,10 @@ class Denoiser(Protocol):
 
     @property
     def stack(self) -> tuple[str, ...]: ...
+
+    def watch(self, recorder: Recorder) -> None:
+        """Gives its modules their canonical names."""
+        ...
 
     def denoise(
         self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None
@@ -97,7 +123,7 @@ class Material:
     setting: Setting
     pictures: Mapping[Picture, Image.Image]
     tokens: Tensor | None
-    vae: Vae | None
+    vae: Codec | None
     states: Tensor | None = None
 
 
@@ -106,26 +132,41 @@ Film = Callable[[Callable[[Tensor, Any], Tensor], Tensor, Any, Material], Tensor
 
 def _one_clip(sample: Callable[[Tensor, Any], Tensor], start: Tensor, condition: Any, material: Material) -> Tensor:
     assert material.vae is not None
-    return material.vae.decode(sample(start, condition))
+    return material.vae.decode(sample(start, condition)[:, :, material.setting.padding :])
+
+
+def _flow(model: Model, task: Defaults, steps: int) -> Grid:
+    return official_grid(steps, task.shift)
+
+
+def _anything(model: Model) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """How a network is run. `needs` is made up where it is not handed over, `takes` is left out.
 
-    `build` gets the component's dims and its shapes by canonical name. `film` makes frames (F, H, W, 3), float32 in
-    0 … 1, of noise, with a function that samples latents from noise under a condition.
+    `build` gets a model and its component's name. `film` makes frames (F, H, W, 3), float32 in 0 … 1, of noise, with a
+    function that samples latents from noise under a condition. `schedule` gives the timesteps of a number of steps,
+    `limit` the largest clip.
     """
 
-    build: Callable[[Mapping[str, int], Callable[[str], Shape], Numerics], Denoiser]
+    build: Callable[[Model, str, Numerics], Denoiser]
     condition: Callable[[Material], Condition | None]
     needs: tuple[Input, ...] = ()
     takes: tuple[Input, ...] = ()
     film: Film = _one_clip
+    schedule: Callable[[Model, Defaults, int], Schedule] = _flow
+    limit: Callable[[Model], Limit | None] = _anything
 
 
-def _wan(dims: Mapping[str, int], shape: Callable[[str], Shape], numerics: Numerics, positions: int = 0) -> Denoiser:
-    return Wan(WanSizes.of(dims, shape, positions), numerics)
+def _wan(model: Model, name: str, numerics: Numerics, positions: int = 0) -> Denoiser:
+    return Wan(WanSizes.of(*sizes(model, name), positions), numerics)
+
+
+def _cogvideox(condition: Callable[[Material], Condition | None], *needs: Input) -> Judged:
+    return Judged(cogvideox.build, condition, needs, schedule=cogvideox.schedule, limit=cogvideox.limit)
 
 
 _flf = partial(_wan, positions=2 * TOKENS)
@@ -182,6 +223,10 @@ JUDGED: Mapping[str, Judged] = {
     "wan-flf2v":    Judged(_flf,     _channels,  ("image", "last_image")),
     "wan-ti2v":     Judged(_wan,     _first,     (),         ("image",)),
     "wan-s2v":      Judged(speech.build, speech.condition, ("image", "audio"), (), speech.film),
+    "cogvideox-t2v":    _cogvideox(_nothing),
+    "cogvideox-i2v":    _cogvideox(cogvideox.first_frame, "image"),
+    "cogvideox1.5-t2v": _cogvideox(_nothing),
+    "cogvideox1.5-i2v": _cogvideox(cogvideox.first_frame, "image"),
 }
 # fmt: on
 
