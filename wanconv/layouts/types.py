@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wanconv.families import DENOISERS
-from wanconv.tensors import Container, Kind, Model, Packing, Scheme, Shape
+from wanconv.naming import matches
+from wanconv.tensors import Container, Family, Kind, Model, ModelTensor, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
 
@@ -38,6 +39,9 @@ class Override:
     families: str = "**"
     kinds: tuple[Kind, ...] = ()
     kept: bool = False
+
+    def is_about(self, tensor: ModelTensor) -> bool:
+        return (not self.kinds or tensor.role.kind in self.kinds) and matches(self.match, tensor.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,9 @@ class Layout:
         """Returns how the client stores a format with such a scale (`auto`: the finest it reads), None where not."""
         fits = (each for each in self.packings if each.format == name and scale in ("auto", each.scale))
         return next(fits, None)
+
+    def overrides_for(self, family: Family) -> list[Override]:
+        return [override for override in self.overrides if matches(override.families, family.name)]
 
     def place(self, component: str, architecture: str) -> Place | None:
         return self.places.get(f"{component}:{architecture}") or self.places.get(component)

@@ -1,8 +1,9 @@
 """Plan, then execute: what a conversion will do, decided and explained before a byte is read."""
 
-from wanconv.plan.build import Output, Plan, Step, plan
+from wanconv.plan.build import plan
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
+from wanconv.plan.types import Output, Plan, Step
 
 __all__ = [
     "Output",

@@ -1,0 +1,104 @@
+"""What a user should know of a plan before it is carried out."""
+
+from collections.abc import Iterable, Sequence
+
+from wanconv.families import DENOISERS, leaf_of
+from wanconv.families import beside as beside_name
+from wanconv.layouts import Layout
+from wanconv.naming import matches
+from wanconv.plan.types import Step
+from wanconv.recipe import Recipe
+from wanconv.report import Finding
+from wanconv.tensors import Model, ModelTensor
+
+
+def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
+    """Returns what a user should know before: overrides, fallbacks, what is absent, what brings a client nothing."""
+    findings = [
+        Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
+        for component in model.absent
+        if any(name in DENOISERS for name in model.components)  # else the family is a guess
+    ]
+    findings += [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
+    for lora in model.loras:
+        if lora.evidence:
+            findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
+        if lora.unmatched:
+            message = f"{len(lora.unmatched)} of its keys name nothing in {lora.component}: {some(lora.unmatched)}"
+            findings.append(Finding("warning", lora.file.name, message))
+    if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):
+        sentence = f"{model.family.name} has one denoiser: what the recipe says of the experts is done to it"
+        findings.append(Finding("note", "dit", sentence))
+    for reason, names in _grouped((step.reason, step.tensor.name) for step in steps if step.reason):
+        findings.append(Finding("note", some(names), f"stored as {_formats(steps, names)}: {reason}"))
+    findings += _second_steps(steps)
+    undecided = [step.tensor.name for step in steps if step.fallback]
+    if undecided:
+        findings.append(
+            Finding("note", some(undecided), "may take the rule's fallback: only the values can tell, as they are read")
+        )
+    for name, sentence in (layout.coarse or {}).items():
+        if any(step.format == name and step.packing is None for step in steps):
+            findings.append(Finding("warning", name, sentence))
+    if calibrated := [tensor.name for tensor in model.tensors.values() if _has_input_scale(model, tensor)]:
+        message = "its calibrated input scale is left out: its client multiplies in full precision without"
+        findings.append(Finding("note", some(calibrated), message))
+    if layout.caution and any(step.packing for step in steps):
+        findings.append(Finding("warning", layout.name, layout.caution))
+    for override in layout.overrides_for(model.family):
+        kept = [
+            step.tensor.name
+            for step in steps
+            if step.format == "keep"
+            and step.dtype not in override.allowed
+            and not override.unless_exact
+            and override.is_about(step.tensor)
+        ]
+        if kept:
+            findings.append(Finding("warning", some(kept), f"kept as it is, although {override.reason}"))
+    for component in model.components.values():
+        findings += [
+            Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}; written once")
+            for ref, canonical in component.tied
+        ]
+    return findings
+
+
+def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
+    if tensor.packing is None or tensor.packing.inputs is None:
+        return False
+    part = model.components[tensor.name.partition("/")[0]].part
+    return beside_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
+
+
+def _second_steps(steps: Sequence[Step]) -> list[Finding]:
+    """Returns what becomes of tensors that were quantized before: carried over, or rounded a second time."""
+    before = [step for step in steps if step.tensor.quantized]
+    findings = []
+    for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):
+        was = next(step.tensor.stored_as for step in before if step.tensor.name == names[0])
+        if not label:
+            findings.append(
+                Finding("note", some(names), f"was {was} and stays so: payload and scales are carried over")
+            )
+            continue
+        message = f"was {was}: that precision is lost already, and {label} adds its own error, up to half a step"
+        message += " where it does not clip" if label.startswith("int8") and label.endswith("mse") else ""
+        findings.append(Finding("warning", some(names), message, "convert the checkpoint that it was made from"))
+    return findings
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        groups.setdefault(reason, []).append(name)
+    return list(groups.items())
+
+
+def _formats(steps: Sequence[Step], names: Sequence[str]) -> str:
+    wanted = set(names)
+    return ", ".join(sorted({step.format for step in steps if step.tensor.name in wanted}))
+
+
+def some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

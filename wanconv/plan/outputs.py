@@ -1,0 +1,106 @@
+"""The tensors that a layout stores for a component, and the steps that each is filled by."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wanconv.errors import Refused
+from wanconv.families import Target, leaf_of, targets
+from wanconv.families import beside as beside_name
+from wanconv.layouts import Layout, Stored
+from wanconv.plan.files import Slot
+from wanconv.plan.types import Output, Step
+from wanconv.report import Finding
+from wanconv.tensors import Component, Shape
+
+
+def outputs_of(
+    component: Component, layout: Layout, steps: Mapping[str, Step]
+) -> tuple[list[Output], list[Stored], list[Finding]]:
+    """Returns the tensors that `layout` stores for a component: with those beside them, and without; and what has no
+    home in it. They are in the order of its table, those of the source's first file before those of its second.
+
+    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
+    """
+    made: list[list[Output]] = []
+    tensors: list[Stored] = []
+    housed: set[str] = set()
+    missing: list[str] = []
+    mixed: list[str] = []
+    fused: list[str] = []
+    scheme = layout.scheme_of(component.name, component.architecture.name)
+    for target in targets(component.architecture, scheme, component.dims):
+        names = [f"{component.name}/{source}" for source in target.sources]
+        absent = [name for name in names if name not in component.tensors]
+        if target.optional and (absent or component.scheme != scheme):  # the client reads files without it
+            continue
+        housed.update(names)
+        missing += absent
+        parts = [steps[name] for name in names if name in steps]
+        if len({part.dtype for part in parts}) > 1:
+            mixed.append(", ".join(f"{part.tensor.name} as {part.label}" for part in parts))
+        elif (len(parts) > 1 or target.transposed) and any(part.packing for part in parts):
+            fused.append(target.name)
+        elif len(parts) == len(names):
+            made.append(_tensors(component.name, target, parts))
+            tensors.append(Stored(target.name, parts[0].dtype, target.shape, parts[0].packing))
+    if missing:
+        raise Refused(
+            f"{component.name}: the {layout.name} layout needs {len(missing)} tensors that the source does not hold",
+            f"leave it out, and take the {layout.name} file of it as it is published: {excluding(component)}",
+            [f"not in the source: {name}" for name in missing],
+        )
+    if mixed:
+        raise Refused(
+            f"{component.name}: the {layout.name} layout stores as one tensor what the recipe gives several formats",
+            "give them one format",
+            mixed,
+        )
+    if fused:
+        raise Refused(
+            f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
+            "as one tensor, and wanconv writes no scales for such",
+            "choose a recipe without scales, or another --layout",
+            fused,
+        )
+    homeless = [name for name in component.tensors if name not in housed]
+    made.sort(key=lambda outputs: _last_file(outputs[0]))
+    in_turn = [output for outputs in made for output in outputs]
+    return in_turn, tensors, [_homeless(component, layout, homeless)] if homeless else []
+
+
+def _last_file(output: Output) -> Path:
+    """Returns the last of the source's files that a tensor is made from; shards are numbered in their names."""
+    return max(piece.ref.file for step in output.steps for piece in step.tensor.pieces)
+
+
+def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Output]:
+    """Returns the tensors of a file that hold one of the table: itself, or its payload, scales and constants."""
+    step, packing = parts[0], parts[0].packing
+    if packing is None:
+        slot = Slot(f"{component}/{target.name}", target.name, step.dtype, target.shape)
+        return [Output(slot, tuple(parts), target.transposed)]
+    module, leaf = leaf_of(target.name)
+    assert leaf == "weight", f"{target.name} is no weight of a linear layer"
+
+    def slot_of(leaf: str, dtype: str, shape: Shape, constant: bytes | None = None) -> Slot:
+        name = beside_name(module, leaf)
+        return Slot(f"{component}/{name}", name, dtype, shape, leaf != packing.payload, constant)
+
+    scales = slot_of(packing.scales, "fp32", packing.scale_shape(target.shape))
+    return [
+        Output(slot_of(packing.payload, step.dtype, target.shape), (step,)),
+        Output(scales, (), scales_of=step),
+        *(Output(slot_of(name, "uint8", (len(text),), text), ()) for name, text in packing.constants),
+    ]
+
+
+def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Finding:
+    some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    message = f"{len(names)} tensors have no home in the {layout.name} layout and are left out: {some}"
+    return Finding("note", component.name, message)
+
+
+def excluding(component: Component) -> str:
+    """Returns the option that leaves a component out."""
+    folder = component.part.folder
+    return f"--exclude '{folder}/*'" if folder else " ".join(f"--exclude '{file}'" for file in component.part.files)

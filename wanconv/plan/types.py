@@ -1,0 +1,128 @@
+"""What a plan is: a step for every tensor, the tensors of every output file, and what lies beside them."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from wanconv.checkpoint.writer import Image
+from wanconv.layouts import Layout, Stored
+from wanconv.plan.files import Slot
+from wanconv.recipe import Recipe
+from wanconv.report import Finding
+from wanconv.tensors import DTYPES, Model, ModelTensor, Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One canonical tensor on its way: `format` is what it is stored in, `dtype` the dtype on disk, `rule` who says so.
+
+    `fallback` is the format that an overflow leads to; `reason` is set where the format is not the rule's own;
+    `packing` is how the client stores the scales, where the format has some, and `rounding` how they are found.
+    """
+
+    tensor: ModelTensor
+    format: str
+    dtype: str
+    rule: int
+    fallback: str | None = None
+    reason: str = ""
+    packing: Packing | None = None
+    rounding: str = "nearest"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk: the payload and what stands beside it."""
+        payload = DTYPES[self.dtype].nbytes(self.tensor.numel)
+        if self.packing is None:
+            return payload
+        scales = prod(self.packing.scale_shape(self.tensor.shape)) * DTYPES["fp32"].itemsize
+        return payload + scales + sum(len(content) for _, content in self.packing.constants)
+
+    @property
+    def carried(self) -> bool:
+        """True where the source's payload and scales are written as they are: the formats agree, and where the source
+        has one scale for all rows, the target may have it in each."""
+        if self.tensor.patches:
+            return False
+        if DTYPES[self.dtype].block > 1:
+            return self.dtype == self.tensor.dtype
+        ours, theirs = self.packing, self.tensor.packing
+        if ours is None or theirs is None or ours.format != theirs.format:
+            return False
+        return ours.scale == theirs.scale or theirs.scale == "tensor"
+
+    @property
+    def label(self) -> str:
+        """The format, what its scales cover, and how they are found where that is a search: `int8 row mse`."""
+        if self.packing is None:
+            return self.format
+        searched = self.rounding != "nearest" and not self.carried
+        return f"{self.format} {self.packing.scale}" + (f" {self.rounding}" if searched else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One tensor of an output file: filled by its steps one after the other, or the scales of another one's step."""
+
+    slot: Slot
+    steps: tuple[Step, ...]
+    transposed: bool = False
+    scales_of: Step | None = None
+
+    @property
+    def step(self) -> Step:
+        """The first that the bytes come from."""
+        return self.scales_of or self.steps[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
+
+    By component, `stored` are its tensors as they would be called without scales, `slots` all that its files hold.
+    """
+
+    model: Model
+    recipe: Recipe
+    layout: Layout
+    images: tuple[Image, ...]
+    outputs: Mapping[str, Output]
+    documents: Mapping[str, bytes]
+    copies: Mapping[str, Path]
+    findings: tuple[Finding, ...]
+    stored: Mapping[str, Sequence[Stored]]
+    slots: Mapping[str, Sequence[Slot]]
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        return (step for output in self.outputs.values() for step in output.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the output takes on disk, without the manifest and the card."""
+        copied = sum(path.stat().st_size for path in self.copies.values())
+        return sum(image.nbytes for image in self.images) + sum(map(len, self.documents.values())) + copied
+
+    @property
+    def identity(self) -> str:
+        """A digest of what goes where: two plans with the same one write the same files from the same source bytes."""
+        table = [
+            [image.identity for image in self.images],
+            {path: hashlib.sha256(content).hexdigest() for path, content in self.documents.items()},
+            sorted(self.copies),
+            [
+                [
+                    step.tensor.name,
+                    step.format,
+                    step.dtype,
+                    step.packing and step.packing.scale,
+                    step.rounding,
+                    [[p.ref.name, p.start, p.count] for p in step.tensor.pieces],
+                ]
+                for step in self.steps
+            ],
+        ]
+        return hashlib.sha256(json.dumps(table).encode()).hexdigest()
