@@ -22,7 +22,7 @@ from wanconv.families.lora_names import STYLES, TAILS, stems
 from wanconv.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.lora import Wanted, parse, with_loras
 from wanconv.workshop.merge import Merger
-from wanconv.workshop.mover import Reader, Sources
+from wanconv.workshop.reader import Reader, Sources
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from wanconv.verbs.recipes import explain
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop.job import Options
-from wanconv.workshop.mover import Reader, Sources, read_scales
+from wanconv.workshop.reader import Reader, Sources, read_scales
 
 Tiny = Callable[..., Path]
 A14B, S2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b"

@@ -25,7 +25,7 @@ from wanconv.validation.generation import Run
 from wanconv.validation.tasks import Condition, Setting
 from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile, coarsest
-from wanconv.workshop.mover import Reader, Sources, runs
+from wanconv.workshop.reader import Reader, Sources, runs
 
 Json = dict[str, object]
 

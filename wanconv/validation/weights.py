@@ -14,7 +14,7 @@ from torch import Tensor
 from wanconv.formats import blocks, scaled
 from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.mover import Reader, Sources, read_scales
+from wanconv.workshop.reader import Reader, Sources, read_scales
 
 # fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
 _DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}

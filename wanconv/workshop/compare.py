@@ -15,8 +15,8 @@ from wanconv.formats.plain import Caster, Violation
 from wanconv.formats.scaled import Scaler
 from wanconv.report import Finding, Table
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.mover import Reader, Sources, read_scales, row_runs, runs
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.reader import Reader, Sources, read_scales, row_runs, runs
 
 Read = Callable[[ModelTensor, int, int], torch.Tensor]
 

@@ -1,230 +1,29 @@
-"""Moves the numbers of a plan: reads runs of source elements and casts them into output blocks, on any thread."""
+"""Moves the numbers of a plan: casts runs of source elements into output blocks, on any thread."""
 
-import os
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 
 import torch
 
 from wanconv.errors import InputError, Overflow
-from wanconv.formats import blocks, scaled
+from wanconv.formats import blocks
 from wanconv.formats.blocks import Blocker
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
-from wanconv.formats.scaled import Scaler, candidates, chosen, scales_of
+from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
-from wanconv.workshop.merge import Merger
-from wanconv.workshop.source_files import Files, FilesHere, confirm_file
+from wanconv.workshop.reader import Reader, Sources, read_scales, row_runs, runs
+from wanconv.workshop.scales import Peaks, Searches
+from wanconv.workshop.source_files import Files, confirm_file
 
 _FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
 _FLUSH_LIMIT = 0.01
-RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
 
 
 class NeedsFallback(Exception):
     """A value exceeds its rule's format, and the rule names a fallback. Never leaves the convert verb."""
-
-
-class Sources:
-    """Reads tensors from their files, on any thread; LoRAs are always on this machine."""
-
-    def __init__(self, files: Files | None = None) -> None:
-        self._files, self._loras = files or FilesHere(), FilesHere()
-
-    def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
-        self._read(self._files, ref, first, view)
-
-    def read_lora(self, ref: TensorRef, first: int, view: memoryview) -> None:
-        """Does the same for a tensor of a LoRA."""
-        self._read(self._loras, ref, first, view)
-
-    def _read(self, files: Files, ref: TensorRef, first: int, view: memoryview) -> None:
-        offset = ref.offset + DTYPES[ref.dtype].nbytes(first)
-        try:
-            descriptor = files.descriptor(ref.file)
-            while len(view):
-                count = os.preadv(descriptor, [view], offset)
-                if count == 0:
-                    raise InputError(
-                        f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read"
-                    )
-                view, offset = view[count:], offset + count
-        except OSError as error:
-            raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
-
-    def read_elements(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
-        dtype = DTYPES[tensor.dtype]
-        count, at = dtype.numel(len(view)), 0
-        for piece in tensor.pieces:
-            low, high = max(first, at), min(first + count, at + piece.count)
-            if low < high:
-                part = view[dtype.nbytes(low - first) : dtype.nbytes(high - first)]
-                self.read_into(piece.ref, piece.start + low - at, part)
-            at += piece.count
-
-    def close(self) -> None:
-        self._files.close()
-        self._loras.close()
-
-
-class Reader:
-    """Reads runs of a model's canonical tensors through scratch memory of its own; one per thread."""
-
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
-        self._scratch = bytearray(RUN * 8)
-        self._held: tuple[ModelTensor, int, int] | None = None
-        self._scales: tuple[ModelTensor, torch.Tensor] | None = None
-        self._merger = Merger(sources.read_lora)
-
-    def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns elements [first, first + count), at most RUN; valid until the next call.
-
-        They have the dtype on disk, or are float32 where the tensor has scales or patches: decoded, and merged.
-        """
-        values = self._stored(tensor, first, count)
-        return self._merger.merged(tensor, first, values) if tensor.patches else values
-
-    def _stored(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        if (block := DTYPES[tensor.dtype].block) > 1:
-            start, end = first // block * block, -(-(first + count) // block) * block
-            return blocks.decode(self.payload(tensor, start, end - start))[first - start :][:count]
-        if tensor.packing is None:
-            return self.payload(tensor, first, count)
-        payload, columns = self.payload(tensor, first, count), tensor.shape[1]
-        if self._scales is None or self._scales[0] is not tensor:
-            self._scales = tensor, read_scales(self._sources, tensor)
-        scales = self._scales[1].expand(tensor.shape[0])
-        values = torch.empty(count, dtype=torch.float32)
-        for start, numel in row_runs(first, count, columns):
-            rows = slice(start // columns, start // columns + max(1, numel // columns))
-            part = slice(start - first, start - first + numel)
-            values[part] = scaled.decode(payload[part].view(-1, min(numel, columns)), scales[rows]).view(-1)
-        return values
-
-    def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
-        if tensor.transposed:
-            return self._turned(tensor)[first : first + count]
-        dtype = DTYPES[tensor.dtype]
-        if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
-            self._held = None
-            self._sources.read_elements(tensor, first, memoryview(self._scratch)[: dtype.nbytes(count)])
-            self._held = tensor, first, count
-        return torch.frombuffer(memoryview(self._scratch)[: dtype.nbytes(count)], dtype=TORCH_DTYPES[dtype.name])
-
-    def _turned(self, tensor: ModelTensor) -> torch.Tensor:
-        """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
-        (piece,) = tensor.pieces
-        raw = bytearray(tensor.nbytes)
-        self._sources.read_into(piece.ref, piece.start, memoryview(raw))
-        values = torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.dtype])
-        return values.view(tensor.shape[::-1]).t().contiguous().view(-1)
-
-
-def runs(first: int, count: int) -> Iterator[tuple[int, int]]:
-    """Yields (first element, element count) of runs of at most RUN elements."""
-    for start in range(first, first + count, RUN):
-        yield start, min(RUN, first + count - start)
-
-
-def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Yields (first element, element count) of runs of at most RUN elements: whole rows, or a part of one."""
-    end = first + count
-    while first < end:
-        rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
-        yield first, min(rest, end - first)
-        first += rest
-
-
-def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
-    """Returns the scales of a tensor that has some: one, or one per row."""
-    assert tensor.scales is not None
-    raw = bytearray(tensor.scales.nbytes)
-    sources.read_into(tensor.scales, 0, memoryview(raw))
-    return torch.frombuffer(raw, dtype=torch.float32)
-
-
-class Peaks:
-    """The largest magnitude of every row of the tensors that take scales, each measured once, by whoever needs it.
-
-    For the scale of a whole tensor each thread begins where it writes and leaves out what others have measured, so that
-    they share the work without waiting for each other.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[str, torch.Tensor] = {}  # NaN: not measured yet
-        self._whole: dict[str, torch.Tensor] = {}
-
-    def of_rows(self, tensor: ModelTensor, first: int, count: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
-        """Returns the peaks of rows [first, first + count)."""
-        peaks = self._rows.setdefault(tensor.name, torch.full((tensor.shape[0],), torch.nan))
-        _complete(peaks, tensor, first, count, reader, lambda run, start: scaler.peaks(run, tensor.name, start))
-        return peaks[first : first + count]
-
-    def of_tensor(self, tensor: ModelTensor, first: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
-        """Returns the peak of the whole tensor, measured from row `first` on and then from its start."""
-        if tensor.name not in self._whole:
-            rows = tensor.shape[0]
-            parts = [self.of_rows(tensor, *span, reader, scaler) for span in ((first, rows - first), (0, rows))]
-            self._whole[tensor.name] = parts[1].max().view(1)
-        return self._whole[tensor.name]
-
-
-class Searches:
-    """The scales of rounding `mse`, each searched once, by whoever needs it; shared as Peaks are."""
-
-    def __init__(self, peaks: Peaks) -> None:
-        self._peaks = peaks
-        self._rows: dict[str, torch.Tensor] = {}  # NaN: not searched yet
-        self._errors: dict[str, torch.Tensor] = {}  # of each row under each candidate; NaN: not measured yet
-        self._whole: dict[str, torch.Tensor] = {}
-
-    def of_rows(self, step: Step, first: int, count: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
-        """Returns the scales of rows [first, first + count)."""
-        tensor = step.tensor
-        scales = self._rows.setdefault(tensor.name, torch.full((tensor.shape[0],), torch.nan))
-
-        def search(run: torch.Tensor, start: int) -> torch.Tensor:
-            return scaler.search(run, scaler.peaks(run, tensor.name, start), step.dtype)
-
-        _complete(scales, tensor, first, count, reader, search)
-        return scales[first : first + count]
-
-    def of_tensor(self, step: Step, first: int, reader: Reader, scaler: Scaler) -> torch.Tensor:
-        """Returns the scale of the whole tensor, searched from row `first` on and then from its start."""
-        tensor, rows = step.tensor, step.tensor.shape[0]
-        if tensor.name not in self._whole:
-            scales = candidates(self._peaks.of_tensor(tensor, first, reader, scaler), step.dtype)
-            unknown = torch.full((rows, scales.shape[1]), torch.nan, dtype=torch.float64)
-            errors = self._errors.setdefault(tensor.name, unknown)
-            for span in ((first, rows - first), (0, first)):
-                _complete(errors, tensor, *span, reader, lambda run, _: scaler.squared_errors(run, scales, step.dtype))
-            self._whole[tensor.name] = chosen(scales, errors.sum(0, keepdim=True))
-            self._errors.pop(tensor.name, None)
-        return self._whole[tensor.name]
-
-
-def _complete(
-    table: torch.Tensor,
-    tensor: ModelTensor,
-    first: int,
-    count: int,
-    reader: Reader,
-    measure: Callable[[torch.Tensor, int], torch.Tensor],
-) -> None:
-    """Measures those of rows [first, first + count) that are NaN in the table; `measure` gets runs of whole rows and
-    the element that they start at."""
-    columns = tensor.shape[1]
-    for start, numel in row_runs(first * columns, count * columns, columns):
-        known = table[start // columns : (start + numel) // columns]
-        if known.isnan().any():
-            known.copy_(measure(reader.values(tensor, start, numel).view(-1, columns), start))
 
 
 class Mover:

@@ -1,0 +1,137 @@
+"""Reads runs of a model's numbers from its files, on any thread: as they lie there, or decoded and merged."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+
+from wanconv.errors import InputError
+from wanconv.formats import blocks, scaled
+from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.tensors import DTYPES, ModelTensor, TensorRef
+from wanconv.workshop.merge import Merger
+from wanconv.workshop.source_files import Files, FilesHere
+
+RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
+
+
+class Sources:
+    """Reads tensors from their files, on any thread; LoRAs are always on this machine."""
+
+    def __init__(self, files: Files | None = None) -> None:
+        self._files, self._loras = files or FilesHere(), FilesHere()
+
+    def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
+        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
+        self._read(self._files, ref, first, view)
+
+    def read_lora(self, ref: TensorRef, first: int, view: memoryview) -> None:
+        """Does the same for a tensor of a LoRA."""
+        self._read(self._loras, ref, first, view)
+
+    def _read(self, files: Files, ref: TensorRef, first: int, view: memoryview) -> None:
+        offset = ref.offset + DTYPES[ref.dtype].nbytes(first)
+        try:
+            descriptor = files.descriptor(ref.file)
+            while len(view):
+                count = os.preadv(descriptor, [view], offset)
+                if count == 0:
+                    raise InputError(
+                        f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read"
+                    )
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
+
+    def read_elements(self, tensor: ModelTensor, first: int, view: memoryview) -> None:
+        """Fills `view` with the tensor's bytes from its `first` element on, as they are on disk."""
+        dtype = DTYPES[tensor.dtype]
+        count, at = dtype.numel(len(view)), 0
+        for piece in tensor.pieces:
+            low, high = max(first, at), min(first + count, at + piece.count)
+            if low < high:
+                part = view[dtype.nbytes(low - first) : dtype.nbytes(high - first)]
+                self.read_into(piece.ref, piece.start + low - at, part)
+            at += piece.count
+
+    def close(self) -> None:
+        self._files.close()
+        self._loras.close()
+
+
+class Reader:
+    """Reads runs of a model's canonical tensors through scratch memory of its own; one per thread."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._scratch = bytearray(RUN * 8)
+        self._held: tuple[ModelTensor, int, int] | None = None
+        self._scales: tuple[ModelTensor, torch.Tensor] | None = None
+        self._merger = Merger(sources.read_lora)
+
+    def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
+        """Returns elements [first, first + count), at most RUN; valid until the next call.
+
+        They have the dtype on disk, or are float32 where the tensor has scales or patches: decoded, and merged.
+        """
+        values = self._stored(tensor, first, count)
+        return self._merger.merged(tensor, first, values) if tensor.patches else values
+
+    def _stored(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
+        if (block := DTYPES[tensor.dtype].block) > 1:
+            start, end = first // block * block, -(-(first + count) // block) * block
+            return blocks.decode(self.payload(tensor, start, end - start))[first - start :][:count]
+        if tensor.packing is None:
+            return self.payload(tensor, first, count)
+        payload, columns = self.payload(tensor, first, count), tensor.shape[1]
+        if self._scales is None or self._scales[0] is not tensor:
+            self._scales = tensor, read_scales(self._sources, tensor)
+        scales = self._scales[1].expand(tensor.shape[0])
+        values = torch.empty(count, dtype=torch.float32)
+        for start, numel in row_runs(first, count, columns):
+            rows = slice(start // columns, start // columns + max(1, numel // columns))
+            part = slice(start - first, start - first + numel)
+            values[part] = scaled.decode(payload[part].view(-1, min(numel, columns)), scales[rows]).view(-1)
+        return values
+
+    def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
+        """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
+        if tensor.transposed:
+            return self._turned(tensor)[first : first + count]
+        dtype = DTYPES[tensor.dtype]
+        if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
+            self._held = None
+            self._sources.read_elements(tensor, first, memoryview(self._scratch)[: dtype.nbytes(count)])
+            self._held = tensor, first, count
+        return torch.frombuffer(memoryview(self._scratch)[: dtype.nbytes(count)], dtype=TORCH_DTYPES[dtype.name])
+
+    def _turned(self, tensor: ModelTensor) -> torch.Tensor:
+        """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
+        (piece,) = tensor.pieces
+        raw = bytearray(tensor.nbytes)
+        self._sources.read_into(piece.ref, piece.start, memoryview(raw))
+        values = torch.frombuffer(raw, dtype=TORCH_DTYPES[tensor.dtype])
+        return values.view(tensor.shape[::-1]).t().contiguous().view(-1)
+
+
+def runs(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yields (first element, element count) of runs of at most RUN elements."""
+    for start in range(first, first + count, RUN):
+        yield start, min(RUN, first + count - start)
+
+
+def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Yields (first element, element count) of runs of at most RUN elements: whole rows, or a part of one."""
+    end = first + count
+    while first < end:
+        rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
+        yield first, min(rest, end - first)
+        first += rest
+
+
+def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
+    """Returns the scales of a tensor that has some: one, or one per row."""
+    assert tensor.scales is not None
+    raw = bytearray(tensor.scales.nbytes)
+    sources.read_into(tensor.scales, 0, memoryview(raw))
+    return torch.frombuffer(raw, dtype=torch.float32)
