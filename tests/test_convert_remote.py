@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import tiny as tinies
 import torch
 from command import COMMAND, run
-from hub.server import Faults, Hub, running
+from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save_file
 
 from wanconv.checkpoint import read_header
@@ -44,10 +43,6 @@ PATIENCE = Patience(attempts=3, delay_s=0.01, longest_delay_s=0.02, longest_wait
 BLOCK = 1 << 16
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """Returns a checkpoint of diffusers whose experts have several shards; not to be changed."""
@@ -58,13 +53,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
 
 @pytest.fixture
 def hub(sharded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running(contents(sharded)) as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
+    with leading(files_below(sharded), monkeypatch, tmp_path / "modelscope") as server:
         yield server
 
 
@@ -118,7 +107,7 @@ def test_the_output_is_that_of_download_and_convert(
     hub: Hub, tiny: Tiny, options: Options, tmp_path: Path, name: str, stored: str, recipe: str, layout: str
 ) -> None:
     if stored == "official":
-        hub.commit(contents(tiny(A14B)))  # with .pth files
+        hub.commit(files_below(tiny(A14B)))  # with .pth files
     options = replace(options, recipe=recipe, layout=layout)
     wanted = expected(options, tmp_path, name)
     hub.log.clear()
@@ -149,7 +138,7 @@ def overflowing(hub: Hub, sharded: Path, tmp_path: Path) -> None:
     with shard.open("r+b") as opened:
         opened.seek(ref.offset)
         opened.write(torch.tensor([1e5]).numpy().tobytes())
-    hub.commit(contents(folder))
+    hub.commit(files_below(folder))
 
 
 @pytest.mark.usefixtures("overflowing")
@@ -238,7 +227,7 @@ def test_nan_in_a_source_leaves_nothing(hub: Hub, sharded: Path, options: Option
     content = bytearray(shard.read_bytes())
     content[ref.offset : ref.offset + 4] = torch.tensor([math.nan]).numpy().tobytes()
     shard.write_bytes(content)
-    hub.commit(contents(folder))
+    hub.commit(files_below(folder))
     with pytest.raises(NotFinite, match="is nan"):
         stream(options)
     assert there(options) == []
@@ -251,13 +240,13 @@ def test_tied_copies_that_differ_are_refused(hub: Hub, options: Options, tmp_pat
     shared = tensors["shared.weight"]
     tensors["encoder.embed_tokens.weight"] = shared.clone()
     save_file(tensors, file, {"format": "pt"})
-    hub.commit(contents(folder))
+    hub.commit(files_below(folder))
     wanted = expected(options, tmp_path)
     stream(options)
     assert options.out is not None
     assert tinies.contents(options.out) == wanted
     save_file({**tensors, "encoder.embed_tokens.weight": shared + 1}, file, {"format": "pt"})
-    hub.commit(contents(folder))
+    hub.commit(files_below(folder))
     with pytest.raises(InputError, match="differs from"):
         stream(replace(options, out=tmp_path / "other"))
     assert not (tmp_path / "other").exists()
@@ -268,7 +257,7 @@ def test_a_file_that_torch_reads_otherwise_is_refused(hub: Hub, options: Options
     vae = folder / "Wan2.1_VAE.pth"
     content = vae.read_bytes()
     vae.write_bytes(content.replace(b"torch._utils", b"torch._utilz"))
-    hub.commit(contents(folder))
+    hub.commit(files_below(folder))
     with pytest.raises(InputError):
         stream(options)
     assert not (tmp_path / "streamed" / "out").exists()
@@ -348,7 +337,7 @@ def test_a_kept_source_is_a_download(hub: Hub, options: Options, tmp_path: Path)
     kept = options.out.with_name("out.source")
     assert there(options) == ["out", "out.source"]
     assert tinies.contents(options.out) == wanted
-    assert contents(kept) == contents(tmp_path / "model")
+    assert files_below(kept) == files_below(tmp_path / "model")
     assert verify(kept, Verified(hub="recorded")).exit_code == 0
     assert verify(options.out, Verified(against=kept)).exit_code == 0
     nbytes = sum(map(len, hub.files.values()))

@@ -15,7 +15,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from command import COMMAND, run
-from hub.server import Hub, running, sha256
+from hub.server import Hub, leading, sha256
 
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
 from wanconv.hubs.ranges import Patience
@@ -40,13 +40,7 @@ SOURCES = ("hf", "modelscope")
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """Returns a running hub; the clients in this process are led to it."""
-    with running(FILES) as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
+    with leading(FILES, monkeypatch, tmp_path / "modelscope") as server:
         yield server
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from command import run
-from hub.server import Hub, running
+from hub.server import Hub, files_below, leading
 
 from wanconv.errors import InputError
 from wanconv.verbs.convert import preview, preview_remote
@@ -20,24 +19,16 @@ from wanconv.workshop.selection import Wish
 A14B = "wan2.2-t2v-a14b"
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
 def hub(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running(contents(tiny(A14B))) as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
+    with leading(files_below(tiny(A14B)), monkeypatch, tmp_path / "modelscope") as server:
         yield server
 
 
 @pytest.mark.parametrize("layout", ["official", "diffusers"])
 @pytest.mark.parametrize("name", ["hf", "ms"])
 def test_a_remote_model_is_what_it_is_on_disk(tiny: Callable[..., Path], hub: Hub, layout: str, name: str) -> None:
-    hub.commit(contents(tiny(A14B, layout)))
+    hub.commit(files_below(tiny(A14B, layout)))
     here, there = inspect(tiny(A14B, layout), tensors=True), inspect_remote(f"{name}://owner/name", tensors=True)
     assert (there.tables, there.findings) == (here.tables, here.findings)
     assert there.figures.items() >= here.figures.items()
@@ -61,7 +52,7 @@ def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path
 
 def test_a_shard_costs_a_hundred_kilobytes(hub: Hub, tmp_path: Path) -> None:
     options = synthetic.Options("wan2.1-t2v-1.3b", "full", "fp8_e4m3fn", 1, ("dit",))
-    hub.commit(contents(synthetic.make(tmp_path / "full", options)))
+    hub.commit(files_below(synthetic.make(tmp_path / "full", options)))
     hub.log.clear()
     report = inspect_remote("hf://owner/name")
     assert sum(map(len, hub.files.values())) > 20_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from command import run
-from hub.server import Hub, running
+from hub.server import Hub, files_below, leading
 from modelscope_hub.constants import Visibility
 
 from wanconv.errors import CheckFailed, DigestMismatch, InputError, UsageError
@@ -28,20 +28,10 @@ def baked(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with running({".gitattributes": b""}) as server:
+    with leading({".gitattributes": b""}, monkeypatch, tmp_path / "modelscope") as server:
         server.faults.token = "hf_secret"
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "modelscope"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # both are read once, at import
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # read once, at import
         yield server
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ["hf", "ms"])
@@ -49,24 +39,24 @@ def test_a_conversion_arrives_whole_and_comes_back(hub: Hub, baked: Path, tmp_pa
     tokens = {"HF_TOKEN": "hf_secret", "MODELSCOPE_API_TOKEN": "hf_secret"}
     homes = {"HF_HOME": str(tmp_path / "home"), "MODELSCOPE_HOME": str(tmp_path / "home")}
     environment = {**hub.environment(), **tokens, **homes}
-    before = contents(baked)
+    before = files_below(baked)
     done = run("publish", baked, f"{name}://owner/name", "--json", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["figures"]
     assert figures["repository"] == f"{name}://owner/name@{hub.head if name == 'hf' else 'master'}"
     assert hub.files == before | {".gitattributes": b""}
-    assert contents(baked) == before
+    assert files_below(baked) == before
     done = run("download", f"{name}://owner/name", "--local-dir", "back", cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert run("verify", "back", cwd=tmp_path).returncode == 0
-    assert contents(tmp_path / "back").items() >= contents(baked).items()
+    assert files_below(tmp_path / "back").items() >= files_below(baked).items()
 
 
 def test_what_no_manifest_lists_stays_here(hub: Hub, baked: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(baked, tmp_path / "out"))
     (out / "notes.txt").write_text("mine")
     publish(out, "owner/name", Options("hf_secret"))
-    assert hub.files.keys() == contents(baked).keys() | {".gitattributes"}
+    assert hub.files.keys() == files_below(baked).keys() | {".gitattributes"}
 
 
 def test_a_folder_that_does_not_verify_is_not_published(hub: Hub, baked: Path, tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 LFS_NBYTES = 10_000  # files from this size on are in LFS
 _CHUNK_NBYTES = 1 << 16
@@ -123,12 +127,30 @@ class Hub:
 
 
 @contextmanager
+def leading(files: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[Hub]:
+    """Yields a running hub that the clients in this process are led to, with no login of theirs."""
+    with running(files) as hub:
+        for name, value in hub.environment().items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(home))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
+        yield hub
+
+
+@contextmanager
 def running(files: Mapping[str, bytes]) -> Iterator[Hub]:
     hub = Hub(files)
     try:
         yield hub
     finally:
         hub.close()
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    """Returns path -> bytes of a folder, to be given to a hub or compared with what one gave."""
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def sha256(content: bytes) -> str:
