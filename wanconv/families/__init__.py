@@ -1,5 +1,6 @@
 """What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
 
+from wanconv.families.experts import Expert
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
 from wanconv.families.packings import Packed, beside, is_input_scale, leaf_of, of_client, same_meaning
@@ -9,6 +10,7 @@ __all__ = [
     "ARCHITECTURES",
     "DENOISERS",
     "FAMILIES",
+    "Expert",
     "Packed",
     "Target",
     "beside",

@@ -1,57 +1,18 @@
-"""From a checkpoint to a model: what each part is, which family they make, and which expert is which.
+"""From a checkpoint to a model: what each part is, and which family they make. What told an expert's role is kept."""
 
-Two Wan 2.2 experts have the same names and shapes, so only a folder, a file name, model_index.json or the caller tells
-them apart; what told is kept as evidence.
-"""
-
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
 
-from wanconv.errors import InputError, Unrecognised, UsageError
-from wanconv.families.match import Fit, fits, model_tensors
-from wanconv.families.names import fingerprint, size_of
+from wanconv.errors import InputError, Unrecognised
+from wanconv.families.configs import read_json, stated_sizes
+from wanconv.families.experts import Expert, name_denoisers
+from wanconv.families.match import Claim, Fit, fits, model_tensors
+from wanconv.families.names import fingerprint
 from wanconv.families.packings import Packed, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
-Expert = Literal["high", "low"]
-
-# fmt: off
-_EXPERT_FOLDERS: Mapping[str, Expert] = {
-    "high_noise_model": "high",  # official
-    "low_noise_model":  "low",
-    "transformer_2":    "low",   # diffusers; its `transformer` is the high-noise expert of two, or a dense denoiser
-}
-
-# file names in lower case, as Comfy-Org, Kijai and LightX2V publish lone experts
-_EXPERT_FILES: tuple[tuple[str, Expert], ...] = (
-    ("*high_noise*", "high"),  ("*low_noise*", "low"),
-    ("*high-noise*", "high"),  ("*low-noise*", "low"),
-    ("*highnoise*",  "high"),  ("*lownoise*",  "low"),
-    ("*a14b?high*",  "high"),  ("*a14b?low*",  "low"),
-)
-# fmt: on
-
 _SHOWN = 10
-_CONFIG_HINT = "download it again; without a config.json, sizes come from the weights"
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A part, what it fits, and the component it claims to be."""
-
-    component: str
-    part: Part
-    fit: Fit
-    evidence: str = ""
-
-    @property
-    def packed(self) -> Mapping[str, Packed]:
-        return unpack(self.part.tensors)[1]
 
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
@@ -63,10 +24,10 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     if not checkpoint.parts:
         raise InputError(f"{checkpoint.root} holds no weights", "give a folder with .safetensors, .pth or .gguf files")
     matched = _match(checkpoint.parts)
-    denoisers = _name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
+    denoisers = name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
     family = _family(checkpoint, denoisers, [fit.architecture for _, fit in matched])
     claims = denoisers + [
-        _Claim(_component_of(family, part, fit), part, fit) for part, fit in matched if not _is_denoiser(fit)
+        Claim(_component_of(family, part, fit), part, fit) for part, fit in matched if not _is_denoiser(fit)
     ]
     _refuse_doubles(claims)
     components = {claim.component: _component(checkpoint, family, claim, claims) for claim in claims}
@@ -155,92 +116,7 @@ def _is_denoiser(fit: Fit) -> bool:
     return any(family.components.get(name) is fit.architecture for family in FAMILIES for name in DENOISERS)
 
 
-def _has_experts(architecture: Architecture) -> bool:
-    return any(family.components.get("expert.high") is architecture for family in FAMILIES)
-
-
-def _is_dense(architecture: Architecture) -> bool:
-    return any(family.components.get("dit") is architecture for family in FAMILIES)
-
-
-def _name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert | None) -> list[_Claim]:
-    """Returns each denoiser with its component: `dit`, or the expert that the evidence says."""
-    if expert is not None:
-        return [_told(checkpoint, matched, expert)]
-    folders = {part.folder for part, _ in matched}
-    claims = []
-    for part, fit in matched:
-        seen = _evidence(checkpoint, part, fit, folders) if _has_experts(fit.architecture) else None
-        if seen is not None:
-            claims.append(_Claim(f"expert.{seen[0]}", part, fit, seen[1]))
-        elif _is_dense(fit.architecture):
-            claims.append(_Claim("dit", part, fit))
-        elif len(matched) == 1:
-            raise UsageError(
-                f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "say --expert high or --expert low",
-            )
-        else:
-            raise InputError(
-                f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "put the experts into high_noise_model and low_noise_model",
-                [other.path for other, _ in matched],
-            )
-    return claims
-
-
-def _told(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert) -> _Claim:
-    """Returns the only denoiser in the role that the caller gives it."""
-    if len(matched) != 1 or not _has_experts(matched[0][1].architecture):
-        found = ", ".join(f"{part.path} ({fit.architecture.name})" for part, fit in matched) or "no denoiser"
-        raise UsageError(
-            f"--expert {expert} names the role of a lone Wan 2.2 expert, but {checkpoint.root} holds {found}",
-            "leave --expert out",
-        )
-    part, fit = matched[0]
-    seen = _evidence(checkpoint, part, fit, {part.folder})
-    if seen is not None and seen[0] != expert:
-        raise UsageError(
-            f"--expert {expert} contradicts the {seen[1]} of {part.path}, which says {seen[0]}",
-            f"say --expert {seen[0]}, or rename the file",
-        )
-    return _Claim(f"expert.{expert}", part, fit, f"--expert {expert}")
-
-
-def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -> tuple[Expert, str] | None:
-    """Returns the expert and what told it; None where nothing does."""
-    folder = (checkpoint.root.absolute() / part.folder).name
-    found: list[tuple[Expert, str]] = []
-    if folder in _EXPERT_FOLDERS:
-        found.append((_EXPERT_FOLDERS[folder], f"folder name {folder}"))
-    if folder == "transformer" and fit.scheme == "hub":
-        if os.path.join(os.path.dirname(part.folder), "transformer_2") in folders:
-            found.append(("high", "folder name transformer, beside transformer_2"))
-        elif (ratio := _boundary_ratio(checkpoint, part)) is not None:
-            found.append(("high", f"folder name transformer, boundary_ratio {ratio} in model_index.json"))
-    names = (part.path, *part.files)
-    for name in dict.fromkeys(os.path.basename(name) for name in names):
-        found += [(expert, f"file name {name}") for expert in experts_named(name)]
-    if len({expert for expert, _ in found}) > 1:
-        raise InputError(
-            f"{part.path}: the evidence for its expert contradicts itself",
-            "rename the file or its folder",
-            [f"{what} says {expert}" for expert, what in found],
-        )
-    return found[0] if found else None
-
-
-def experts_named(file_name: str) -> list[Expert]:
-    """Returns the experts that a file's name speaks of: one, none, or both."""
-    return sorted({expert for pattern, expert in _EXPERT_FILES if fnmatchcase(file_name.lower(), pattern)})
-
-
-def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:
-    index = _read_json(checkpoint, os.path.join(os.path.dirname(part.folder), "model_index.json"))
-    return None if index is None else index.get("boundary_ratio")
-
-
-def _family(checkpoint: Checkpoint, denoisers: Sequence[_Claim], architectures: Sequence[Architecture]) -> Family:
+def _family(checkpoint: Checkpoint, denoisers: Sequence[Claim], architectures: Sequence[Architecture]) -> Family:
     """Returns the family that has these denoisers; without one, the first that has all these networks."""
     if not denoisers:
         for family in FAMILIES:
@@ -264,9 +140,9 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[_Claim], architectures: 
     )
 
 
-def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: _Claim) -> Family:
+def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: Claim) -> Family:
     """Returns which of families with the same networks: by the config, else by a released size, else the last."""
-    config = _read_json(checkpoint, os.path.join(claim.part.folder, "config.json")) or {}
+    config = read_json(checkpoint, os.path.join(claim.part.folder, "config.json")) or {}
     for family in families:
         assert family.told_by is not None, f"{family.name} has the networks of another family"
         key, value = family.told_by
@@ -289,8 +165,8 @@ def _component_of(family: Family, part: Part, fit: Fit) -> str:
     )
 
 
-def _refuse_doubles(claims: Sequence[_Claim]) -> None:
-    seen: dict[str, _Claim] = {}
+def _refuse_doubles(claims: Sequence[Claim]) -> None:
+    seen: dict[str, Claim] = {}
     for claim in claims:
         first = seen.setdefault(claim.component, claim)
         if first is not claim:
@@ -300,10 +176,10 @@ def _refuse_doubles(claims: Sequence[_Claim]) -> None:
             )
 
 
-def _component(checkpoint: Checkpoint, family: Family, claim: _Claim, claims: Sequence[_Claim]) -> Component:
+def _component(checkpoint: Checkpoint, family: Family, claim: Claim, claims: Sequence[Claim]) -> Component:
     fit, part = claim.fit, claim.part
     config, path = _config(checkpoint, claim, claims)
-    sizes = _check_config(config, path, claim, family) if config is not None else {}
+    sizes = stated_sizes(config, path, claim, family) if config is not None else {}
     return Component(
         name=claim.component,
         architecture=fit.architecture,
@@ -317,7 +193,7 @@ def _component(checkpoint: Checkpoint, family: Family, claim: _Claim, claims: Se
     )
 
 
-def _config(checkpoint: Checkpoint, claim: _Claim, claims: Sequence[_Claim]) -> tuple[Mapping[str, object] | None, str]:
+def _config(checkpoint: Checkpoint, claim: Claim, claims: Sequence[Claim]) -> tuple[Mapping[str, object] | None, str]:
     """Returns the part's config.json and its path; a denoiser's folder has the denoiser's, whatever else lies there."""
     path = os.path.join(claim.part.folder, "config.json")
     if claim.fit.scheme not in claim.fit.architecture.config:
@@ -325,70 +201,7 @@ def _config(checkpoint: Checkpoint, claim: _Claim, claims: Sequence[_Claim]) -> 
     taken = {other.part.folder for other in claims if other.component in DENOISERS}
     if claim.component not in DENOISERS and claim.part.folder in taken:
         return None, path
-    return _read_json(checkpoint, path), path
-
-
-def _read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
-    """Returns a sidecar's JSON object; None where there is no such sidecar."""
-    if path not in checkpoint.sidecars:
-        return None
-    file = checkpoint.root / path
-    try:
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON: {error}", _CONFIG_HINT) from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} holds no JSON object", _CONFIG_HINT)
-    return value
-
-
-def _check_config(config: Mapping[str, object], path: str, claim: _Claim, family: Family) -> dict[str, int]:
-    """Returns sizes that only the config states (`heads`); raises where it contradicts the tensors' shapes."""
-    fit = claim.fit
-    stated: dict[str, int] = {}
-    wrong: list[str] = []
-    for key, size in fit.architecture.config[fit.scheme]:
-        value = _value(config, key)
-        if value is None:
-            continue
-        if isinstance(size, str) and size not in fit.dims:
-            if isinstance(value, int):
-                stated[size] = value
-                continue
-            wrong.append(f"{key} is {value!r}, not a whole number")
-        elif value != size_of(size, fit.dims):
-            wrong.append(f"{key} is {value!r}, but {claim.part.path} has {size_of(size, fit.dims)}")
-    heads = stated.get("heads")
-    if heads is not None and (heads < 1 or fit.dims["d"] % heads):
-        wrong.append(f"{fit.dims['d']} does not divide into {heads} heads")
-    model_type = config.get("model_type")
-    if claim.component in DENOISERS and fit.scheme == "official" and model_type not in (None, family.model_type):
-        wrong.append(f"model_type is {model_type!r}, but {claim.part.path} is {family.name}: {family.model_type!r}")
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise InputError(
-            f"{path}: {wrong[0]}{more}",
-            "download the config or the weights again: they do not belong together",
-            wrong if len(wrong) > 1 else (),
-        )
-    return stated
-
-
-def _value(config: Mapping[str, object], key: str) -> object:
-    """Returns a config value, or the product of several (`a*b`); None where one is absent or null."""
-    values = [config.get(name) for name in key.split("*")]
-    if None in values:
-        return None
-    if len(values) == 1:
-        return values[0]
-    product = 1
-    for value in values:
-        if not isinstance(value, int):
-            return value
-        product *= value
-    return product
+    return read_json(checkpoint, path), path
 
 
 def _compare_experts(experts: Sequence[Component]) -> None:

@@ -10,9 +10,9 @@ from functools import cache
 from math import prod
 
 from wanconv.families.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
-from wanconv.families.packings import Packed
+from wanconv.families.packings import Packed, unpack
 from wanconv.families.releases import ARCHITECTURES
-from wanconv.tensors import Architecture, ModelTensor, Piece, Role, Scheme, Shape, Spelling, TensorRef
+from wanconv.tensors import Architecture, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
 
 _HOLE = "#"
 
@@ -60,6 +60,20 @@ class Fit:
     @property
     def differences(self) -> int:
         return len(self.missing) + len(self.extra) + len(self.wrong)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A part, what it fits, and the component it claims to be."""
+
+    component: str
+    part: Part
+    fit: Fit
+    evidence: str = ""
+
+    @property
+    def packed(self) -> Mapping[str, Packed]:
+        return unpack(self.part.tensors)[1]
 
 
 def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:

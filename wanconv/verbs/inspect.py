@@ -4,8 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.families import DENOISERS, identify
-from wanconv.families.identify import Expert
+from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model

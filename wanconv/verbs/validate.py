@@ -13,8 +13,7 @@ from wanconv import __version__, verdict
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import describe_output_error, write_file
 from wanconv.errors import InputError, UsageError
-from wanconv.families import identify
-from wanconv.families.identify import Expert
+from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import nearest
 from wanconv.report import Finding, Report, Table

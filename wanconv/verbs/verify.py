@@ -6,8 +6,7 @@ from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
-from wanconv.families import identify
-from wanconv.families.identify import Expert
+from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model

@@ -8,8 +8,7 @@ from typing import Literal
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import BLOCK_NBYTES
 from wanconv.errors import UsageError
-from wanconv.families import identify
-from wanconv.families.identify import Expert
+from wanconv.families import Expert, identify
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.naming import nearest
 from wanconv.plan import Plan, plan

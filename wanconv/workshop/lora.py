@@ -12,7 +12,7 @@ from wanconv.checkpoint import Header, read_header
 from wanconv.checkpoint.files import explained, printable
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
-from wanconv.families.identify import experts_named
+from wanconv.families.experts import experts_named
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file

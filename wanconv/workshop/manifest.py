@@ -18,7 +18,7 @@ from wanconv.checkpoint import check_file, header_digest, read_header
 from wanconv.checkpoint.files import printable, regular_file, strict_json
 from wanconv.checkpoint.writer import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.families.identify import Expert
+from wanconv.families import Expert
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
 from wanconv.report import Finding

@@ -14,8 +14,7 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import Image, Journal, describe_output_error, write_file, write_images
 from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
-from wanconv.families import DENOISERS, FAMILIES, fill, identify, targets
-from wanconv.families.identify import Expert
+from wanconv.families import DENOISERS, FAMILIES, Expert, fill, identify, targets
 from wanconv.families.names import numbered
 from wanconv.formats import FORMATS
 from wanconv.formats.plain import TORCH_DTYPES
