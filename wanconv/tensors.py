@@ -12,6 +12,12 @@ Scheme = Literal["official", "hub", "comfyui"]
 Container = Literal["safetensors", "pth", "gguf"]
 Shape = tuple[int, ...]
 
+CONTAINERS: Mapping[str, Container] = {  # by the suffix of a weight file
+    ".safetensors": "safetensors",
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), "pth"),
+    ".gguf": "gguf",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -115,10 +121,7 @@ class Part:
 
     @property
     def container(self) -> Container:
-        suffix = os.path.splitext(self.files[0])[1]
-        if suffix == ".gguf":
-            return "gguf"
-        return "pth" if suffix in (".pth", ".pt", ".bin", ".ckpt") else "safetensors"
+        return CONTAINERS[os.path.splitext(self.files[0])[1]]
 
 
 @dataclass(frozen=True, slots=True)

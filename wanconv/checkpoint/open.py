@@ -11,11 +11,9 @@ from wanconv.checkpoint import gguf, pth, safetensors
 from wanconv.checkpoint.files import Header, OpenFile, combined, explained, node_kind, printable, regular_file, what_is
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
 from wanconv.errors import InputError
-from wanconv.tensors import Checkpoint, Part, TensorRef
+from wanconv.tensors import CONTAINERS, Checkpoint, Part, TensorRef
 
-PTH = (".pth", ".pt", ".bin", ".ckpt")
-GGUF = ".gguf"
-WEIGHTS = (".safetensors", *PTH, GGUF)
+WEIGHTS = tuple(CONTAINERS)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
 _REMOVE = "remove it, or exclude it"
@@ -43,9 +41,12 @@ def read_header(path: Path) -> Header:
 
 def header_of(file: OpenFile) -> Header:
     """Returns the header of an open weight file, by its extension."""
-    if file.path.suffix == GGUF:
-        return gguf.header_of(file)
-    return pth.header_of(file) if file.path.suffix in PTH else safetensors.header_of(file)
+    match CONTAINERS.get(file.path.suffix):
+        case "gguf":
+            return gguf.header_of(file)
+        case "pth":
+            return pth.header_of(file)
+    return safetensors.header_of(file)
 
 
 def header_digest(path: Path) -> str:

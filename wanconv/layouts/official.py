@@ -1,17 +1,17 @@
 """The layout of the official Wan repositories."""
 
+from wanconv.families import DENOISERS
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.tensors import Model
 
-_DENOISERS = ("dit", "expert.high", "expert.low")
 _CLASSES = {"wan-vace": "VaceWanModel", "wan-animate": "WanAnimateModel"}
 
 
 def _documents(model: Model) -> dict[str, Json]:
     documents: dict[str, Json] = {}
-    for name in _DENOISERS:
+    for name in DENOISERS:
         component = model.components.get(name)
         if component is None or component.architecture.name == "wan-s2v":  # S2V's settings are not in its shapes
             continue

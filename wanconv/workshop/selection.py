@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from wanconv.checkpoint.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES
 from wanconv.hubs import RemoteFile
@@ -40,7 +41,7 @@ _SIDECARS = {
 }
 # fmt: on
 _SHARD = r"(-\d{5}-of-\d{5})?"
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".gguf", ".safetensors.index.json")
+_WEIGHTS = (*WEIGHTS, f".safetensors{INDEX}")
 _GROUPS = {"experts": DENOISERS, "denoiser": DENOISERS}
 COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
 
