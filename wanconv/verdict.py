@@ -23,6 +23,7 @@ Results are one JSON object, schema wanconv.validation/1:
     tool                   versions
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal
 
-from wanconv.errors import UsageError
+from wanconv.errors import InputError, UsageError
 from wanconv.naming import nearest
 from wanconv.tensors import DTYPES
 
@@ -193,6 +194,18 @@ _ROWS: Mapping[str, tuple[str, ...]] = {
     "steps": ("component", "timestep", "format"),
     "components": ("component", "what", "format"),
 }
+
+
+def read_results(path: Path) -> dict[str, object]:
+    """Returns saved results; raises InputError for a file that holds none."""
+    hint = "give the results.json that validate -o wrote"
+    try:
+        results = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as results: {error}", hint) from None
+    if wrong := faults(results):
+        raise InputError(f"{path} holds no results of a validation", hint, wrong)
+    return dict(results)
 
 
 def faults(results: object) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wanconv import __version__, verdict
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import describe_output_error, write_file
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import nearest
@@ -56,13 +56,7 @@ class Options:
 
 def recheck(path: Path, profile_name: str) -> Report:
     """Returns the verdict on saved results under another profile, or under thresholds that have changed."""
-    hint = "give the results.json that validate -o wrote"
-    try:
-        results = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as results: {error}", hint) from None
-    if wrong := verdict.faults(results):
-        raise InputError(f"{path} holds no results of a validation", hint, wrong)
+    results = verdict.read_results(path)
     profile = load_profile(profile_name)
     return _report(results, judge(results, profile), profile)
 

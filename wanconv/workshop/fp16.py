@@ -14,7 +14,7 @@ from wanconv.errors import InputError, Refused
 from wanconv.families import DENOISERS
 from wanconv.plan import Plan
 from wanconv.tensors import Model, TensorRef
-from wanconv.verdict import faults, judge, load_profile
+from wanconv.verdict import judge, load_profile, read_results
 
 _SAMPLE_NBYTES = 4096
 _PROFILE = "standard"  # a report is judged by its figures, whatever profile it was made with
@@ -45,7 +45,7 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
 
 def _doubts(report: Path, model: Model) -> Iterator[str]:
     """Yields why a report is no proof for a model; raises InputError for a file that is no report."""
-    results = _read(report)
+    results = read_results(report)
     candidate, settings = results["candidate"], results["settings"]
     assert isinstance(candidate, Mapping)
     assert isinstance(settings, Mapping)
@@ -62,17 +62,6 @@ def _doubts(report: Path, model: Model) -> Iterator[str]:
     outcome = judge(results, load_profile(_PROFILE)).outcome
     if outcome != "PASS":
         yield f"its verdict is {outcome}"
-
-
-def _read(report: Path) -> Mapping[str, object]:
-    hint = "give the results.json that validate -o wrote"
-    try:
-        results = json.loads(report.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{report} cannot be read as results: {error}", hint) from None
-    if wrong := faults(results):
-        raise InputError(f"{report} holds no results of a validation", hint, wrong)
-    return dict(results)
 
 
 def sample(model: Model) -> str:
