@@ -295,7 +295,7 @@ def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 def test_what_only_one_layout_of_clip_has_is_a_note(looking: tuple[Path, Path]) -> None:
     source, converted = looking
     report = quick(converted, source)
-    note = "image_encoder: 41 tensors that Wan never uses are in the reference alone"
+    note = "image_encoder: 41 tensors that are never used are in the reference alone"
     assert (report.exit_code, [finding.message for finding in report.findings]) == (0, [note])
     assert {row["component"] for row in results(report)["components"]} == {"text_encoder", "image_encoder", "vae"}
     rows = {row["component"]: row["numerics"] for row in results(report)["safety"]}

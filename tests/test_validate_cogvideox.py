@@ -11,9 +11,11 @@ import pytest
 import torch
 from command import Done, run_in_turn
 from planted import COGVIDEOX_DEFECTS, Change, Defect, edit, spiked
+from test_cogvideox_sources import training_checkpoint
 from tiny import copy
 
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import InputError, Refused, UsageError
+from wanconv.families import FAMILIES
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.workshop.job import Options as Job
@@ -140,6 +142,40 @@ def test_a_massive_channel_is_fine_as_released_and_lost_where_fp16_computes(mass
 def test_2b_is_released_in_fp16_and_the_others_in_bf16(source: Path, tiny: Callable[..., Path]) -> None:
     told = [measured(folder, numerics="official")[1] for folder in (tiny("cogvideox-2b"), source)]
     assert [results["settings"]["numerics"] for results in told] == ["official-fp16", "official"]
+
+
+# --- other clients' files
+
+
+def test_comfyui_s_files_are_judged_by_the_sizes_of_their_source(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny("cogvideox-5b-i2v")
+    convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out", jobs=1))
+    outcome, results, _ = measured(tmp_path / "out", source)
+    assert (outcome, results["settings"]["numerics"]) == ("PASS", "diffusers")  # bf16, as ComfyUI prefers here
+
+
+def test_a_conversion_is_compared_with_its_training_checkpoint(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "cogvideox-2b")
+    source = training_checkpoint(tmp_path / "source", family)
+    folder = made(source, "bf16", tmp_path / "out")
+    outcome, results, _ = measured(folder, source)
+    assert (outcome, [row["format"] for row in results["steps"]]) == ("PASS", ["exact", "exact"])
+    assert "dit: 1 tensors that are never used are in the reference alone" in results["notes"]  # 2B's sines
+    edit(folder, {"dit/blocks.1.self_attn.k.weight": lambda tensor: tensor.flip(0)})
+    outcome, _, bad = measured(folder, source)
+    assert (outcome, "dit/blocks.1.self_attn.k.weight" in bad) == ("FAIL", True)
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_what_survives_fp16_may_be_stored_in_it(survives: bool, source: Path, massive: Path, tmp_path: Path) -> None:
+    folder = source if survives else massive
+    measured(folder, numerics="fp16", out=tmp_path / "report")
+    job = Job("fp16", layout="diffusers", out=tmp_path / "out", jobs=1, report=tmp_path / "report" / "results.json")
+    if survives:
+        assert convert(folder, job).exit_code == 0
+        return
+    with pytest.raises(Refused, match=r"does not prove that .* survives fp16: its verdict is NOT FINITE$"):
+        convert(folder, job)
 
 
 # --- what is run

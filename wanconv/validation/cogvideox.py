@@ -49,9 +49,8 @@ def schedule(model: Model, task: Defaults, steps: int) -> NoiseSchedule:
 
 def limit(model: Model) -> "Limit | None":
     """Returns the largest clip that there are positions for; None where they are computed for any size."""
-    component = model.components["dit"]
     config = hub_config(model, "dit")
-    learned, sliced = "positions" in component.dims, bool(config.get("patch_size_t"))
+    learned, sliced = bool(config.get("use_learned_positional_embeddings")), bool(config.get("patch_size_t"))
     if not learned and not sliced:
         return None
     frames, height, width = trained_size(config)

@@ -90,7 +90,7 @@ def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelW
     theirs, ours = partial(reference.tensors, component), partial(candidate.tensors, component)
     first, second = (denoiser(one.model, component, FP32) for one in (reference, candidate))
     state, other_state = _embedded(first, theirs, probe), _embedded(second, ours, probe)
-    for prefix in _ends(reference, component, first.stack):
+    for prefix in _ends(reference, candidate, component, first.stack):
         found.tensors += _compare_weights(component, reference, candidate, theirs(prefix), ours(prefix))
     for name in first.stack:
         before, weights = state, theirs(name)
@@ -132,10 +132,11 @@ def _given(weights: Weights, prefix: str) -> Weights:
     return weights
 
 
-def _ends(weights: ModelWeights, component: str, stack: Iterable[str]) -> list[str]:
-    """Returns the prefixes of everything that is not in the stack."""
+def _ends(reference: ModelWeights, candidate: ModelWeights, component: str, stack: Iterable[str]) -> list[str]:
+    """Returns the prefixes of everything that both have and that is not in the stack."""
     stacked = {name.split(".")[0] for name in stack}
-    names = (name.partition("/")[2].split(".")[0] for name in weights.model.components[component].tensors)
+    theirs, ours = (one.model.components[component].tensors for one in (reference, candidate))
+    names = (name.partition("/")[2].split(".")[0] for name in theirs if name in ours)
     return [name for name in dict.fromkeys(names) if name not in stacked]
 
 

@@ -17,7 +17,7 @@ from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task
 from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.tensors import compare
-from wanconv.tensors import Model
+from wanconv.tensors import Component, Model
 from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.forced import Probe
 from wanconv.validation.generation import Run
@@ -121,15 +121,15 @@ class Measurement:
                     ("reference", theirs - component.tensors),
                     ("candidate", component.tensors - theirs),
                 ):
-                    if lone:  # CLIP's text half and projection, which some layouts have no place for
-                        self.notes.append(f"{name}: {len(lone)} tensors that Wan never uses are in the {what} alone")
+                    if lone:  # CLIP's text half, or the sines of CogVideoX-2B, which some layouts have no place for
+                        self.notes.append(f"{name}: {len(lone)} tensors that are never used are in the {what} alone")
 
     def _contexts(self) -> Tensor:
         """Returns the contexts both models get (2, tokens, text); compares and records the text encoders at hand."""
         having = self._having("text_encoder")
         models = [weights.model for weights in (self.reference, self.candidate) if weights is not None]
-        tokens = generation.tokens_of(models, self.wanted.prompt)
-        if not having or tokens is None:
+        tokens = generation.tokens_of(models, self.wanted.prompt) if having else None
+        if tokens is None:
             contexts, note = generation.made_up_contexts(self.candidate.model, self.wanted.seed)
             self.notes.append(note)
             if having:
@@ -353,7 +353,7 @@ def measure(
 ) -> tuple[Json, Json, Clips]:
     """Returns (settings, measured results, frames by run) of a validation."""
     if reference is not None:
-        candidate, reference = _told_heads(candidate, reference), _told_heads(reference, candidate)
+        candidate, reference = _told(candidate, reference), _told(reference, candidate)
     device = torch.device(wanted.device)
     share = wanted.memory_nbytes // (1 if reference is None else 2)
     with _threads(candidate), ExitStack() as opened:
@@ -388,25 +388,25 @@ def _threads(model: Model) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _told_heads(model: Model, other: Model) -> Model:
-    """Returns a model whose files do not say how many heads it has, as those without config.json, with the other's."""
+def _told(model: Model, other: Model) -> Model:
+    """Returns a model with the other's sizes where its own files do not say them, as those without config.json: heads,
+    groups of norms, the size of a clip that it was trained for.
+    """
     components = {
-        name: replace(component, dims={**component.dims, "heads": told})
-        if "heads" not in component.dims and (told := _heads(other, name))
-        else component
+        name: replace(component, dims={**_sizes(other, component), **component.dims})
         for name, component in model.components.items()
     }
     return replace(model, components=components)
 
 
-def _heads(model: Model, name: str) -> int | None:
-    """Returns the attention heads of a denoiser or an encoder, whose files may not say; None where there is nothing."""
-    component = model.components.get(name)
-    if component is None:
-        return None
-    if name in DENOISERS:
-        return heads(model, component)
-    return component.dims.get("heads") if name in ("image_encoder", "audio_encoder") else None
+def _sizes(model: Model, like: Component) -> Mapping[str, int]:
+    """Returns the sizes that a model knows of a component like this one."""
+    component = model.components.get(like.name)
+    if component is None or component.architecture is not like.architecture:
+        return {}
+    if like.name in DENOISERS and "heads" not in like.dims:
+        return {**component.dims, "heads": heads(model, component)}
+    return component.dims
 
 
 def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:

@@ -14,6 +14,7 @@ from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
 from wanconv.families import DENOISERS
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
@@ -60,6 +61,8 @@ def default_numerics(model: Model, asked: str | None) -> Numerics:
     dtypes = [tensor.dtype for tensor in denoiser.tensors.values() if tensor.role.kind == "linear"]
     half = max(set(dtypes), key=dtypes.count) == "fp16"
     name = asked or source_layout(model).numerics
+    if asked is None and name == "comfyui-fp16" and model.family.name in COGVIDEOX and not half:
+        name = "diffusers"  # in bf16, which ComfyUI prefers for CogVideoX: comfy/supported_models.py
     if name == "official" and model.family.name in _RELEASED_IN_FP16:
         return PRESETS["official-fp16"]
     return PRESETS["diffusers-fp16" if name == "diffusers" and half else name]
