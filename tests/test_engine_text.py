@@ -140,6 +140,27 @@ def test_tokens_are_those_of_transformers(folder: Path, tokens: list[list[int]])
     assert tokens == theirs(PROMPTS)["input_ids"]
 
 
+def test_a_model_of_sentencepiece_alone_gives_the_tokens_of_transformers(tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+    from transformers import T5TokenizerFast
+
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a cat asleep on a piano", "two dogs run over the wide beach at dawn"] * 50),
+        model_prefix=str(tmp_path / "spiece"), vocab_size=50, hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    processor = SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    pieces = [(processor.id_to_piece(token), processor.get_score(token)) for token in range(len(processor))]
+    theirs = T5TokenizerFast(vocab=pieces, extra_ids=0)(["a cat, two dogs", ""])["input_ids"]
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    assert tokenize(tmp_path, [" a  cat, two dogs", ""]) == theirs
+    (cut,) = tokenize(tmp_path, ["a cat " * 300], 226)
+    assert (len(cut), cut[-1]) == (226, 1)
+    (tmp_path / "spiece.model").write_bytes(b"{")
+    with pytest.raises(errors.InputError, match=r"spiece\.model is no model that SentencePiece can read"):
+        tokenize(tmp_path, ["a cat"])
+
+
 def test_a_prompt_is_cleaned_as_officially(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cleaned("  a &amp;amp;  b\u00a0c\n") == "a & b c"
     assert cleaned("schÃ¶n") == "schön"

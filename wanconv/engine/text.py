@@ -34,6 +34,7 @@ from wanconv.errors import InputError
 
 LENGTH = 512
 _COMPONENT = "text_encoder"
+_PIECES = "spiece.model"
 # what guidance steers away from: of wan/configs/shared_config.py, and of wan/configs/wan_s2v_14B.py
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
@@ -56,8 +57,12 @@ def cleaned(prompt: str) -> str:
 def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list[list[int]]:
     """Returns each prompt's tokens, at most `length` with the one that ends it; reads nothing but the folder.
 
-    Raises InputError where transformers finds no tokenizer there.
+    A folder that has SentencePiece's model alone, as CogVideoX's, is read by that library. Raises InputError where
+    there is no tokenizer.
     """
+    texts = [cleaned(prompt) for prompt in prompts]
+    if (folder / _PIECES).is_file() and not (folder / "tokenizer.json").is_file():
+        return _pieces(folder / _PIECES, texts, length)
     with quiet():
         from transformers import AutoTokenizer
 
@@ -69,7 +74,21 @@ def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list
                 f"{folder} holds no tokenizer that transformers can read: {reason}",
                 "download the tokenizer's folder that belongs to the text encoder again",
             ) from error
-        return list(tokenizer([cleaned(prompt) for prompt in prompts], truncation=True, max_length=length)["input_ids"])
+        return list(tokenizer(texts, truncation=True, max_length=length)["input_ids"])
+
+
+def _pieces(file: Path, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Returns each text's pieces, at most `length` with the one that ends it, as transformers' T5Tokenizer does."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor: Any = SentencePieceProcessor(model_file=str(file))
+    except RuntimeError as error:
+        raise InputError(
+            f"{file} is no model that SentencePiece can read",
+            "download the tokenizer's folder that belongs to the text encoder again",
+        ) from error
+    return [[*processor.encode(text)[: length - 1], processor.eos_id()] for text in texts]
 
 
 def synthetic_context(width: int, seed: int, length: int = LENGTH, tokens: int = 64) -> tuple[Tensor, str]:
