@@ -41,7 +41,7 @@ def test_a_conversion_arrives_whole_and_comes_back(hub: Hub, baked: Path, tmp_pa
     environment = {**hub.environment(), **tokens, **homes}
     before = files_below(baked)
     done = run("publish", baked, f"{name}://owner/name", "--json", cwd=tmp_path, **environment)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)["figures"]
     assert figures["repository"] == f"{name}://owner/name@{hub.head if name == 'hf' else 'master'}"
     assert hub.files == before | {".gitattributes": b""}
@@ -50,6 +50,13 @@ def test_a_conversion_arrives_whole_and_comes_back(hub: Hub, baked: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert run("verify", "back", cwd=tmp_path).returncode == 0
     assert files_below(tmp_path / "back").items() >= files_below(baked).items()
+
+
+def test_what_the_repository_holds_beside_it_is_told(hub: Hub, baked: Path) -> None:
+    hub.commit({".gitattributes": b"", "old-00002-of-00002.safetensors": b"of another conversion"})
+    (finding,) = publish(baked, "owner/name", Options("hf_secret")).findings
+    assert (finding.severity, finding.where) == ("warning", f"hf://owner/name@{hub.head}")
+    assert "1 files beside these, which come with every download: old-00002-of-00002.safe" in finding.message
 
 
 def test_what_no_manifest_lists_stays_here(hub: Hub, baked: Path, tmp_path: Path) -> None:

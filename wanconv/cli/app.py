@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from wanconv import __version__
-from wanconv.cli.console import SETTINGS, fail, progress, show
-from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
+from wanconv.cli.console import SETTINGS, fail, is_shown, progress, show
+from wanconv.errors import InputError, Interrupted, OutputError, UsageError, WanconvError
 from wanconv.naming import nearest
 
 app = typer.Typer(
@@ -477,8 +477,9 @@ def publish(
     from wanconv.verbs import publish as verbs
     from wanconv.workshop.job import default_jobs
 
+    options = verbs.Options(token, private, bars=is_shown(), jobs=jobs or default_jobs())
     with progress() as tell:
-        report = verbs.publish(folder, repository, verbs.Options(token, private, jobs or default_jobs()), tell)
+        report = verbs.publish(folder, repository, options, tell)
     show(report)
 
 

@@ -164,10 +164,15 @@ def _without_secrets(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
+def is_shown() -> bool:
+    """True where progress is shown: on a terminal, unless it is to be quiet."""
+    return not SETTINGS.quiet and sys.stderr.isatty()
+
+
 @contextmanager
 def progress() -> Iterator[Tell]:
     """Yields a function that shows (what, bytes done, bytes in all) with rate and time left; only on a terminal."""
-    if SETTINGS.quiet or not sys.stderr.isatty():
+    if not is_shown():
         yield lambda what, done, total: None
         return
     from rich.progress import (

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from wanconv.errors import InputError, UsageError
 from wanconv.hubs.ranges import BUSY, retry_after
@@ -50,18 +52,22 @@ class HuggingFace:
         url = hf_hub_url(snapshot.repository, path, revision=snapshot.commit, endpoint=self._endpoint)
         return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
 
-    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
             raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
         self._ask(repository, "main", lambda: self._client.create_repo(repository, private=private, exist_ok=True))
-        self._ask(
-            repository,
-            "main",
-            lambda: self._client.upload_folder(
-                repo_id=repository, folder_path=folder, allow_patterns=exactly, commit_message="Published by wanconv"
-            ),
-        )
+        with _bars(bars):
+            self._ask(
+                repository,
+                "main",
+                lambda: self._client.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder,
+                    allow_patterns=exactly,
+                    commit_message="Published by wanconv",
+                ),
+            )
 
     def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
         """Returns the client's answer, asked for again where the hub is busy, which the client itself does for lists
@@ -111,3 +117,16 @@ def _remote(entry: RepoFile) -> RemoteFile:
     if entry.lfs is not None:
         return RemoteFile(entry.path, entry.lfs.size, "sha256", entry.lfs.sha256)
     return RemoteFile(entry.path, entry.size, "git-sha1", entry.blob_id)
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Keeps the client's progress bars off stderr in the block, unless they are wanted."""
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

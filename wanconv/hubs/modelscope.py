@@ -54,7 +54,7 @@ class ModelScope:
         secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
         return Address(url, secrets if self._token else {})
 
-    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
             raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
@@ -69,7 +69,7 @@ class ModelScope:
                 allow_patterns=exactly,
                 commit_message="Published by wanconv",
                 use_cache=False,  # it would be a file in the folder; blobs that are there are not sent again anyway
-                disable_tqdm=True,
+                disable_tqdm=not bars,
             )
 
     @contextmanager

@@ -62,8 +62,9 @@ class Hub(Protocol):
     def address(self, snapshot: Snapshot, path: str) -> Address:
         """Returns where the bytes of a listed file are; asks nobody."""
 
-    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool) -> None:
-        """Uploads these files of a folder as one commit, to a repository that is made where there is none."""
+    def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
+        """Uploads these files of a folder as one commit, to a repository that is made where there is none; `bars` shows
+        the client's own progress on stderr."""
 
 
 def hasher(algorithm: str, nbytes: int) -> Hasher:

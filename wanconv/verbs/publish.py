@@ -1,22 +1,25 @@
 """publish: a converted folder, verified, to a repository of a hub, and compared with what the hub then lists."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
-from wanconv.hubs import open_hub, parse
-from wanconv.report import Report, Table
+from wanconv.hubs import Snapshot, open_hub, parse
+from wanconv.report import Finding, Report, Table
 from wanconv.verbs import verify as verifying
-from wanconv.workshop import hub_list, manifest, sums
+from wanconv.workshop import manifest, sums
 from wanconv.workshop.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `publish` is asked for; `private` is about a repository that is yet to be made."""
+    """What `publish` is asked for; `private` is about a repository that is yet to be made. With `bars` the hub's client
+    draws how far it is."""
 
     token: str | None = field(default=None, repr=False)
     private: bool = False
+    bars: bool = False
     jobs: int = 2
 
 
@@ -38,19 +41,31 @@ def publish(
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
     _check(folder, options, progress)
     hub = open_hub(reference.hub, options.token)
-    hub.publish(folder, tuple(files), reference.repository, options.private)
-    lines, _ = hub_list.compare(folder, f"{reference.hub}://{reference.repository}", options.token)
+    hub.publish(folder, tuple(files), reference.repository, options.private, options.bars)
+    snapshot = hub.snapshot(reference.repository, None)
+    lines = [sums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
+    lines = [line for line in lines if line.path in files]
     wrong = [finding.message for finding in sums.check(folder, lines, progress, options.jobs)]
     wrong += [f"{path} is not listed" for path in sorted(files.keys() - {line.path for line in lines})]
     if wrong:
         raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)
     figures = {
         "published": f"{len(files)} files, every digest as {hub.title} lists it",
-        "repository": lines[0].origin,
+        "repository": snapshot.uri,
         "published_nbytes": sum(files.values()),
     }
     table = Table("files", ("path", "size_nbytes"), tuple(files.items()))
-    return Report("publish", f"{folder.name}: published", figures, (table,))
+    return Report("publish", f"{folder.name}: published", figures, (table,), _others(snapshot, files))
+
+
+def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
+    """Returns a warning about what was in the repository before: who downloads this gets that, too."""
+    others = [file.path for file in snapshot.files if file.path not in files and not file.path.startswith(".")]
+    if not others:
+        return []
+    shown = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+    message = f"holds {len(others)} files beside these, which come with every download: {shown}"
+    return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 
 
 def _check(folder: Path, options: Options, progress: Progress) -> None:
