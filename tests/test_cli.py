@@ -132,6 +132,11 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
         ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
         ("recipes --on source", "--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC"),
+        (
+            "verify hf://a/b",
+            "hf://a/b is a repository, and this command reads what is here",
+            "wanconv download hf://a/b",
+        ),
         ("recipes none.toml", "recipe none.toml cannot be read", "check the path"),
     ],
 )

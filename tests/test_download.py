@@ -310,7 +310,7 @@ def test_a_redirect_out_of_http_is_refused(hub: Hub, options: Options, target: s
     refused(options, InputError, "which is not safe")
 
 
-@pytest.mark.parametrize(("source", "other"), [("hf", "--source modelscope"), ("modelscope", "--source hf")])
+@pytest.mark.parametrize(("source", "other"), [("hf", "ms://owner/else"), ("modelscope", "hf://owner/else")])
 def test_an_unknown_model_offers_the_other_hub_and_does_not_take_it(
     hub: Hub, options: Options, source: str, other: str
 ) -> None:

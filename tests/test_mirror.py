@@ -91,3 +91,5 @@ def test_the_commands_take_addresses(hub: Hub, tmp_path: Path) -> None:
     assert not (tmp_path / "name-fp16").exists()
     done = run("convert", "hf://owner/name", "-r", "fp16", cwd=tmp_path, **hub.environment())
     assert (done.returncode, done.stdout.startswith("name-fp16: written")) == (0, True)
+    done = run("inspect", "owner/name", cwd=tmp_path, **hub.environment())
+    assert (done.returncode, "write hf://owner/name where it is a repository" in done.stderr) == (3, True)

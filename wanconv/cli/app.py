@@ -1,6 +1,7 @@
 """The commands: one thin function each, with its options and examples."""
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,11 +61,39 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
 ]
-Source = Annotated[Path, typer.Argument(help="A model folder, or one weight file.", show_default="the current folder")]
+
+
+def _repository(path: Path) -> str | None:
+    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
+    hub, _, name = str(path).partition(":/")
+    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
+
+
+def _here(path: Path | None) -> Path | None:
+    """Returns the path; raises UsageError where it is a repository's."""
+    if path is not None and (repository := _repository(path)) is not None:
+        message = f"{repository} is a repository, and this command reads what is here"
+        raise UsageError(message, f"wanconv download {repository} brings it here")
+    return path
+
+
+def _here_or_there(path: Path) -> Path:
+    """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
+    if len(path.parts) == 2 and not path.is_absolute() and _repository(path) is None and not os.path.lexists(path):
+        raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
+    return path
+
+
+Source = Annotated[
+    Path,
+    typer.Argument(help="A model folder, or one weight file.", show_default="the current folder", callback=_here),
+]
 SourceOrHub = Annotated[
     Path,
     typer.Argument(
-        help="A model folder, one weight file, or hf://OWNER/NAME, ms://…", show_default="the current folder"
+        help="A model folder, one weight file, or hf://OWNER/NAME, ms://…",
+        show_default="the current folder",
+        callback=_here_or_there,
     ),
 ]
 Expert = Annotated[
@@ -141,12 +170,6 @@ def inspect(
     show(verbs.inspect(path, expert, tuple(exclude or ()), tensors))
 
 
-def _repository(path: Path) -> str | None:
-    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
-    hub, _, name = str(path).partition(":/")
-    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
-
-
 @app.command(
     epilog=_examples(
         "wanconv recipes",
@@ -158,7 +181,7 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=_complete_recipe)
     ] = None,
-    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.")] = None,
+    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.", callback=_here)] = None,
     layout: Layout = None,
     comfyui_generation: ComfyuiGeneration = None,
     json: Json = False,
@@ -333,7 +356,9 @@ def download(
 )
 def verify(
     path: Source = Path(),
-    against: Annotated[Path | None, typer.Option(help="Prove every element against this source.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Prove every element against this source.", callback=_here)
+    ] = None,
     lora: Loras = None,
     sums: Annotated[
         list[Path] | None,
@@ -385,7 +410,9 @@ def verify(
 )
 def validate(
     candidate: Source = Path(),
-    against: Annotated[Path | None, typer.Option(help="The model it was made from; without it only safety.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The model it was made from; without it only safety.", callback=_here)
+    ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full, or a .toml file.")] = "standard",
     numerics: Annotated[
         str | None,

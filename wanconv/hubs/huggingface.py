@@ -26,7 +26,7 @@ from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 _T = TypeVar("_T")
 _DELAYS_S = (1.0, 2.0, 4.0)
 _LONGEST_WAIT_S = 300.0
-_LATER = "check the network and try again; --source modelscope asks the other hub"
+_REVISION = "check the revision: a branch, a tag or a commit"
 
 
 class HuggingFace:
@@ -72,6 +72,7 @@ class HuggingFace:
     def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
         """Returns the client's answer, asked for again where the hub is busy, which the client itself does for lists
         alone; its errors become InputErrors that say what to do."""
+        later = f"check the network and try again, or ask the other hub: ms://{repository}"
         try:
             for delay_s in _DELAYS_S:
                 try:
@@ -86,15 +87,15 @@ class HuggingFace:
             hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token"
             raise InputError(f"{repository} on {self.title} is gated", hint) from error
         except RevisionNotFoundError as error:
-            raise InputError(f"{repository} on {self.title} has no revision {revision}", "check --revision") from error
+            raise InputError(f"{repository} on {self.title} has no revision {revision}", _REVISION) from error
         except (RepositoryNotFoundError, HFValidationError) as error:
             message = f"{self.title} has no model {repository}, or not for this token"
-            raise InputError(message, f"check the name, set {self.token_name}, or try --source modelscope") from error
+            raise InputError(message, f"check the name, set {self.token_name}, or try ms://{repository}") from error
         except OfflineModeIsEnabled as error:
             raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE") from error
         except HfHubHTTPError as error:
             answer = f"{error.response.status_code} {error.response.reason_phrase}"
-            raise InputError(f"{self.title} answers {answer} to a question about {repository}", _LATER) from error
+            raise InputError(f"{self.title} answers {answer} to a question about {repository}", later) from error
         except RuntimeError as error:  # of an upload, around what the payload's server answered
             why = error.__cause__
             answer = f"it answers {why.response.status_code}" if isinstance(why, HfHubHTTPError) else type(why).__name__
@@ -109,7 +110,7 @@ class HuggingFace:
             KeyError,
         ) as error:  # the last three: an answer of other form
             what = "cannot be reached" if isinstance(error, HTTPError | OSError) else "answers what no hub does"
-            raise InputError(f"{self.title} {what} at {self._endpoint}: {type(error).__name__}", _LATER) from error
+            raise InputError(f"{self.title} {what} at {self._endpoint}: {type(error).__name__}", later) from error
 
 
 def _remote(entry: RepoFile) -> RemoteFile:

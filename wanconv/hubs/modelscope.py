@@ -27,7 +27,6 @@ from wanconv.errors import InputError, UsageError
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LATER = "check the network and try again; --source hf asks the other hub"
 
 
 class ModelScope:
@@ -45,7 +44,9 @@ class ModelScope:
             listed = self._client.list_repo_files(repository, "model", revision=asked)
         files = [RemoteFile(one.path, one.size, "sha256", one.sha256 or "") for one in listed if not one.is_dir]
         if odd := [file.path for file in files if not _SHA256.fullmatch(file.digest)]:
-            raise InputError(f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _LATER, odd)
+            raise InputError(
+                f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _later(repository), odd
+            )
         return Snapshot(self.name, repository, asked, None, tuple(sorted(files, key=lambda file: file.path)))
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
@@ -82,11 +83,19 @@ class ModelScope:
             raise InputError(f"{repository} on {self.title} needs a token that is allowed to do this", hint) from error
         except NotExistError as error:
             message = f"{self.title} has no model {repository} with a revision {revision}, or not for this token"
-            raise InputError(message, f"check the name, set {self.token_name}, or try --source hf") from error
+            raise InputError(message, f"check the name, set {self.token_name}, or try hf://{repository}") from error
         except (NetworkError, RequestException) as error:
             message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
-            raise InputError(message, _LATER) from error
+            raise InputError(message, _later(repository)) from error
         except (HubError, RuntimeError) as error:  # the latter after many commits that failed
-            raise InputError(f"{self.title} refuses what was asked about {repository}: {error}", _LATER) from error
+            raise InputError(
+                f"{self.title} refuses what was asked about {repository}: {error}", _later(repository)
+            ) from error
         except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.title} answers what no hub does: {type(error).__name__}", _LATER) from error
+            raise InputError(
+                f"{self.title} answers what no hub does: {type(error).__name__}", _later(repository)
+            ) from error
+
+
+def _later(repository: str) -> str:
+    return f"check the network and try again, or ask the other hub: hf://{repository}"

@@ -65,7 +65,10 @@ def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], M
     if absent := [word for word in wish.only if not owned & _components((word,))]:
         known = sorted({name for path in paths for name in owners(path)})
         hint = f"choose among {', '.join(known)}" if known else "leave --only out"
-        raise UsageError(f"the repository has no file of {', '.join(absent)}", hint)
+        globs = wish.include or wish.exclude
+        left = " that --include and --exclude leave" if globs else ""
+        hint = "check --include and --exclude" if globs else hint
+        raise UsageError(f"the repository has no file of {', '.join(absent)}{left}", hint)
     if not wanted:
         raise UsageError("no file of the repository is wanted", "check --include and --exclude")
     return wanted, skipped
