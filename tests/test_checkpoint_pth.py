@@ -126,6 +126,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "record twice":              (laid(("a/data.pkl", GOOD), ("a/x", b""), ("a/x", b"")), "holds the record a/x twice"),
     "NUL in a record's name":    (with_pickle(GOOD).replace(b"byteorder", b"byte\0rder"), "directory is damaged"),
     "records on one another":    (overlapping(),                                     "overlaps another one"),
+    "marked as a folder":        (patched(SAVED.rindex(b"archive/data/0") - 8, b"\x10"), "data/0 is marked as a folder"),
     "wrong CRC":                 (SAVED.replace(b"FloatStorage", b"floatStorage"),   "does not fit its CRC"),
     "local header elsewhere":    (SAVED.replace(b"archive/version", b"archive/versiom", 1), "not where the directory"),
     "big-endian":                (with_pickle(GOOD).replace(b"little", b"bigbig"),   "does not fit its CRC"),

@@ -25,6 +25,7 @@ _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; torch calls its paddin
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "too big for this field: see ZIP64"
 _VERSION, _VERSION64 = 20, 45  # needed to read it: 2.0, 4.5 with ZIP64
 _ENCRYPTED = 0x1
+_FOLDER = 0x10  # of the external attributes: MS-DOS's own
 _MAX_DIRECTORY = 64_000_000  # bytes
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
@@ -153,7 +154,7 @@ def _entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, in
     position = 0
     for _ in range(count):
         mark, _, _, flags, method, _, _, crc, packed, nbytes, *rest = _CENTRAL.unpack_from(directory, position)
-        name_size, extra_size, comment_size, disk, _, _, start = rest
+        name_size, extra_size, comment_size, disk, _, attributes, start = rest
         position += _CENTRAL.size
         raw = directory[position : position + name_size]
         extra = directory[position + name_size : position + name_size + extra_size]
@@ -163,6 +164,8 @@ def _entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, in
             raise InputError(f"{path}: its zip directory is damaged at {name!r}", _DAMAGED)
         if method or flags & _ENCRYPTED:
             raise InputError(f"{path}: its record {name} is compressed or encrypted, which torch never does", _RE_SAVE)
+        if attributes & _FOLDER:  # torch takes its size and reads nothing: the tensor is whatever memory held
+            raise InputError(f"{path}: its record {name} is marked as a folder", _DAMAGED)
         nbytes, packed, start = _widen((nbytes, packed, start), extra)
         if nbytes != packed:
             raise InputError(f"{path}: its record {name} has two sizes, {nbytes} and {packed} bytes", _DAMAGED)
