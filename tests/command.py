@@ -25,9 +25,13 @@ def run(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Comple
 
 
 class Done(NamedTuple):
+    """`cpu_s` and `peak_nbytes` are what the command took beyond a process that has all modules loaded."""
+
     exit_code: int
     output: str
     errors: str
+    cpu_s: float
+    peak_nbytes: int
 
 
 # Loads the command line once and forks for every command: processes of their own for the price of one start.
@@ -43,6 +47,10 @@ results = []
 imports, commands = json.load(sys.stdin)
 for module in imports:
     importlib.import_module(module)
+bare = os.fork()
+if not bare:
+    os._exit(0)
+before = os.wait4(bare, 0)[2]
 for arguments in commands:
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         child = os.fork()
@@ -51,10 +59,11 @@ for arguments in commands:
             os.dup2(errors.fileno(), 2)
             sys.argv = ["wanconv", *arguments]
             main()
-        status = os.waitpid(child, 0)[1]
+        _, status, used = os.wait4(child, 0)
         output.seek(0)
         errors.seek(0)
-        results.append([os.waitstatus_to_exitcode(status), output.read(), errors.read()])
+        cost = [used.ru_utime + used.ru_stime, (used.ru_maxrss - before.ru_maxrss) << 10]
+        results.append([os.waitstatus_to_exitcode(status), output.read(), errors.read(), *cost])
 print(json.dumps(results))
 """
 

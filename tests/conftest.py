@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from battery import SCALES, Scale
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; child processes inherit it
 # Tests compute little at a time: torch's threads would mostly wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith("WANCONV_")]:
     del os.environ[name]  # the developer's own settings are not what is tested
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--battery", choices=SCALES, default="sample", help="how much the tests of the battery try")
+
+
+@pytest.fixture(scope="session")
+def scale(pytestconfig: pytest.Config) -> Scale:
+    """How much to try: see scripts/battery."""
+    return SCALES[pytestconfig.getoption("--battery")]
+
 
 _connect = socket.socket.connect
 

@@ -1,0 +1,223 @@
+"""The trust battery: which tests prove what, how much each must try, and the table of a run. See scripts/battery."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reliability.md"
+HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
+CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
+PARTS = 4  # that a test of thousands of cases is cut into, for several cores
+BYTES, NAMES = "test_convert_bytes.py", "test_hubs_names.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much a run tries. `sample` is what an ordinary run of the tests does."""
+
+    header_mutants: int
+    pth_mutants: int
+    kills: int
+    every_error: bool
+    """of a call, EIO and ENOSPC; else one after the other"""
+
+
+SCALES = {
+    "sample": Scale(header_mutants=2_000, pth_mutants=1_000, kills=8, every_error=False),
+    "quick": Scale(header_mutants=20_000, pth_mutants=4_000, kills=30, every_error=True),
+    "nightly": Scale(header_mutants=1_000_000, pth_mutants=100_000, kills=300, every_error=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tests of one subject: whole files, or FILE::TEST. `least` is the number of cases that may not be missing.
+
+    `needs` is what a machine may lack: only then may tests be skipped.
+    """
+
+    title: str
+    tests: tuple[str, ...]
+    least: Callable[[Scale], int]
+    proves: str
+    needs: str = ""
+
+
+# fmt: off
+SUITES = (
+    Suite("hostile and broken inputs",
+          (f"{HOSTILE}::test_broken_input_is_refused_in_a_sentence",
+           f"{HOSTILE}::test_a_refusal_costs_less_than_a_second_and_200_mb"),
+          lambda scale: 120,
+          "Each through `inspect` and `convert`: a line with file and reason, a hint, exit code 3, no traceback; less "
+          "than a second of processor time and 200 MB beyond the start of Python."),
+    Suite("mutants of safetensors headers",
+          (f"{HEADERS}::test_a_mutant_is_refused_or_read_as_the_library_reads_it",),
+          lambda scale: scale.header_mutants,
+          "Nothing but a refusal escapes, and nothing is accepted that safetensors refuses or reads otherwise."),
+    Suite("mutants of .pth files",
+          (f"{PTH}::test_a_mutant_is_refused_or_read_as_torch_reads_it",), lambda scale: scale.pth_mutants,
+          "Nothing but a refusal escapes, and what is accepted is what torch reads from the file."),
+    Suite("SIGKILL of convert",
+          (f"{CRASH}::test_runs_killed_at_random_moments_go_on_to_the_same_bytes",), lambda scale: scale.kills,
+          "Killed while it writes, the same command goes on to the bytes of an undisturbed run; nothing half made is "
+          "ever OUT, and what is written again is a block of each worker at most."),
+    Suite("any call fails once",
+          (f"{CRASH}::test_any_call_may_fail_once_and_the_same_command_goes_on",
+           f"{CRASH}::test_any_call_may_fail_while_a_finished_out_is_replaced"), lambda scale: 200,
+          "Each mkdir, open, write, fsync, rename, unlink and rmdir of `convert` fails with EIO or ENOSPC, or is its "
+          "last: exit code 7 or a right output, and the rerun is identical."),
+    Suite("any system call fails once",
+          (f"{CRASH}::test_any_system_call_on_the_target_may_fail_once",), lambda scale: 40,
+          "The same from outside, by strace, with the calls that are made in C.", needs="strace"),
+    Suite("a full disk",
+          (f"{CRASH}::test_a_disk_that_fills_up_during_the_run_ends_it_and_the_same_command_goes_on",), lambda scale: 8,
+          "A real file system fills up during `convert`, at 8 sizes: exit code 7, the source untouched, and the "
+          "rerun is identical.",
+          needs="root, to mount a small file system"),
+    Suite("attacks by names and links",
+          (NAMES,), lambda scale: 40,
+          "Paths, links, devices and look-alikes in a hub's list or in the target: nothing outside is touched."),
+    Suite("the same bytes",
+          (BYTES,), lambda scale: 20,
+          "Threads, blocks, places and stops do not show in the output."),
+)
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A test as it ended."""
+
+    file: str
+    test: str
+    seconds: float
+    count: int
+    fault: str
+    skipped: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    suite: Suite
+    cases: int
+    passed: int
+    seconds: float
+    fault: str
+    skipped: str
+
+    @property
+    def verdict(self) -> str:
+        return self.fault or (f"skipped: {self.skipped}" if self.skipped else "passed")
+
+
+def read(junit: Path) -> Iterator[Case]:
+    """Yields the tests of pytest's junit XML, whose property `cases` says how many a test stands for."""
+    for element in ElementTree.parse(junit).iter("testcase"):
+        counts = [int(one.attrib["value"]) for one in element.iter("property") if one.attrib["name"] == "cases"]
+        faults = [one for one in element if one.tag in ("failure", "error")]
+        skips = [one.attrib.get("message", "") for one in element if one.tag == "skipped"]
+        yield Case(
+            element.attrib["classname"].rpartition(".")[2] + ".py",
+            element.attrib["name"].partition("[")[0],
+            float(element.attrib["time"]),
+            sum(counts) if counts else int(not skips),
+            element.attrib["name"] if faults else "",
+            skips[0] if skips else "",
+        )
+
+
+def judge(suite: Suite, scale: Scale, cases: Sequence[Case]) -> Result:
+    """Returns what became of a suite: it fails with any of its tests, and where it tried less than it promises."""
+    mine = [one for one in cases if one.file in suite.tests or f"{one.file}::{one.test}" in suite.tests]
+    count = sum(one.count for one in mine)
+    passed = sum(one.count for one in mine if not one.fault)
+    faults = [one.fault for one in mine if one.fault]
+    skipped = [one.skipped for one in mine if one.skipped]
+    fault = ""
+    if faults:
+        fault = f"FAILED: {faults[0]}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else "")
+    elif count < suite.least(scale) and not (skipped and suite.needs):
+        fault = f"TOO SMALL: {suite.least(scale)} promised"
+    excuse = f"needs {suite.needs}" if skipped and suite.needs else "; ".join(skipped[:1])
+    return Result(suite, count, passed, sum(one.seconds for one in mine), fault, excuse)
+
+
+def run(scale: str, junit: Path) -> None:
+    """Runs the tests of every suite at once, on every core."""
+    tests = [f"tests/{test}" for suite in SUITES for test in suite.tests]
+    marks = "not gpu" if scale == "nightly" else "not gpu and not slow"
+    options = ["-m", marks, "-n", "auto", "--dist", "worksteal", "--battery", scale, f"--junit-xml={junit}", "-q"]
+    subprocess.run([sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, check=False)
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    table = Table("suite", "cases", "passed", "seconds", "verdict", title="The trust battery")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for one in results:
+        colour = "red" if one.fault else "yellow" if one.skipped else "green"
+        row = one.suite.title, f"{one.cases:,}", f"{one.passed:,}", f"{one.seconds:.0f}"
+        table.add_row(*row, f"[{colour}]{one.verdict}[/]")
+    console.print(table)
+
+
+HEAD = """# Reliability
+
+What `scripts/battery --{scale}` showed of wanconv {version} on {machine}.
+Seconds are summed over a suite's tests, which run on every core. `--quick` takes minutes; CI runs the same as part of
+all tests. `--nightly` tries more of everything. A suite fails with any of its tests, and where it tries less than
+[tests/battery.py](../tests/battery.py) promises; what a machine lacks for one is named.
+
+| suite | cases | passed | seconds | verdict |
+|---|---:|---:|---:|---|
+"""
+
+
+def page(results: Sequence[Result], scale: str) -> str:
+    """Returns docs/reliability.md."""
+    python, torch = platform.python_version(), version("torch")
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {python}, torch {torch}"
+    rows = [
+        f"| {one.suite.title} | {one.cases:,} | {one.passed:,} | {one.seconds:.0f} | {one.verdict} |" for one in results
+    ]
+    proofs = [f"- **{one.suite.title}** – {one.suite.proves}" for one in results]
+    head = HEAD.format(scale=scale, version=version("wanconv"), machine=machine)
+    return head + "\n".join([*rows, "", *proofs]) + "\n"
+
+
+def main() -> int:
+    """Runs the battery, prints its table and writes the page; `--of` judges a run of pytest that has been."""
+    parser = argparse.ArgumentParser(prog="scripts/battery", description="Runs the trust battery.")
+    size = parser.add_mutually_exclusive_group()
+    for name in ("quick", "nightly"):
+        size.add_argument(f"--{name}", dest="scale", action="store_const", const=name, default="quick")
+    parser.add_argument("--of", type=Path, metavar="JUNIT", help="judge this run of pytest instead; writes no page")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        junit = options.of or Path(folder) / "junit.xml"
+        if options.of is None:
+            run(options.scale, junit)
+        cases = list(read(junit))
+    results = [judge(suite, SCALES[options.scale], cases) for suite in SUITES]
+    show(results, Console())
+    if options.of is None:
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(results, options.scale))
+    return int(any(one.fault for one in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
