@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
 CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
-BYTES, NAMES = "test_convert_bytes.py", "test_hubs_names.py"
+PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,9 @@ SUITES = (
           "A real file system fills up during `convert`, at 8 sizes: exit code 7, the source untouched, and the "
           "rerun is identical.",
           needs="root, to mount a small file system"),
+    Suite("pickles that would run something",
+          (PICKLES,), lambda scale: 15,
+          "Each of them runs when torch is told to trust it; here each is refused in a sentence, and none has run."),
     Suite("attacks by names and links",
           (NAMES,), lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list or in the target: nothing outside is touched."),
