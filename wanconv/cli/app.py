@@ -1,17 +1,36 @@
 """The commands: one thin function each, with its options and examples."""
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from wanconv import __version__
 from wanconv.cli.console import SETTINGS, fail, is_shown, progress, show
-from wanconv.errors import InputError, Interrupted, OutputError, UsageError, WanconvError
+from wanconv.cli.options import (
+    ComfyuiGeneration,
+    Exclude,
+    Expert,
+    Jobs,
+    Json,
+    Layout,
+    Loras,
+    Quiet,
+    Source,
+    SourceOrHub,
+    Token,
+    Verbose,
+    complete_layout,
+    complete_recipe,
+    here,
+    nbytes,
+    pixels,
+    repository_of,
+)
+from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
 from wanconv.naming import nearest
 
 app = typer.Typer(
@@ -30,107 +49,6 @@ app = typer.Typer(
 
 def _examples(*lines: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(lines)
-
-
-def _complete_recipe(incomplete: str) -> list[str]:
-    from wanconv.recipe import names
-
-    return [name for name in names() if name.startswith(incomplete)]
-
-
-def _complete_layout(incomplete: str) -> list[str]:
-    from wanconv.layouts import LAYOUTS
-
-    return [name for name in LAYOUTS if name.startswith(incomplete)]
-
-
-def _set_quiet(value: bool) -> bool:
-    SETTINGS.quiet = SETTINGS.quiet or value
-    return value
-
-
-def _set_verbose(value: bool) -> bool:
-    SETTINGS.verbose = SETTINGS.verbose or value
-    return value
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
-]
-
-
-def _repository(path: Path) -> str | None:
-    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
-    hub, _, name = str(path).partition(":/")
-    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
-
-
-def _here(path: Path | None) -> Path | None:
-    """Returns the path; raises UsageError where it is a repository's."""
-    if path is not None and (repository := _repository(path)) is not None:
-        message = f"{repository} is a repository, and this command reads what is here"
-        raise UsageError(message, f"wanconv download {repository} brings it here")
-    return path
-
-
-def _here_or_there(path: Path) -> Path:
-    """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
-    if len(path.parts) == 2 and not path.is_absolute() and _repository(path) is None and not os.path.lexists(path):
-        raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
-    return path
-
-
-Source = Annotated[
-    Path,
-    typer.Argument(help="A model folder, or one weight file.", show_default="the current folder", callback=_here),
-]
-SourceOrHub = Annotated[
-    Path,
-    typer.Argument(
-        help="A model folder, one weight file, or hf://OWNER/NAME, ms://…",
-        show_default="the current folder",
-        callback=_here_or_there,
-    ),
-]
-Expert = Annotated[
-    Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
-]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        help="Merge a LoRA, with its strength: FILE:0.8; into one expert: high=FILE, low=FILE. Repeatable.",
-        metavar="[EXPERT=]FILE[:STRENGTH]",
-    ),
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(
-        help="The client to write for, such as diffusers or comfyui.",
-        show_default="the source's own",
-        autocompletion=_complete_layout,
-        envvar="WANCONV_LAYOUT",
-    ),
-]
-ComfyuiGeneration = Annotated[
-    Literal["native", "legacy"] | None,
-    typer.Option(help="How --layout comfyui stores scales: legacy is scaled_fp8.", show_default="native"),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(help="Access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"),
-]
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs", "-j", min=1, max=64, help="Threads.", show_default="one per core and one more", envvar="WANCONV_JOBS"
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -165,7 +83,7 @@ def inspect(
     """Say what a checkpoint is: family, components, naming, dtypes, sizes. Reads headers only."""
     from wanconv.verbs import inspect as verbs
 
-    if (repository := _repository(path)) is not None:
+    if (repository := repository_of(path)) is not None:
         show(verbs.inspect_remote(repository, expert, tuple(exclude or ()), tensors, token))
     show(verbs.inspect(path, expert, tuple(exclude or ()), tensors))
 
@@ -179,9 +97,9 @@ def inspect(
 )
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=_complete_recipe)
+        str | None, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=complete_recipe)
     ] = None,
-    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.", callback=_here)] = None,
+    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.", callback=here)] = None,
     layout: Layout = None,
     comfyui_generation: ComfyuiGeneration = None,
     json: Json = False,
@@ -215,7 +133,7 @@ def convert(
             "--recipe",
             "-r",
             help="A recipe's name, or a .toml file.",
-            autocompletion=_complete_recipe,
+            autocompletion=complete_recipe,
             envvar="WANCONV_RECIPE",
         ),
     ] = ...,  # type: ignore[assignment]  # Typer's way to say that an option is required
@@ -265,7 +183,7 @@ def convert(
         layout=layout,
         comfyui_generation=comfyui_generation,
         out=out,
-        shard_nbytes=None if shard_size is None else _nbytes(shard_size, "--shard-size"),
+        shard_nbytes=None if shard_size is None else nbytes(shard_size, "--shard-size"),
         expert=expert,
         exclude=tuple(exclude or ()),
         base_model=base_model,
@@ -277,7 +195,7 @@ def convert(
         report=report,
         jobs=jobs or default_jobs(),
     )
-    if (repository := _repository(source)) is not None:
+    if (repository := repository_of(source)) is not None:
         if dry_run:
             show(verbs.preview_remote(repository, options, token, keep_source))
         with progress() as tell:
@@ -357,7 +275,7 @@ def download(
 def verify(
     path: Source = Path(),
     against: Annotated[
-        Path | None, typer.Option(help="Prove every element against this source.", callback=_here)
+        Path | None, typer.Option(help="Prove every element against this source.", callback=here)
     ] = None,
     lora: Loras = None,
     sums: Annotated[
@@ -370,7 +288,7 @@ def verify(
     ] = None,
     client: Annotated[
         str | None,
-        typer.Option("--for", help="Check that this layout's client reads it.", autocompletion=_complete_layout),
+        typer.Option("--for", help="Check that this layout's client reads it.", autocompletion=complete_layout),
     ] = None,
     token: Token = None,
     expert: Expert = None,
@@ -411,7 +329,7 @@ def verify(
 def validate(
     candidate: Source = Path(),
     against: Annotated[
-        Path | None, typer.Option(help="The model it was made from; without it only safety.", callback=_here)
+        Path | None, typer.Option(help="The model it was made from; without it only safety.", callback=here)
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, standard or full, or a .toml file.")] = "standard",
     numerics: Annotated[
@@ -461,13 +379,13 @@ def validate(
         numerics=numerics,
         full_length=full_length,
         steps=steps,
-        size=None if size is None else _size(size),
+        size=None if size is None else pixels(size),
         frames=frames,
         seed=seed,
         image=image,
         last_image=last_image,
         audio=audio,
-        memory_nbytes=_nbytes(memory, "--memory"),
+        memory_nbytes=nbytes(memory, "--memory"),
         device=device,
         out=out,
         expert=expert,
@@ -478,13 +396,6 @@ def validate(
     with progress() as tell:
         report = verbs.validate(candidate, options, tell)
     show(report)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise UsageError(f"--size {text} is no size", "write it as 832x480")
-    return int(width), int(height)
 
 
 @app.command(
@@ -523,21 +434,6 @@ def demo(
     with progress() as tell:
         report = verb(folder, tell)
     show(report)
-
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def _nbytes(text: str, option: str) -> int:
-    digits = text.strip().upper().rstrip("BIKMG")
-    unit = text.strip().upper()[len(digits) :]
-    try:
-        value = int(float(digits) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{option} {text} is no size", "write it as 5GB, 500MB or 2GiB") from None
-    if value < 10**6:
-        raise UsageError(f"{option} {text} is below 1 MB", "choose a larger one")
-    return value
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -1,0 +1,133 @@
+"""Options that commands share, and what is typed into them: sizes, repositories, names to be completed."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from wanconv.cli.console import SETTINGS
+from wanconv.errors import InputError, UsageError
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    from wanconv.recipe import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def complete_layout(incomplete: str) -> list[str]:
+    from wanconv.layouts import LAYOUTS
+
+    return [name for name in LAYOUTS if name.startswith(incomplete)]
+
+
+def _set_quiet(value: bool) -> bool:
+    SETTINGS.quiet = SETTINGS.quiet or value
+    return value
+
+
+def _set_verbose(value: bool) -> bool:
+    SETTINGS.verbose = SETTINGS.verbose or value
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
+]
+
+
+def repository_of(path: Path) -> str | None:
+    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
+    hub, _, name = str(path).partition(":/")
+    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
+
+
+def here(path: Path | None) -> Path | None:
+    """Returns the path; raises UsageError where it is a repository's."""
+    if path is not None and (repository := repository_of(path)) is not None:
+        message = f"{repository} is a repository, and this command reads what is here"
+        raise UsageError(message, f"wanconv download {repository} brings it here")
+    return path
+
+
+def _here_or_there(path: Path) -> Path:
+    """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
+    if len(path.parts) == 2 and not path.is_absolute() and repository_of(path) is None and not os.path.lexists(path):
+        raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
+    return path
+
+
+Source = Annotated[
+    Path,
+    typer.Argument(help="A model folder, or one weight file.", show_default="the current folder", callback=here),
+]
+SourceOrHub = Annotated[
+    Path,
+    typer.Argument(
+        help="A model folder, one weight file, or hf://OWNER/NAME, ms://…",
+        show_default="the current folder",
+        callback=_here_or_there,
+    ),
+]
+Expert = Annotated[
+    Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
+]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        help="Merge a LoRA, with its strength: FILE:0.8; into one expert: high=FILE, low=FILE. Repeatable.",
+        metavar="[EXPERT=]FILE[:STRENGTH]",
+    ),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="The client to write for, such as diffusers or comfyui.",
+        show_default="the source's own",
+        autocompletion=complete_layout,
+        envvar="WANCONV_LAYOUT",
+    ),
+]
+ComfyuiGeneration = Annotated[
+    Literal["native", "legacy"] | None,
+    typer.Option(help="How --layout comfyui stores scales: legacy is scaled_fp8.", show_default="native"),
+]
+Token = Annotated[
+    str | None,
+    typer.Option(help="Access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs", "-j", min=1, max=64, help="Threads.", show_default="one per core and one more", envvar="WANCONV_JOBS"
+    ),
+]
+
+
+def pixels(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UsageError(f"--size {text} is no size", "write it as 832x480")
+    return int(width), int(height)
+
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def nbytes(text: str, option: str) -> int:
+    digits = text.strip().upper().rstrip("BIKMG")
+    unit = text.strip().upper()[len(digits) :]
+    try:
+        value = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"{option} {text} is no size", "write it as 5GB, 500MB or 2GiB") from None
+    if value < 10**6:
+        raise UsageError(f"{option} {text} is below 1 MB", "choose a larger one")
+    return value
