@@ -46,6 +46,12 @@ def test_the_tags_are_what_the_family_does(release: str, tag: str | None, tiny: 
     assert data["tags"] == ["wan", "wanconv"]
 
 
+def test_a_cogvideox_is_not_tagged_as_wan(tiny: Callable[..., Path]) -> None:
+    data, _ = card(tiny("cogvideox-2b"), "keep", "diffusers")
+    assert data["pipeline_tag"] == "text-to-video"
+    assert data["tags"] == ["cogvideox", "wanconv"]
+
+
 def test_the_library_is_named_where_the_layout_is_its_own(tiny: Callable[..., Path]) -> None:
     assert card(tiny(A14B), "keep", "diffusers")[0]["library_name"] == "diffusers"
     assert "library_name" not in card(tiny(A14B), "keep")[0]

@@ -1,6 +1,7 @@
 """The model card of a converted folder: what it is, what it was made from, how to load it."""
 
 from wanconv.families import DENOISERS
+from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.plan import Plan, by_component
 from wanconv.tensors import DTYPES
 
@@ -26,7 +27,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         *(["library_name: diffusers"] if plan.layout.name == "diffusers" else []),
         *([f"pipeline_tag: {tag}"] if whole and (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
         "tags:",
-        "- wan",
+        f"- {'cogvideox' if model.family.name in COGVIDEOX else 'wan'}",
         "- wanconv",
     ]
     rows = []
