@@ -34,6 +34,20 @@ FLOORS = [
 FLOOR = {"__version__": -1} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
+def test_contributing_draws_the_floors_as_they_are() -> None:
+    drawn = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        if row := re.match(r"\| (\d+) \| (`[^|]+) \|", line):
+            rooms = {room.rstrip("/").replace("/", ".") for room in re.findall(r"`([^`]+)`", row[2])}
+            drawn[int(row[1])] = rooms
+    held = {
+        number: {"verbs"} if number == 6 else set(rooms)
+        for number, rooms in enumerate(FLOORS)
+        if "__init__" not in rooms
+    }
+    assert drawn == held
+
+
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
