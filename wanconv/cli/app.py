@@ -35,9 +35,9 @@ from wanconv.naming import nearest
 
 app = typer.Typer(
     name="wanconv",
-    help="Pre-bake video diffusion checkpoints: inspect, convert, verify, validate. Exit codes: 0 done · 1 a check "
-    "failed · 2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or overflow · 6 quality below "
-    "the gate · 7 cannot write · 130 interrupted, resumable.",
+    help="Pre-bake video diffusion checkpoints: download, inspect, convert, verify, validate, publish. Exit codes: "
+    "0 done · 1 a check failed · 2 usage or refused · 3 unreadable input · 4 digest mismatch · 5 not finite or "
+    "overflow · 6 quality below the gate · 7 cannot write · 130 interrupted, resumable.",
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={
@@ -80,7 +80,7 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a checkpoint is: family, components, naming, dtypes, sizes. Reads headers only."""
+    """Say what a checkpoint is, and which clients read it: family, components, dtypes, sizes. Reads headers only."""
     from wanconv.verbs import inspect as verbs
 
     if (repository := repository_of(path)) is not None:
@@ -153,7 +153,9 @@ def convert(
     lora_allow_unmatched: Annotated[
         bool, typer.Option("--lora-allow-unmatched", help="Merge a LoRA without its keys that name nothing here.")
     ] = False,
-    base_model: Annotated[str | None, typer.Option(help="base_model of the model card.", metavar="OWNER/NAME")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The base that the model card names.", metavar="OWNER/NAME")
+    ] = None,
     hash_source: Annotated[
         bool, typer.Option("--hash-source", help="Put full digests of the source into the manifest.")
     ] = False,
@@ -268,6 +270,7 @@ def download(
     epilog=_examples(
         "wanconv verify baked",
         "wanconv verify baked --against Wan2.2-T2V-A14B",
+        "wanconv verify baked --for comfyui",
         "wanconv verify Wan2.2-T2V-A14B --sums SHA256SUMS",
         "wanconv verify Wan2.2-T2V-A14B --hub recorded",
     )
@@ -322,6 +325,7 @@ def verify(
 @app.command(
     epilog=_examples(
         "wanconv validate baked --against Wan2.2-T2V-A14B -o report",
+        "wanconv validate baked --against Wan2.2-I2V-A14B --image cat.png",
         "wanconv validate Wan2.2-T2V-A14B --numerics fp16",
         "wanconv validate --recheck report/results.json --profile full",
     )
@@ -399,7 +403,7 @@ def validate(
 
 
 @app.command(
-    epilog=_examples("wanconv publish baked me/Wan2.2-T2V-A14B-fp8", "wanconv publish baked hf://me/mine --private")
+    epilog=_examples("wanconv publish baked me/Wan2.2-T2V-A14B-fp8", "wanconv publish baked ms://me/mine --private")
 )
 def publish(
     folder: Annotated[Path, typer.Argument(help="A converted folder.")],

@@ -101,12 +101,20 @@ ComfyuiGeneration = Annotated[
 ]
 Token = Annotated[
     str | None,
-    typer.Option(help="Access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"),
+    typer.Option(
+        help="The hub's access token.", show_default="HF_TOKEN or MODELSCOPE_API_TOKEN, or the login of their clients"
+    ),
 ]
 Jobs = Annotated[
     int | None,
     typer.Option(
-        "--jobs", "-j", min=1, max=64, help="Threads.", show_default="one per core and one more", envvar="WANCONV_JOBS"
+        "--jobs",
+        "-j",
+        min=1,
+        max=64,
+        help="Threads.",
+        show_default="two more than cores, at most 8",
+        envvar="WANCONV_JOBS",
     ),
 ]
 

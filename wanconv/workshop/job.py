@@ -18,7 +18,7 @@ from wanconv.workshop.lora import with_loras
 
 
 def default_jobs() -> int:
-    """Returns how many threads keep every core at work: one more than there are, for one of them waits for the disk."""
+    """Returns how many threads keep every core at work: two more than there are, for some wait for the disk."""
     return min(8, (os.cpu_count() or 1) + 2)
 
 
