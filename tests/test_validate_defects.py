@@ -122,7 +122,11 @@ def test_99_of_100_defects_are_detected_and_9_of_10_named(
     assert sum(named for _, _, _, named, _ in rows) >= 0.9 * len(rows)
 
 
-CLEAN = [*itertools.product((*FAMILIES, *COGVIDEOX), recipe.names(), LAYOUTS)]
+CLEAN = [
+    case
+    for case in itertools.product((*FAMILIES, *COGVIDEOX), recipe.names(), LAYOUTS)
+    if case[::2] != ("cogvideox-2b", "comfyui")  # by shapes alone, as there, a miniature is a 5B
+]
 _WAN = [case for case in CLEAN if case[0] in FAMILIES]
 SHOWN = [_WAN[number] for number in range(0, len(_WAN), len(_WAN) // 6)]
 
