@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,15 @@ def run(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Comple
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Returns when a condition holds; fails where a process ends before that."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process is None or process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 class Done(NamedTuple):

@@ -3,11 +3,12 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from command import wait_for
 
 from wanconv.errors import InputError, Interrupted
 from wanconv.workshop.arrivals import Arrivals
@@ -15,13 +16,6 @@ from wanconv.workshop.needs import Need, peak_nbytes
 
 A, B, C, D = (Path(name) for name in "abcd")
 IN_TURN = [Need(A, 0, 10), Need(B, 10, 20), Need(C, 20, 30), Need(D, 30, 40)]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class Home:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import tiny as tinies
 import torch
-from command import COMMAND, run
+from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save_file
 
@@ -385,14 +384,6 @@ def begun_nbytes(folder: Path) -> int:
         with suppress(FileNotFoundError):
             most = max(most, path.stat().st_size)
     return most
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(hub: Hub, options: Options, tmp_path: Path) -> None:

@@ -30,13 +30,7 @@ PIECE = 1 << 20
 PIECES = 10  # 10 * 2**20 random bit patterns: over 10**7
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a worker of the converter."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker of the converter
 
 
 def patterns(dtype: str) -> Tensor:

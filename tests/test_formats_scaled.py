@@ -1,6 +1,5 @@
 """Scaled formats: their bound, against data that is delicate, and what they make of zeros, extremes and bad numbers."""
 
-from collections.abc import Iterator
 from math import inf, nan
 
 import pytest
@@ -17,13 +16,7 @@ GRANULARITIES = ["tensor", "row"]
 each_way = pytest.mark.parametrize(("storage", "scale"), [(one, scale) for one in SCALED for scale in GRANULARITIES])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a worker of the converter."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in a worker of the converter
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:
