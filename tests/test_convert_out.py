@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from wanconv.checkpoint.writer import publish
+from wanconv.checkpoint.output import publish
 from wanconv.errors import DigestMismatch, OutputError, UsageError
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview

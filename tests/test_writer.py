@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from wanconv.checkpoint.writer import Image, Journal, Payload, Written, publish, write_file, write_images
+from wanconv.checkpoint.output import Written, publish, write_file
+from wanconv.checkpoint.writer import Image, Journal, Payload, write_images
 from wanconv.errors import Interrupted, OutputError
 
 BLOCK = 1 << 14

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from types import FrameType
 
 import xxhash
 
-from wanconv.errors import Interrupted, OutputError
+from wanconv.checkpoint.output import Written, describe_output_error, pwrite_all
+from wanconv.errors import Interrupted
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096
@@ -60,24 +61,6 @@ class Image:
             [[payload.key, payload.offset, payload.nbytes] for payload in self.payloads],
         ]
         return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The digests of one written file: sha256 of the file, xxh3-128 of each tensor's payload by key."""
-
-    path: str
-    nbytes: int
-    sha256: str
-    tensors: Mapping[str, str]
-
-
-def describe_output_error(error: OSError, path: Path) -> OutputError:
-    """Returns the OutputError that says why `path` could not be written."""
-    reason = error.strerror or str(error)
-    return OutputError(
-        f"cannot write {path}: {reason}", "free space or choose another folder, then run the same command"
-    )
 
 
 class Journal:
@@ -165,12 +148,12 @@ class _File:
         direct = len(view) // _ALIGNMENT * _ALIGNMENT if self._direct >= 0 else 0
         try:
             try:
-                _pwrite_all(self._direct, view[:direct], start)
+                pwrite_all(self._direct, view[:direct], start)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems open with O_DIRECT and refuse its writes
                     raise
                 direct = 0
-            _pwrite_all(self._plain, view[direct:], start + direct)
+            pwrite_all(self._plain, view[direct:], start + direct)
         except OSError as error:
             raise describe_output_error(error, self.path) from error
 
@@ -210,12 +193,6 @@ class _File:
             if descriptor >= 0:
                 os.close(descriptor)
         self._plain = self._direct = -1
-
-
-def _pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
-    while len(view):
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
 
 
 @dataclass
@@ -396,57 +373,3 @@ def write_images(
     assert block_nbytes % _ALIGNMENT == 0
     files = [_File(folder, image, block_nbytes) for image in images]
     return _Writer(files, fill, journal, progress, jobs, stop or threading.Event()).run()
-
-
-def write_file(path: Path, content: bytes) -> Written:
-    """Writes a small file, synced."""
-    return write_chunks(path, (content,))
-
-
-def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
-    """Writes a file whose bytes come one after the other, synced."""
-    digest, nbytes = hashlib.sha256(), 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            for chunk in chunks:
-                _pwrite_all(descriptor, memoryview(chunk), nbytes)
-                digest.update(chunk)
-                nbytes += len(chunk)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise describe_output_error(error, path) from error
-    return Written(path.name, nbytes, digest.hexdigest(), {})
-
-
-def sync_folders(root: Path) -> None:
-    """Syncs the directory entries of `root` and everything below it."""
-
-    def fail(error: OSError) -> None:  # by default, os.walk leaves out what it cannot list
-        raise describe_output_error(error, root) from error
-
-    for folder, _, _ in os.walk(root, topdown=False, onerror=fail):
-        _sync_folder(Path(folder))
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise describe_output_error(error, folder) from error
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Makes `folder` appear as `target`, at once: one rename, synced."""
-    try:
-        folder.rename(target)
-    except OSError as error:
-        raise describe_output_error(error, target) from error
-    _sync_folder(target.parent)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv import __version__
-from wanconv.checkpoint.writer import Written, write_chunks, write_file, write_images
+from wanconv.checkpoint.output import Written, write_chunks, write_file
+from wanconv.checkpoint.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.plan import Plan, by_component, by_lora, by_rule, conversion_memory, plan

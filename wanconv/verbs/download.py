@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.checkpoint.writer import sync_folders
+from wanconv.checkpoint.output import sync_folders
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names

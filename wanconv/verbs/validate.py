@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__, verdict
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import describe_output_error, write_file
+from wanconv.checkpoint.output import describe_output_error, write_file
 from wanconv.errors import UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout

@@ -16,7 +16,7 @@ import xxhash
 from wanconv import __version__
 from wanconv.checkpoint import check_file, header_digest, read_header
 from wanconv.checkpoint.files import printable, regular_file, strict_json
-from wanconv.checkpoint.writer import Written
+from wanconv.checkpoint.output import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families import Expert
 from wanconv.hubs import hasher

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
-from wanconv.checkpoint.writer import describe_output_error
+from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import InputError, WanconvError
 from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names

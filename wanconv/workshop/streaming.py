@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wanconv.checkpoint.writer import Fill, Journal, sync_folders
+from wanconv.checkpoint.output import sync_folders
+from wanconv.checkpoint.writer import Fill, Journal
 from wanconv.errors import Interrupted, UsageError
 from wanconv.hubs import RemoteFile
 from wanconv.hubs.ranges import Reader

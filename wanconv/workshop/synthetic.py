@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import Image, Journal, describe_output_error, write_file, write_images
+from wanconv.checkpoint.output import describe_output_error, write_file
+from wanconv.checkpoint.writer import Image, Journal, write_images
 from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES, Expert, fill, identify, targets

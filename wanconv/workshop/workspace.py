@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wanconv.checkpoint.writer import Journal, describe_output_error, publish, sync_folders, write_file
+from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
+from wanconv.checkpoint.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.workshop import manifest
 
