@@ -215,7 +215,7 @@ def test_a_payload_that_would_make_a_file_is_refused_and_does_not_run(tmp_path: 
 
 
 def test_every_dtype_has_a_torch_name() -> None:
-    assert [name for name, _, _ in TORCH_DTYPES] == list(DTYPES)
+    assert [name for name, _, _ in TORCH_DTYPES] == [name for name, dtype in DTYPES.items() if dtype.block == 1]
 
 
 def test_what_torch_saves_is_read_with_the_same_names_shapes_dtypes_and_bytes(tmp_path: Path) -> None:

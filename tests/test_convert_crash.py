@@ -177,7 +177,14 @@ def test_any_system_call_on_the_target_may_fail_once(
             ".wanconv/state.json",
         ]
         paths = [out.parent, out, partial, *(partial / name for name in names)]
-        strace = ["strace", "-f", "-o", str(log), *(part for path in paths for part in ("-P", str(path)))]
+        strace = [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-o",
+            str(log),
+            *(part for path in paths for part in ("-P", str(path))),
+        ]
         inject = ["-e", f"trace={call}", "-e", f"inject={call}:error={what}:when={number}"]
         command = [sys.executable, "-m", "wanconv", "convert", str(small.source), "-r", "fp16", "-o", str(out)]
         done = subprocess.run([*strace, *inject, *command], capture_output=True, text=True, check=False)
