@@ -11,10 +11,11 @@ import tiny as tools
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import Refused, UsageError
+from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Family, Shape
@@ -25,6 +26,7 @@ from wanconv.verbs.verify import verify
 from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
+T2V = "wan2.1-t2v-1.3b"
 A14B, S2V, I2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b", "wan2.1-i2v-14b"
 VACE = "wan2.1-vace-14b"
 RULE = '[[rule]]\nmatch = "{match}"\n{more}\n'
@@ -345,6 +347,38 @@ def test_one_wrong_scale_fails_the_proof_and_the_digest(layout: str, factor: flo
     failed = {finding.where: finding.code for finding in report.findings if finding.severity == "failure"}
     assert failed["expert.low/blocks.1.ffn.up.weight"] == "check-failed"
     assert failed["the scales of expert.low/blocks.1.ffn.up.weight"] == "digest"
+
+
+def test_a_scale_that_is_none_is_named_as_such(tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=out))
+    (out / "wanconv.json").unlink()
+    for scale, code in ((float("nan"), 5), (0.0, 1), (-1.0, 1)):
+        tools.poke(out / "diffusion_models" / "wan2.1-t2v.safetensors", "blocks.1.ffn.0.weight_scale", 0, scale)
+        report = verify(out, Check(against=tiny(T2V)))
+        (failure,) = [finding for finding in report.findings if finding.severity == "failure"]
+        assert (report.exit_code, failure.where) == (code, "dit/blocks.1.ffn.up.weight")
+        assert failure.message == f"has a scale of {scale:.9g}, and a scale is a positive number"
+
+
+def test_scales_that_are_none_are_told_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:
+    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "out"))
+    whole = contents([tmp_path / "out" / "diffusion_models" / "wan2.1-t2v.safetensors"])
+    weight, scale = "blocks.1.ffn.0.weight", "blocks.1.ffn.0.weight_scale"
+    without_scale = {name: tensor for name, tensor in whole.items() if name != scale}
+    without_weight = {name: tensor for name, tensor in whole.items() if name != weight}
+    for tensors, line in (
+        (without_scale, "unknown: blocks.1.ffn.0.comfy_quant (its scale is missing)"),
+        (without_weight, f"unknown: {scale} (its weight is missing)"),
+        (
+            {**whole, scale: whole[scale].bfloat16()},
+            f"unknown: {scale} (bf16 [] is no scale of fp8_e4m3fn {list(whole[weight].shape)} that wanconv knows)",
+        ),
+    ):
+        save_file(tensors, tmp_path / "spoilt.safetensors")
+        with pytest.raises(Unrecognised) as raised:
+            identify(open_checkpoint(tmp_path / "spoilt.safetensors"))
+        assert line in raised.value.details
 
 
 # plain casts of small numbers

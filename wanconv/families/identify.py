@@ -8,7 +8,7 @@ from wanconv.families.configs import read_json, stated_sizes
 from wanconv.families.experts import Expert, name_denoisers
 from wanconv.families.match import Claim, Fit, fits, model_tensors
 from wanconv.families.names import fingerprint
-from wanconv.families.packings import Packed, unpack
+from wanconv.families.packings import Packed, astray, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
@@ -98,7 +98,9 @@ def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
             [f"shape of {bad.name}: found {_shape(bad.found)}, expected {_shape(bad.expected)}" for bad in fit.wrong]
         ),
         *_first([f"missing: {name}" for name in fit.missing]),
-        *_first([f"unknown: {name}" for name in fit.extra]),
+        *_first(
+            [f"unknown: {name}" + (f" ({why})" if (why := astray(name, part.tensors)) else "") for name in fit.extra]
+        ),
     ]
     return Unrecognised(message, f"download it again if it should be one; wanconv knows {known}", details)
 

@@ -102,6 +102,27 @@ def unpack(tensors: Mapping[str, TensorRef]) -> tuple[dict[str, TensorRef], dict
     return weights, packed
 
 
+def astray(name: str, tensors: Mapping[str, TensorRef]) -> str:
+    """Returns what keeps a tensor of a file, which no row explains, from being a part of a weight with scales; empty
+    where its name speaks of none."""
+    module, leaf = leaf_of(name)
+    pairs = [(packing.payload, packing.scales) for packing in PACKINGS]
+    if leaf not in {COMFY_QUANT, *(part for pair in pairs for part in pair)} - {"weight"}:
+        return ""
+    payload, scales = (
+        next((ref for part in parts if (ref := tensors.get(beside(module, part)))), None)
+        for parts in zip(*pairs, strict=True)
+    )
+    if scales is None:
+        return "its scale is missing"
+    if payload is None:
+        return "its weight is missing"
+    if scales.name != name:
+        return ""
+    of = f"{payload.dtype} {list(payload.shape)}"
+    return f"{scales.dtype} {list(scales.shape)} is no scale of {of} that wanconv knows"
+
+
 def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
     """True for the one number by which a client scales what a layer multiplies its weight with."""
     return leaf_of(ref.name)[1] == packing.inputs and ref.dtype == "fp32" and ref.numel == 1

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from math import isfinite, prod
+from math import inf, isfinite, prod
 
 import torch
 
@@ -136,6 +136,8 @@ def _compare_scaled(
     if source.shape != stored.shape:
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, columns = read_scales(sources, stored), source.shape[1]
+    if len(odd := scales[~((scales > 0) & torch.isfinite(scales))]):
+        return _bad_scale(source.name, odd[0].item()), inf
     for start, count in row_runs(0, source.numel, columns):
         rows = slice(start // columns, (start + count) // columns)
         violation, ratio = scaler.first_violation(
@@ -156,6 +158,12 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
     if not isfinite(bad.source) or not isfinite(bad.stored):
         return Finding("failure", tensor.name, message + "not finite", "convert again", NotFinite.code)
     return _failure(tensor.name, message + (f"more than {bad.bound:.3g} apart" if bad.bound else "not the same"))
+
+
+def _bad_scale(name: str, scale: float) -> Finding:
+    error = CheckFailed if isfinite(scale) else NotFinite
+    message = f"has a scale of {scale:.9g}, and a scale is a positive number"
+    return Finding("failure", name, message, "convert again", error.code)
 
 
 def _position(index: int, shape: Shape) -> list[int]:
