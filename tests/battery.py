@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
 CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
+FLIPS, MEMORY, DEMO = "test_flips.py", "test_memory.py", "test_demo.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 
 
@@ -30,14 +31,19 @@ class Scale:
     header_mutants: int
     pth_mutants: int
     kills: int
+    flips: int
+    blocks: int
+    """of 14B width"""
     every_error: bool
     """of a call, EIO and ENOSPC; else one after the other"""
 
 
 SCALES = {
-    "sample": Scale(header_mutants=2_000, pth_mutants=1_000, kills=8, every_error=False),
-    "quick": Scale(header_mutants=20_000, pth_mutants=4_000, kills=30, every_error=True),
-    "nightly": Scale(header_mutants=1_000_000, pth_mutants=100_000, kills=300, every_error=True),
+    "sample": Scale(header_mutants=2_000, pth_mutants=1_000, kills=8, flips=40, blocks=1, every_error=False),
+    "quick": Scale(header_mutants=20_000, pth_mutants=4_000, kills=30, flips=200, blocks=2, every_error=True),
+    "nightly": Scale(
+        header_mutants=1_000_000, pth_mutants=100_000, kills=300, flips=2_000, blocks=40, every_error=True
+    ),
 }
 
 
@@ -93,6 +99,19 @@ SUITES = (
     Suite("attacks by names and links",
           (NAMES,), lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list or in the target: nothing outside is touched."),
+    Suite("flipped bits",
+          (FLIPS,), lambda scale: scale.flips,
+          "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "
+          "`verify`, and where it is in a number, the tensor is named."),
+    Suite("memory",
+          (MEMORY,), lambda scale: 2 + scale.blocks,
+          "Under a limit of 1.5 GiB that is set from outside, a 14B checkpoint of 57 GB is planned, and blocks of its "
+          "width are converted."),
+    Suite("no network",
+          (f"{DEMO}::test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again",
+           f"{DEMO}::test_an_attempt_to_reach_anybody_is_noted"), lambda scale: 5,
+          "`convert`, `verify` and `validate` do all they do in a namespace without a network, and never try "
+          "to reach one."),
     Suite("the same bytes",
           (BYTES,), lambda scale: 20,
           "Threads, blocks, places and stops do not show in the output."),

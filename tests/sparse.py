@@ -15,13 +15,16 @@ from wanconv.workshop.synthetic import home
 STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
 
 
-def make(folder: Path, release: str, layout: str | None = None, components: Sequence[str] = ()) -> Path:
-    """Writes a release as its publisher did, denoisers in fp32: every header, no number."""
+def make(
+    folder: Path, release: str, layout: str | None = None, components: Sequence[str] = (), blocks: int | None = None
+) -> Path:
+    """Writes a release as its publisher did, denoisers in fp32: every header, no number; or its first blocks."""
     family = next(family for family in FAMILIES if RELEASES[release] in family.releases)
     layout = layout or home(family)
     for name in components or family.components:
         network = family.components[name]
         dims = RELEASES[release].dims if name in DENOISERS else network.full
+        dims = dims if blocks is None else {**dims, "n": blocks}
         place = LAYOUTS[layout].place(name, network.name)
         assert place is not None
         slots = [

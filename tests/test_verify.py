@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,6 +142,23 @@ def test_an_edited_digest_is_found(out: Path) -> None:
 
     rewrite(out, edit)
     assert verify(out, Options()).exit_code == 4
+
+
+def test_a_manifest_that_says_anything_else_than_it_did_is_found(out: Path) -> None:
+    changes: list[Callable[[dict[str, Any]], object]] = [
+        lambda value: value["recipe"].update(name="another"),
+        lambda value: value["tool"].update(torch="0"),
+        lambda value: value.pop("self_sha256"),
+    ]
+    for change in changes:
+        before = (out / "wanconv.json").read_bytes()
+        rewrite(out, change)
+        (found,) = failures(verify(out, Options()))
+        assert found.where == "wanconv.json"
+        assert found.message == "is not what was written: its self_sha256 does not fit the rest of it"
+        (out / "wanconv.json").write_bytes(before)
+    rewrite(out, lambda value: None)  # the spacing alone
+    assert failures(verify(out, Options())) == []
 
 
 def test_a_tensor_that_left_its_file_is_named(out: Path) -> None:

@@ -58,9 +58,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """Returns digests() of a converted folder, where the manifest counts without `tool`."""
+    """Returns digests() of a converted folder, where the manifest counts without `tool` and its own digest."""
     manifest = json.loads((out / "wanconv.json").read_bytes())
-    del manifest["tool"]
+    del manifest["tool"], manifest["self_sha256"]
     return digests(out) | {"wanconv.json": json.dumps(manifest)}
 
 

@@ -27,6 +27,7 @@ from wanconv.workshop import downloaded
 
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
+_SEAL = "self_sha256"
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -116,7 +117,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
                 **({"reason": step.reason} if step.reason else {}),
                 "xxh3_128": digests[output.slot.key],
             }
-    manifest = {
+    manifest: Json = {
         "schema": SCHEMA,
         "plan": key,
         "family": plan.model.family.name,
@@ -138,7 +139,14 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
         "tensors": tensors,
         "tool": {"wanconv": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    manifest[_SEAL] = _seal(manifest)
     return json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _seal(manifest: Json) -> str:
+    """Returns the digest of all that a manifest says, whatever its spacing."""
+    content = {key: value for key, value in manifest.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _scales_entry(step: Step, slot: Slot, digests: Mapping[str, str]) -> Json:
@@ -298,7 +306,8 @@ def digest_files(
 
 
 def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], jobs: int = 2) -> list[Finding]:
-    """Returns a failure for every file of the manifest that is missing, of another size or of other bytes.
+    """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
+    manifest itself among them.
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed: they come last.
     """
@@ -321,6 +330,8 @@ def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], j
         elif digest != file.sha256:
             findings.append(_failure(file.path, f"sha256 is {digest}, not {file.sha256}"))
             changed += _changed_tensors(folder, file.path, manifest)
+    if manifest.get(_SEAL) != _seal(manifest):
+        changed.append(_failure(NAME, f"is not what was written: its {_SEAL} does not fit the rest of it"))
     return findings + changed
 
 
