@@ -10,18 +10,16 @@ models/t5/modeling_t5.py.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wanconv.engine.libraries import quiet, run
-from wanconv.engine.text import embedded
+from wanconv.engine.text import EncoderWeights, embedded, tabulate_buckets
 from wanconv.engine.weights import WeightSource
 
 LENGTH = 226
-_COMPONENT = "text_encoder"
 _WHAT = "text encoder"
 
 
@@ -39,16 +37,18 @@ class T5Encoder:
         config: Mapping[str, object],
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._source, self._names, self._dtype = source, names, dtype
+        self._source, self._dtype = source, dtype
         with quiet(), torch.device("meta"):
             from transformers import T5Config, T5EncoderModel
 
             t5: Any = T5EncoderModel(T5Config(**dict(config), attn_implementation="eager"))
         self.module: nn.Module = t5.eval().requires_grad_(False)
         self._stack = t5.encoder
-        _tabulate_buckets(t5.encoder.block[0].layer[0].SelfAttention)
+        attention = t5.encoder.block[0].layer[0].SelfAttention
+        buckets, distance = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
+        tabulate_buckets(attention, LENGTH, num_buckets=buckets, max_distance=distance)
         self._rows: int = t5.config.vocab_size
-        self._fp32 = frozenset(t5._keep_in_fp32_modules if dtype == torch.float16 else ())  # {"wo"}
+        self._weights = EncoderWeights(source, names, dtype, t5._keep_in_fp32_modules)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Sequence[int]], padded: bool = True) -> Tensor:
@@ -62,32 +62,8 @@ class T5Encoder:
         bias = None  # the first block computes it from its table
         for number, block in enumerate(self._stack.block):
             prefixes = (f"blocks.{number}", *(("relative_bias",) if number == 0 else ()))
-            weights = self._weights(f"encoder.block.{number}.", *prefixes)
+            weights = self._weights.below(f"encoder.block.{number}.", *prefixes)
             results = [run(block, weights, (states, None, bias), _WHAT) for states in hidden]
             hidden, bias = [result[0] for result in results], results[0][1]
-        norm = self._weights("encoder.final_layer_norm.", "norm_out")
+        norm = self._weights.below("encoder.final_layer_norm.", "norm_out")
         return torch.cat([run(self._stack.final_layer_norm, norm, (states,), _WHAT) for states in hidden])
-
-    def _weights(self, theirs: str, *prefixes: str) -> dict[str, Tensor]:
-        """Fetches the tensors below canonical prefixes, by their names below the path `theirs`."""
-        weights = {}
-        for prefix in prefixes:
-            for name, tensor in self._source.tensors(_COMPONENT, prefix).items():
-                path = self._names[name].removeprefix(theirs)
-                kept = not self._fp32.isdisjoint(path.split("."))
-                weights[path] = tensor.to(torch.float32 if kept else self._dtype)
-        return weights
-
-
-def _tabulate_buckets(attention: Any) -> None:
-    """Looks relative positions' buckets up, as for UMT5: their formula takes the logarithm of 0."""
-    table = attention._relative_position_bucket(
-        torch.arange(1 - LENGTH, LENGTH),
-        num_buckets=attention.relative_attention_num_buckets,
-        max_distance=attention.relative_attention_max_distance,
-    )
-    attention._relative_position_bucket = partial(_look_up, table)
-
-
-def _look_up(table: Tensor, positions: Tensor, **_: object) -> Tensor:
-    return table.to(positions.device)[positions + LENGTH - 1]

@@ -18,7 +18,7 @@ huggingface/transformers models/umt5/modeling_umt5.py.
 import html
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,24 @@ def synthetic_context(width: int, seed: int, length: int = LENGTH, tokens: int =
     return context, note
 
 
+class EncoderWeights:
+    """A text encoder's weights by transformers' names, in one dtype; in fp16 `fp32` are the modules that stay wide."""
+
+    def __init__(self, source: WeightSource, names: Mapping[str, str], dtype: torch.dtype, fp32: Iterable[str]) -> None:
+        self._source, self._names, self._dtype = source, names, dtype
+        self._fp32 = frozenset(fp32 if dtype == torch.float16 else ())  # {"wo"}
+
+    def below(self, theirs: str, *prefixes: str) -> dict[str, Tensor]:
+        """Fetches the tensors below canonical prefixes, by their names below the path `theirs`."""
+        weights = {}
+        for prefix in prefixes:
+            for name, tensor in self._source.tensors(_COMPONENT, prefix).items():
+                path = self._names[name].removeprefix(theirs)
+                kept = not self._fp32.isdisjoint(path.split("."))
+                weights[path] = tensor.to(torch.float32 if kept else self._dtype)
+        return weights
+
+
 class TextEncoder:
     """UMT5's encoder on streamed weights.
 
@@ -114,16 +132,17 @@ class TextEncoder:
         config: Mapping[str, object],
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._source, self._names, self._dtype = source, names, dtype
+        self._source, self._dtype = source, dtype
         with quiet(), torch.device("meta"):
             from transformers import UMT5Config, UMT5EncoderModel
 
             # eager attention is the official formula, and a recorder sees its scores
             umt5: Any = UMT5EncoderModel(UMT5Config(**dict(config), attn_implementation="eager"))
         self.module: nn.Module = umt5.eval().requires_grad_(False)
-        _tabulate_buckets(umt5.encoder.block)
+        for block in umt5.encoder.block:
+            tabulate_buckets(block.layer[0].SelfAttention, LENGTH)
         self._rows: int = umt5.config.vocab_size
-        self._fp32 = frozenset(umt5._keep_in_fp32_modules if dtype == torch.float16 else ())  # {"wo"}
+        self._weights = EncoderWeights(source, names, dtype, umt5._keep_in_fp32_modules)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Sequence[int]], padded: bool = False) -> Tensor:
@@ -153,12 +172,7 @@ class TextEncoder:
     @contextmanager
     def _held(self, module: nn.Module, prefix: str, theirs: str) -> Iterator[nn.Module]:
         """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
-        weights = {}
-        for name, tensor in self._source.tensors(_COMPONENT, prefix).items():
-            path = self._names[name].removeprefix(theirs)
-            kept = not self._fp32.isdisjoint(path.split("."))
-            weights[path] = tensor.to(torch.float32 if kept else self._dtype)
-        assign(module, weights, "text encoder")
+        assign(module, self._weights.below(theirs, prefix), "text encoder")
         try:
             yield module
         finally:
@@ -178,17 +192,14 @@ def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype:
     return [part.unsqueeze(0) for part in torch.split(found, [len(prompt) for prompt in prompts])]
 
 
-def _tabulate_buckets(blocks: Any) -> None:
+def tabulate_buckets(attention: Any, length: int, **sizes: int) -> None:
     """Looks relative positions' buckets up: their formula takes the logarithm of 0, which a recorder would report."""
-    positions = torch.arange(1 - LENGTH, LENGTH)
-    for block in blocks:
-        attention = block.layer[0].SelfAttention
-        table = attention._relative_position_bucket(positions)
-        attention._relative_position_bucket = partial(_look_up, table)
+    table = attention._relative_position_bucket(torch.arange(1 - length, length), **sizes)
+    attention._relative_position_bucket = partial(_look_up, table, length)
 
 
-def _look_up(table: Tensor, positions: Tensor) -> Tensor:
-    return table.to(positions.device)[positions + LENGTH - 1]
+def _look_up(table: Tensor, length: int, positions: Tensor, **_: object) -> Tensor:
+    return table.to(positions.device)[positions + length - 1]
 
 
 def _mask(length: int, hidden: Tensor) -> Tensor | None:
