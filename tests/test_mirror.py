@@ -9,7 +9,7 @@ from command import run
 from hub.server import Hub, files_below, leading
 
 from wanconv.errors import InputError
-from wanconv.verbs.convert import preview, preview_remote
+from wanconv.verbs.convert import convert, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options
@@ -33,6 +33,15 @@ def test_a_remote_model_is_what_it_is_on_disk(tiny: Callable[..., Path], hub: Hu
     assert (there.tables, there.findings) == (here.tables, here.findings)
     assert there.figures.items() >= here.figures.items()
     assert there.title == f"{name}://owner/name@{hub.head if name == 'hf' else 'master'}"
+
+
+def test_what_a_file_says_of_its_scales_behind_its_header_is_read_too(
+    tiny: Callable[..., Path], hub: Hub, tmp_path: Path
+) -> None:
+    convert(tiny(A14B), Options("fp8-scaled", layout="comfyui", out=tmp_path / "scaled"))
+    hub.commit(files_below(tmp_path / "scaled"))
+    here, there = inspect(tmp_path / "scaled", tensors=True), inspect_remote("hf://owner/name", tensors=True)
+    assert (there.tables, there.findings) == (here.tables, here.findings)
 
 
 def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from wanconv.families.experts import Expert
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.families.packings import Packed, beside, is_input_scale, leaf_of, of_client, same_meaning
+from wanconv.families.packings import Packed, beside, is_constant, is_input_scale, leaf_of, of_client, same_meaning
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "fingerprint",
     "homeless",
     "identify",
+    "is_constant",
     "is_input_scale",
     "leaf_of",
     "of_client",

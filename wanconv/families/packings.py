@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from wanconv.tensors import Packing, TensorRef
 
 COMFY_QUANT = "comfy_quant"
+_CONSTANT_NBYTES = 4096  # at most
 _OPTIONS = {"full_precision_matrix_mult"}  # of comfy_quant: says how to multiply, not what the numbers are
 
 
@@ -71,6 +72,13 @@ def leaf_of(name: str) -> tuple[str, str]:
     """Returns a name's module and leaf: what stands before its last dot, and after it."""
     module, _, leaf = name.rpartition(".")
     return module, leaf
+
+
+def is_constant(ref: TensorRef) -> bool:
+    """True for a tensor whose bytes `unpack` reads, and not its name and shape alone."""
+    leaf = leaf_of(ref.name)[1]
+    known = any(leaf == constant for packing in PACKINGS for constant, _ in packing.constants)
+    return known and ref.dtype == "uint8" and ref.nbytes <= _CONSTANT_NBYTES
 
 
 def beside(module: str, leaf: str) -> str:
@@ -141,7 +149,7 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
 
 def _means(ref: TensorRef, content: bytes) -> bool:
     """True where a constant says the same of the numbers, however it is written."""
-    if ref.dtype != "uint8" or ref.nbytes > 4096:
+    if not is_constant(ref):
         return False
     try:
         found, wanted = json.loads(ref.read()), json.loads(content)

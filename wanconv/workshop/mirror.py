@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wanconv.checkpoint.files import Header, OpenFile
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
 from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import InputError, WanconvError
+from wanconv.families import is_constant
 from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Patience, Reader
@@ -91,7 +93,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
                 return None
             with _far_file(mirror, file, reader) as far:
                 if file.path.endswith(WEIGHTS):
-                    header_of(far)
+                    _read_constants(far, header_of(far))
         except InputError as error:
             return error
         return None
@@ -105,6 +107,13 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
     if errors:
         details = [line for error in errors[1:] for line in (error.message, *error.details)]
         raise InputError(errors[0].message, errors[0].hint or _HINT, (*errors[0].details, *details))
+
+
+def _read_constants(far: OpenFile, header: Header) -> None:
+    """Fetches the few bytes behind a header by which scales are told, tensor by tensor."""
+    for ref in header.tensors.values():
+        if is_constant(ref):
+            far.read(ref.offset, ref.nbytes)
 
 
 class _FarFile:
