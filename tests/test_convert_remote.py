@@ -406,6 +406,7 @@ def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(hub: Hub, op
     stream(options)
     assert tinies.contents(options.out) == wanted
     assert there(options) == ["out"]
+    assert sum(whole_fetches(hub).values()) <= len(weights(hub)) + 1  # one that was killed at its first byte
     assert [request.range for request in hub.payload_requests() if request.range and not is_header(request.range)]
 
 
