@@ -174,6 +174,16 @@ def test_the_plan_lists_each_lora(tiny: Tiny, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_word_that_is_no_component_and_the_name_of_the_other_expert_are_told(tiny: Tiny, tmp_path: Path) -> None:
+    refused = Options("bf16", out=tmp_path / "out", loras=("mid=b.safetensors",))
+    with pytest.raises(UsageError, match="there is no such file, and 'mid' is no component"):
+        preview(tiny(A14B), refused)
+    high = lora(tmp_path, "a_high_noise.safetensors")
+    report = preview(tiny(A14B), Options("bf16", out=tmp_path / "out", loras=(f"low={high}",)))
+    told = "warning a_high_noise.safetensors: goes to expert.low, and its name speaks of expert.high"
+    assert told in said(report)
+
+
 def test_manifest_and_card_record_the_loras(tiny: Tiny, tmp_path: Path) -> None:
     high, low = lora(tmp_path, "high.safetensors"), lora(tmp_path, "low.safetensors", seed=1)
     convert(

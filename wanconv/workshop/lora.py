@@ -104,6 +104,9 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
 def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
     """Returns the component that a LoRA goes to, and what told it where the user did not."""
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
+    word, equals, _ = str(wanted.file).partition("=")
+    if wanted.component is None and equals and not os.path.lexists(wanted.file):
+        raise UsageError(f"--lora {wanted.file}: there is no such file, and {word!r} is no component", _FORM)
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
             has = ", ".join(component.name for component in denoisers) or "no denoiser"
