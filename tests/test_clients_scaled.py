@@ -332,6 +332,8 @@ def test_rows_of_scales_do_not_become_one(tiny: Tiny, tmp_path: Path) -> None:
         convert(tmp_path / "one", Options("keep", layout="comfyui", out=tmp_path / "other"))
     report = convert(tmp_path / "one", Options("fp8-scaled", layout="comfyui", out=tmp_path / "other"))
     assert [note for note in report.findings if "fp8_e4m3fn tensor adds its own error" in note.message]
+    (rules,) = [table for table in report.tables if table.title == "rules"]
+    assert rules.rows[0][2:4] == ("fp8_e4m3fn row", "fp8_e4m3fn tensor")
 
 
 @pytest.mark.parametrize("layout", ["comfyui", "lightx2v", "diffusers"])

@@ -74,7 +74,7 @@ def by_rule(plan: Plan) -> Table:
     """Which rule took how many tensors, and the formats they are stored in."""
     groups: dict[tuple[int, str, str], list[Step]] = {}
     for step in plan.steps:
-        groups.setdefault((step.rule, step.label, step.tensor.dtype), []).append(step)
+        groups.setdefault((step.rule, step.label, step.tensor.stored_as), []).append(step)
     rows = []
     for (rule, name, source), steps in sorted(groups.items(), key=lambda group: group[0]):
         rows.append(
