@@ -11,7 +11,6 @@ from torch import Tensor
 from wanconv import errors
 from wanconv.engine.sampling import (
     TASKS,
-    Euler,
     Grid,
     Solver,
     UniPC,
@@ -23,11 +22,12 @@ from wanconv.engine.sampling import (
     latent_size,
     noised,
     official_grid,
-    probe_timesteps,
     task_of,
 )
 from wanconv.engine.wan import Condition, first_frame_clean
 from wanconv.families import FAMILIES
+from wanconv.validation.results import timesteps
+from wanconv.verdict import load_profile
 
 # VACE and Animate are not sampled, and CogVideoX is no flow: diffusers' own scheduler samples it
 FLOWING = [
@@ -132,10 +132,11 @@ def test_a_starved_expert_counts_zero() -> None:
 
 
 def test_the_probes_exercise_both_experts_and_both_sides_of_the_boundary() -> None:
-    assert probe_timesteps(0.875) == (999, 875, 874, 500, 100)
-    assert probe_timesteps(0.9) == (999, 900, 899, 500, 100)
-    assert probe_timesteps(None) == (999, 500, 100)
-    assert exercised(probe_timesteps(0.9), 0.9) == {"expert.high": 2, "expert.low": 3}
+    standard = load_profile("standard")
+    assert timesteps(standard, 0.875) == [999, 875, 874, 500, 100]
+    assert timesteps(standard, 0.9) == [999, 900, 899, 500, 100]
+    assert timesteps(standard, None) == [999, 500, 100]
+    assert exercised(timesteps(standard, 0.9), 0.9) == {"expert.high": 2, "expert.low": 3}
 
 
 # --- solvers
@@ -218,6 +219,17 @@ def test_unipc_is_diffusers_solver_on_the_official_noise_levels(steps: int, shif
         theirs = scheduler.step(curved(theirs, sigma), timestep, theirs, return_dict=False)[0]
         ours = solver.step(curved(ours, sigma), ours)
         assert torch.equal(ours, theirs)
+
+
+class Euler:
+    """First order, along the predicted velocity: what every better solver tends to."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._lengths = iter(grid.sigmas.diff().tolist())
+
+    def step(self, velocity: Tensor, sample: Tensor) -> Tensor:
+        following: Tensor = sample + next(self._lengths) * velocity
+        return following
 
 
 def test_euler_is_exact_where_the_velocity_is_constant() -> None:

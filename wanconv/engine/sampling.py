@@ -173,12 +173,6 @@ def exercised(timesteps: Sequence[int] | Tensor, boundary: float | None) -> dict
     return counts
 
 
-def probe_timesteps(boundary: float | None) -> tuple[int, ...]:
-    """Returns the timesteps to compare at, noisiest first: both ends, the middle, and both sides of the boundary."""
-    edges = () if boundary is None else (round(boundary * TRAIN_STEPS), round(boundary * TRAIN_STEPS) - 1)
-    return tuple(sorted({999, *edges, 500, 100}, reverse=True))
-
-
 # --- solvers
 
 
@@ -186,17 +180,6 @@ class Solver(Protocol):
     """Walks a grid: each step takes the velocity predicted for the current sample, and returns the next sample."""
 
     def step(self, velocity: Tensor, sample: Tensor) -> Tensor: ...
-
-
-class Euler:
-    """First order: along the predicted velocity."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._lengths = iter(grid.sigmas.diff().tolist())
-
-    def step(self, velocity: Tensor, sample: Tensor) -> Tensor:
-        following: Tensor = sample + next(self._lengths) * velocity
-        return following
 
 
 class UniPC:
