@@ -8,7 +8,7 @@ from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
-from wanconv.workshop.client import since, why_not
+from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
 
 
@@ -26,6 +26,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         for component in model.components.values()
         for ref, canonical in component.tied
     ]
+    findings += bare_weights(model)
     dtypes = _dtypes(list(model.components.values()))
     clients = _clients(model)
     figures: dict[str, object] = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from wanconv.errors import CheckFailed, Refused
 from wanconv.families import is_input_scale, same_meaning
 from wanconv.layouts import Json, Layout
-from wanconv.plan import Plan, Slot, plan
+from wanconv.plan import Plan, Slot, plan, some
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model, TensorRef
@@ -46,6 +46,23 @@ def why_not(model: Model, layout: Layout) -> str:
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     where = "" if failures[0].where == layout.name else f"{failures[0].where}: "
     return f"{where}{failures[0].message}{more}"
+
+
+def bare_weights(model: Model) -> list[Finding]:
+    """Returns a warning for each component in which some linear weights of a dtype have scales, and others have none:
+    that may be meant, or theirs were lost; where their names are those of plain weights, only the source can tell."""
+    findings = []
+    for component in model.components.values():
+        linear = [tensor for tensor in component.tensors.values() if tensor.role.kind == "linear"]
+        for dtype in sorted({tensor.dtype for tensor in linear if tensor.packing}):
+            of_it = [tensor for tensor in linear if tensor.dtype == dtype]
+            bare = [tensor.name for tensor in of_it if not tensor.packing]
+            if bare:
+                message = (
+                    f"{len(bare)} of {len(of_it)} weights in {dtype} have no scales: plain casts, or theirs were lost"
+                )
+                findings.append(Finding("warning", some(bare), message, "prove them: verify --against the source"))
+    return findings
 
 
 def since(model: Model, layout: Layout) -> str:
