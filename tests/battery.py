@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
 CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
-FLIPS, MEMORY, DEMO = "test_flips.py", "test_memory.py", "test_demo.py"
+FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 
 
@@ -31,18 +31,47 @@ class Scale:
     header_mutants: int
     pth_mutants: int
     kills: int
+    remote_kills: int
+    """of a conversion that downloads, and of a download"""
     flips: int
     blocks: int
     """of 14B width"""
+    torches: int
+    """versions beside this one"""
     every_error: bool
     """of a call, EIO and ENOSPC; else one after the other"""
 
 
 SCALES = {
-    "sample": Scale(header_mutants=2_000, pth_mutants=1_000, kills=8, flips=40, blocks=1, every_error=False),
-    "quick": Scale(header_mutants=20_000, pth_mutants=4_000, kills=30, flips=200, blocks=2, every_error=True),
+    "sample": Scale(
+        header_mutants=2_000,
+        pth_mutants=1_000,
+        kills=8,
+        remote_kills=2,
+        flips=40,
+        blocks=1,
+        torches=0,
+        every_error=False,
+    ),
+    "quick": Scale(
+        header_mutants=20_000,
+        pth_mutants=4_000,
+        kills=30,
+        remote_kills=10,
+        flips=200,
+        blocks=2,
+        torches=0,
+        every_error=True,
+    ),
     "nightly": Scale(
-        header_mutants=1_000_000, pth_mutants=100_000, kills=300, flips=2_000, blocks=40, every_error=True
+        header_mutants=1_000_000,
+        pth_mutants=100_000,
+        kills=300,
+        remote_kills=100,
+        flips=2_000,
+        blocks=40,
+        torches=2,
+        every_error=True,
     ),
 }
 
@@ -80,11 +109,22 @@ SUITES = (
           (f"{CRASH}::test_runs_killed_at_random_moments_go_on_to_the_same_bytes",), lambda scale: scale.kills,
           "Killed while it writes, the same command goes on to the bytes of an undisturbed run; nothing half made is "
           "ever OUT, and what is written again is a block of each worker at most."),
+    Suite("SIGKILL of convert that downloads",
+          (f"{REMOTE}::test_killed_again_and_again_it_ends_with_the_same_bytes",
+           f"{REMOTE}::test_killed_while_it_downloads_and_while_it_converts_it_goes_on"),
+          lambda scale: scale.remote_kills,
+          "The same of `convert hf://…`, killed once or more in every run."),
+    Suite("SIGKILL of download",
+          (f"{DOWNLOAD}::test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written",
+           f"{DOWNLOAD}::test_killed_in_the_middle_of_a_file_it_goes_on_there"), lambda scale: scale.remote_kills,
+          "Every file ends whole, and of what was written no byte is fetched again."),
     Suite("any call fails once",
           (f"{CRASH}::test_any_call_may_fail_once_and_the_same_command_goes_on",
-           f"{CRASH}::test_any_call_may_fail_while_a_finished_out_is_replaced"), lambda scale: 200,
+           f"{CRASH}::test_any_call_may_fail_while_a_finished_out_is_replaced",
+           f"{DOWNLOAD}::test_any_call_may_fail_once_and_the_same_command_goes_on"),
+          lambda scale: 240 if scale.every_error else 160,
           "Each mkdir, open, write, fsync, rename, unlink and rmdir of `convert` fails with EIO or ENOSPC, or is its "
-          "last: exit code 7 or a right output, and the rerun is identical."),
+          "last, and those of `download` fail: exit code 7 or a right output, and the rerun is identical."),
     Suite("any system call fails once",
           (f"{CRASH}::test_any_system_call_on_the_target_may_fail_once",), lambda scale: 40,
           "The same from outside, by strace, with the calls that are made in C.", needs="strace"),
@@ -115,6 +155,9 @@ SUITES = (
     Suite("the same bytes",
           (BYTES,), lambda scale: 20,
           "Threads, blocks, places and stops do not show in the output."),
+    Suite("the same bytes from every torch",
+          (VERSIONS,), lambda scale: scale.torches,
+          "torch 2.11 and 2.12 write what this torch writes.", needs="torch 2.11 and 2.12"),
 )
 # fmt: on
 
@@ -174,6 +217,8 @@ def judge(suite: Suite, scale: Scale, cases: Sequence[Case]) -> Result:
     elif count < suite.least(scale) and not (skipped and suite.needs):
         fault = f"TOO SMALL: {suite.least(scale)} promised"
     excuse = f"needs {suite.needs}" if skipped and suite.needs else "; ".join(skipped[:1])
+    if not count and not suite.least(scale):
+        excuse = "not at this scale"
     return Result(suite, count, passed, sum(one.seconds for one in mine), fault, excuse)
 
 

@@ -64,7 +64,7 @@ class Server:
         return answer
 
 
-def _inject(call: str, number: int, what: str, home: Path, report: int) -> None:
+def inject(call: str, number: int, what: str, home: Path, report: int) -> None:
     """Makes the numbered call of a kind that touches what is below `home` fail."""
     original: Callable[..., Any] = getattr(os, call)
     left = number
@@ -93,7 +93,7 @@ def _child(request: dict[str, Any], report: int) -> int:
     out = Path(request["out"])
     if request["fault"]:
         call, number, what = request["fault"]
-        _inject(call, number, what, out.parent, report)
+        inject(call, number, what, out.parent, report)
     try:
         return convert(Path(request["source"]), Options(**request["options"], out=out)).exit_code
     except WanconvError as error:

@@ -69,8 +69,14 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
     assert verdict(SUITE, skipped) == (1, 1, "skipped: needs strace")
 
 
+def test_a_suite_of_a_larger_scale_is_no_pass_at_a_smaller_one(tmp_path: Path) -> None:
+    later = Suite("a suite", ("test_a.py",), lambda scale: scale.torches, "It proves.")
+    assert verdict(later, junit(tmp_path)) == (0, 0, "skipped: not at this scale")
+    assert judge(later, SCALES["nightly"], []).verdict == "TOO SMALL: 2 promised"
+
+
 def test_the_page_has_a_row_and_a_sentence_for_every_suite(tmp_path: Path) -> None:
     text = page([judge(suite, SCALES["quick"], []) for suite in SUITES], "quick")
     for suite in SUITES:
-        assert f"| {suite.title} | 0 | 0 | 0 | TOO SMALL" in text
+        assert f"| {suite.title} | 0 | 0 | 0 | " in text
         assert f"- **{suite.title}** – {suite.proves}" in text

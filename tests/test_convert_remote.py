@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tiny as tinies
 import torch
+from battery import Scale
 from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save_file
@@ -430,24 +431,35 @@ def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
     assert tinies.contents(options.out) == wanted
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("overflowing")
-def test_killed_twenty_times_it_ends_with_the_same_bytes(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    hub: Hub, options: Options, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """A moment is a number of bytes that the hub has sent; of a run that ends before it, another begins."""
     wanted, choose, kills = expected(options, tmp_path), random.Random(0), 0
-    assert options.out is not None
-    options.out.parent.mkdir()
-    hub.faults.chunk_delay_s = 0.01
-    while not options.out.exists():
-        served = hub.sent_nbytes() + choose.uniform(1.4e6, 2e6)  # the headers are 1.3 MB
-        process = start(options)
-        with suppress(AssertionError):
-            wait_for(lambda least=served: hub.sent_nbytes() > least, process)  # type: ignore[misc]
-            kills += 1
-        process.kill()
-        process.wait()
-        assert kills < 100
-    assert kills >= 10
-    assert tinies.contents(options.out) == wanted
+    for number in range(scale.remote_kills):
+        if kills >= scale.remote_kills:
+            break
+        run = replace(options, out=tmp_path / str(number) / "out")
+        assert run.out is not None
+        run.out.parent.mkdir()
+        hub.faults.chunk_delay_s = 0.01
+        killed = 0
+        while not run.out.exists() and kills + killed < scale.remote_kills:
+            served = hub.sent_nbytes() + choose.uniform(1.4e6, 2e6)  # the headers are 1.3 MB
+            process = start(run)
+            with suppress(AssertionError):
+                wait_for(lambda least=served: hub.sent_nbytes() > least, process)  # type: ignore[misc]
+            process.kill()
+            killed += process.wait() == -signal.SIGKILL
+        assert killed
+        kills += killed
+        hub.faults.chunk_delay_s = 0
+        stream(run)
+        assert tinies.contents(run.out) == wanted
+        assert there(run) == ["out"]
+    assert kills >= scale.remote_kills
+    record_property("cases", kills)
 
 
 def test_ctrl_c_says_how_to_go_on(hub: Hub, options: Options, tmp_path: Path) -> None:

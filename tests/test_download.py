@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from battery import Scale
 from command import COMMAND, run
+from convert_server import inject
 from hub.server import Hub, leading, sha256
 
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
@@ -480,6 +484,66 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(hub: Hub, tmp_path: Pat
     assert ranges(hub) == [f"bytes={left}-{NBYTES - 1}"]
     assert hub.sent_nbytes() <= 1.05 * (NBYTES - left + 50_000)
     assert there(Options(local_dir=tmp_path / "model")) == FILES
+
+
+def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
+    hub: Hub, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    choose, kills = random.Random(0), 0
+    for number in range(5 * scale.remote_kills):
+        if kills >= scale.remote_kills:
+            break
+        folder = tmp_path / str(number)
+        hub.faults.chunk_delay_s = 0.02
+        process = start(hub, folder)
+        part = wait_for_part(hub, folder, int(choose.uniform(1, 0.9 * NBYTES)))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        left = part.stat().st_size if part.exists() else NBYTES
+        hub.faults.chunk_delay_s = 0
+        hub.log.clear()
+        get(Options(source="hf", local_dir=folder, patience=PATIENCE))
+        assert ranges(hub) == ([f"bytes={left}-{NBYTES - 1}"] if left < NBYTES else [])
+        assert there(Options(local_dir=folder)) == FILES
+    assert kills >= scale.remote_kills
+    record_property("cases", kills)
+
+
+@pytest.mark.parametrize("what", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "pwrite", "fsync", "rename"])
+def test_any_call_may_fail_once_and_the_same_command_goes_on(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    what: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    small = Wish(include=("README.md", "config.json", "vae/other.safetensors"))
+    expected = {path: content for path, content in FILES.items() if path != BIG and path != "empty.txt"}
+    for number in count(1):
+        options = Options(source="hf", local_dir=tmp_path / str(number), jobs=1, patience=PATIENCE, wish=small)
+        read, report = os.pipe()
+        done = False
+        with monkeypatch.context() as patch, suppress(OutputError):
+            patch.setattr(os, call, getattr(os, call))  # the context puts it back
+            inject(call, number, what, tmp_path, report)
+            get(options)
+            done = True
+        os.close(report)
+        with os.fdopen(read) as stream:
+            fired = stream.read() == "fired\n"
+        if not fired:
+            break
+        complete = {path: content for path, content in there(options).items() if not path.endswith((".part", ".tmp"))}
+        assert complete.items() <= expected.items()
+        assert complete == expected or not done
+        get(options)
+        assert there(options) == expected
+    assert number > 1
+    assert done
+    record_property("cases", number - 1)
 
 
 def test_ctrl_c_says_how_to_go_on_and_shows_no_token(hub: Hub, tmp_path: Path) -> None:
