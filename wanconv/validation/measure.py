@@ -1,4 +1,4 @@
-"""The course of a validation: contexts, probes, recording, a free run; what came out goes into the results."""
+"""The course of a validation: encoders, probes, recording, a free run; what came out goes into the results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,21 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
-from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
 from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
-from wanconv.metrics.tensors import compare
 from wanconv.tensors import Component, Model
-from wanconv.validation import generation, pictures, results, speech, tasks
+from wanconv.validation import generation, results, speech, tasks
+from wanconv.validation.encoders import Encoders
 from wanconv.validation.forced import Probe
 from wanconv.validation.generation import Run
-from wanconv.validation.networks import watched
-from wanconv.validation.results import Inputs, Json, agreement_figures
+from wanconv.validation.results import Inputs, Json, Rows
 from wanconv.validation.tasks import Condition, Input, Material, Setting
-from wanconv.validation.weights import ModelWeights
+from wanconv.validation.weights import ModelWeights, Pair
 from wanconv.verdict import Profile
 from wanconv.workshop.progress import Progress
 
@@ -58,6 +55,7 @@ class Measurement:
     def __init__(
         self, candidate: ModelWeights, reference: ModelWeights | None, profile: Profile, wanted: Wanted, tell: Progress
     ) -> None:
+        self.pair = Pair(candidate, reference)
         self.candidate, self.reference = candidate, reference
         self.profile, self.wanted, self.tell = profile, wanted, tell
         self.numerics = results.default_numerics(candidate.model, wanted.numerics)
@@ -65,12 +63,7 @@ class Measurement:
         self.judged = tasks.judged(candidate.model)
         self.pictures = tasks.pictures_of(self.judged, self.setting, wanted.files)
         self.samples = speech.samples(wanted.files.get("audio"), self.setting) if "audio" in self.judged.needs else None
-        self.notes: list[str] = []
-        self.storage: list[Json] = []
-        self.safety: list[Json] = []
-        self.steps: list[Json] = []
-        self.components: list[Json] = []
-        self.runs: list[Json] = []
+        self.rows = Rows()
         self.exercised: list[str] = []
         self.denoisers = [name for name in candidate.model.family.components if name in DENOISERS]
 
@@ -78,180 +71,69 @@ class Measurement:
         """Returns the measured part of the results, and the frames of the free run."""
         with results.peak_anonymous() as peak:
             self._absent()
-            inputs = Inputs(self._contexts(), self._condition())
-            self._vae()
+            inputs = self._inputs()
             self._stored()
             self._probes(inputs)
             if self.wanted.full_length:
                 self._full_length(inputs)
             video, clips = self._free_run(inputs)
-            self.runs.append({"model": "whole validation", "peak_anonymous_nbytes": peak()})
+            self.rows.runs.append({"model": "whole validation", "peak_anonymous_nbytes": peak()})
         return {
-            "notes": self.notes,
+            "notes": self.rows.notes,
             "experts_wanted": self.denoisers,
             "experts_exercised": self.exercised,
-            "storage": self.storage,
-            "safety": self.safety,
-            "steps": self.steps,
-            "components": self.components,
+            "storage": self.rows.storage,
+            "safety": self.rows.safety,
+            "steps": self.rows.steps,
+            "components": self.rows.components,
             "video": video,
-            "runs": self.runs,
+            "runs": self.rows.runs,
         }, clips
 
-    def _having(self, component: str) -> list[ModelWeights]:
-        """Returns the models that have a component, the reference first."""
-        models = [weights for weights in (self.reference, self.candidate) if weights is not None]
-        return [weights for weights in models if component in weights.model.components]
-
-    def _compares(self, component: str) -> bool:
-        return self.reference is not None and len(self._having(component)) == 2
+    def _inputs(self) -> Inputs:
+        """Returns what both denoisers are given: what of it is encoded, the reference's encoders encode."""
+        encoders = Encoders(self.pair, self.numerics, self.setting, self.wanted.seed, self.rows, self.tell)
+        contexts = encoders.contexts(self.wanted.prompt, padded=self.wanted.full_length)
+        tokens, states = encoders.image_tokens(self.pictures), encoders.states(self.samples)
+        having = self.pair.having("vae")
+        vae = generation.vae_of(having[0]) if having else None
+        self.material = Material(self.setting, self.pictures, tokens, vae, states)
+        condition = self.judged.condition(self.material)
+        if condition is not None and vae is None:
+            self.rows.notes.append("no VAE at hand: the image is grey latents")
+        encoders.vae(self.pictures.get("image"))
+        return Inputs(contexts, condition)
 
     def _absent(self) -> None:
         """Notes what neither is judged nor compared."""
         for what, weights in (("candidate", self.candidate), ("reference", self.reference)):
             for name in self.candidate.model.family.components:
                 if weights is not None and name not in weights.model.components:
-                    self.notes.append(f"the {what} has no {name}")
+                    self.rows.notes.append(f"the {what} has no {name}")
         if self.reference is None:
             return
         for name, component in self.candidate.model.components.items():
-            if self._compares(name):
+            if self.pair.compares(name):
                 theirs = self.reference.model.components[name].tensors.keys()
                 for what, lone in (
                     ("reference", theirs - component.tensors),
                     ("candidate", component.tensors - theirs),
                 ):
                     if lone:  # CLIP's text half, or the sines of CogVideoX-2B, which some layouts have no place for
-                        self.notes.append(f"{name}: {len(lone)} tensors that are never used are in the {what} alone")
-
-    def _contexts(self) -> Tensor:
-        """Returns the contexts both models get (2, tokens, text); compares and records the text encoders at hand."""
-        having = self._having("text_encoder")
-        models = [weights.model for weights in (self.reference, self.candidate) if weights is not None]
-        tokens = generation.tokens_of(models, self.wanted.prompt) if having else None
-        if tokens is None:
-            contexts, note = generation.made_up_contexts(self.candidate.model, self.wanted.seed)
-            self.notes.append(note)
-            if having:
-                self.notes.append("the text encoder was not run: there is no tokenizer")
-            return contexts.to(self.setting.device)
-        self.tell("encoding the prompt", 0, len(having))
-        encoded = [generation.text_encoder(weights, torch.float32).encode(tokens) for weights in having]
-        if self._compares("text_encoder"):
-            self._compared("text_encoder", "text context", *encoded)
-        if self.candidate in having:
-            self.safety.append(self._recorded_encoder(tokens))
-        for weights in having:
-            weights.release("text_encoder")
-        return encoded[0].to(self.setting.device)
-
-    def _recorded_encoder(self, tokens: list[list[int]]) -> Json:
-        """Returns the text encoder's row of `safety`; padded to its whole length where the run is, too."""
-        name, dtype = results.ENCODER_NUMERICS.get(self.numerics.name, ("bf16", torch.bfloat16))
-        encoder = generation.text_encoder(self.candidate, dtype)
-        recorder = Recorder(strict=self.numerics.name == "fp16")  # transformers keeps a linear of each block in fp32
-        with watched(encoder.module, self.candidate.model.components["text_encoder"], recorder):
-            encoder.encode(tokens, padded=self.wanted.full_length)
-        return results.safety_row("text_encoder", name, recorder)
-
-    def _condition(self) -> Condition | None:
-        """Returns what is given beside the prompt; what of it is encoded, the reference's encoders encode."""
-        having = self._having("vae")
-        vae = generation.vae_of(having[0]) if having else None
-        self.material = Material(self.setting, self.pictures, self._image_tokens(), vae, self._states())
-        condition = self.judged.condition(self.material)
-        if condition is not None and vae is None:
-            self.notes.append("no VAE at hand: the image is grey latents")
-        return condition
-
-    def _image_tokens(self) -> Tensor | None:
-        """Returns the image tokens both models get (1, 257 or 514, d); compares and records the encoders at hand."""
-        family, having = self.candidate.model.family, self._having("image_encoder")
-        if "image_encoder" not in family.components or not self.pictures:
-            return None
-        if not having:
-            width = self.candidate.model.components["dit"].dims["image"]
-            tokens, note = synthetic_tokens(width, len(self.pictures), self.wanted.seed)
-            self.notes.append(note)
-            return tokens.to(self.setting.device)
-        self.tell("looking at the image", 0, len(having))
-        encoders = [generation.image_encoder(weights) for weights in having]
-        encoded = [tasks.image_tokens(encoder, self.setting, self.pictures) for encoder in encoders]
-        if self._compares("image_encoder"):
-            self._compared("image_encoder", "image tokens", *encoded)
-        if self.candidate in having:
-            name, dtype = results.IMAGE_NUMERICS.get(self.numerics.name, ("fp16", torch.float16))
-            encoder, recorder = generation.image_encoder(self.candidate, dtype), Recorder()
-            with watched(encoder.module, self.candidate.model.components["image_encoder"], recorder):
-                tasks.image_tokens(encoder, self.setting, self.pictures)
-            self.safety.append(results.safety_row("image_encoder", name, recorder))
-        for weights in having:
-            weights.release("image_encoder")
-        return encoded[0]
-
-    def _states(self) -> Tensor | None:
-        """Returns the hidden states of the sound both models get; compares and records the encoders at hand."""
-        if self.samples is None:
-            return None
-        having = self._having("audio_encoder")
-        if not having:
-            states, note = speech.synthetic_states(self.candidate.model.components["dit"].dims, self.setting)
-            self.notes.append(note)
-            return states.to(self.setting.device)
-        self.tell("listening", 0, len(having))
-        samples = self.samples.to(self.setting.device)
-        encoded = [generation.audio_encoder(weights).encode(samples) for weights in having]
-        if self._compares("audio_encoder"):
-            self._compared("audio_encoder", "hidden states of sound", *encoded)
-        if self.candidate in having:
-            # the official code runs it in float32; whoever widens nothing would have to fit into fp16
-            encoder, recorder = generation.audio_encoder(self.candidate), Recorder(strict=self.numerics.name == "fp16")
-            with watched(encoder.module, self.candidate.model.components["audio_encoder"], recorder):
-                encoder.encode(samples)
-            self.safety.append(results.safety_row("audio_encoder", "fp32", recorder))
-        for weights in having:
-            weights.release("audio_encoder")
-        return encoded[0]
-
-    def _vae(self) -> None:
-        """Compares what both VAEs make of the same latents and of the same image, and records the candidate's."""
-        if "vae" not in self.candidate.model.components:
-            return
-        self.tell("decoding", 0, 1)
-        latents, image = results.clean_latents(self.setting)[:, :, self.setting.padding :], self._image()
-        strict = self.numerics.name == "fp16"
-        recorded = generation.vae_of(self.candidate, torch.float16 if strict else torch.float32)
-        recorder = Recorder()
-        with watched(recorded.module, self.candidate.model.components["vae"], recorder):
-            decoded = recorded.decode(latents)
-        self.safety.append(results.safety_row("vae", "fp16" if strict else "fp32", recorder))
-        if self.reference is not None and self._compares("vae"):
-            theirs, ours = generation.vae_of(self.reference), generation.vae_of(self.candidate) if strict else recorded
-            self._compared("vae", "decoded video", theirs.decode(latents), ours.decode(latents) if strict else decoded)
-            self._compared("vae", "encoded image", theirs.encode(image), ours.encode(image))
-
-    def _image(self) -> Tensor:
-        """Returns the image that both VAEs encode, given or drawn, as a video of one frame.  # (1, 3, 1, H, W)"""
-        size = self.setting.size
-        picture = self.pictures.get("image") or pictures.drawn("image", size)
-        return pictures.pixels(pictures.covering(picture, size)).unsqueeze(2).to(self.setting.device)
-
-    def _compared(self, component: str, what: str, reference: Tensor, candidate: Tensor) -> None:
-        assert self.reference is not None
-        held_to = results.gate(component, self.reference.model, self.candidate.model)
-        figures = agreement_figures(compare(reference.float(), candidate.float()))
-        self.components.append({"component": component, "what": what, "format": held_to, **figures})
+                        self.rows.notes.append(
+                            f"{name}: {len(lone)} tensors that are never used are in the {what} alone"
+                        )
 
     def _stored(self) -> None:
         """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""
         for component in self.candidate.model.components:
-            if self.reference is None or not self._compares(component):
+            if self.reference is None or not self.pair.compares(component):
                 tensors = results.scan_stored(self.candidate.model.components[component].tensors)
             elif component not in DENOISERS:
                 tensors = results.compare_stored(component, self.reference.model, self.candidate.model)
             else:
                 continue
-            self.storage += results.storage_rows(tensors)
+            self.rows.storage += results.storage_rows(tensors)
 
     def _probes(self, inputs: Inputs) -> None:
         wanted = results.timesteps(self.profile, self.setting.task.boundary)
@@ -262,13 +144,13 @@ class Measurement:
                 self._probe(component, probe)
 
     def _probe(self, component: str, probe: Probe) -> None:
-        if self.reference is not None and self._compares(component):
+        if self.reference is not None and self.pair.compares(component):
             both = self.reference, self.candidate
             before = sum(weights.read_nbytes for weights in both)
             found, rows = results.compare_component(component, self.reference, self.candidate, probe)
-            self.steps += rows
-            self.storage += results.storage_rows(found.tensors)
-            self.runs.append(
+            self.rows.steps += rows
+            self.rows.storage += results.storage_rows(found.tensors)
+            self.rows.runs.append(
                 {
                     "model": f"{component}, both models, every probe",
                     "seconds": found.seconds,
@@ -276,8 +158,10 @@ class Measurement:
                     "read_nbytes": sum(weights.read_nbytes for weights in both) - before,
                 }
             )
-        self.safety.append(results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators))
-        if self.reference is None or self._compares(component):
+        self.rows.safety.append(
+            results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
+        )
+        if self.reference is None or self.pair.compares(component):
             self.exercised.append(component)
 
     def _full_length(self, inputs: Inputs) -> None:
@@ -289,21 +173,21 @@ class Measurement:
         inputs = replace(inputs, condition=self.judged.condition(replace(self.material, setting=long, vae=None)))
         for component, probe in results.probes(long, inputs, [TRAIN_STEPS - 1]).items():
             row = results.record(component, self.candidate, self.numerics, probe, self.profile.accumulators)
-            self.safety.append({**row, "component": f"{component}, full length"})
+            self.rows.safety.append({**row, "component": f"{component}, full length"})
 
     def _free_run(self, inputs: Inputs) -> tuple[Json | None, Clips]:
         """Generates with both models and with the reference one ulp away; compares the decoded clips."""
         if not self.profile.video or self.reference is None:
             return None, {}
-        if not self._having("vae") or not all(map(self._compares, self.denoisers)):
-            self.notes.append("no free run: it takes every denoiser of both models, and a VAE")
+        if not self.pair.having("vae") or not all(map(self.pair.compares, self.denoisers)):
+            self.rows.notes.append("no free run: it takes every denoiser of both models, and a VAE")
             return None, {}
         starved = [
             name
             for name, count in exercised(self.setting.grid.timesteps, self.setting.task.boundary).items()
             if not count
         ]
-        self.notes += [f"the free run never reached {name}: ask for more --steps" for name in starved]
+        self.rows.notes += [f"the free run never reached {name}: ask for more --steps" for name in starved]
         start = generation.noise(self.setting)
         wanted = (
             ("reference", self.reference, start),
@@ -326,7 +210,7 @@ class Measurement:
     def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> Run:
         before = weights.read_nbytes
         with results.peak_anonymous() as peak:
-            vae = generation.vae_of(weights if "vae" in weights.model.components else self._having("vae")[0])
+            vae = generation.vae_of(weights if "vae" in weights.model.components else self.pair.having("vae")[0])
             sampled: list[Run] = []
 
             def sample(noise: Tensor, condition: Condition | None) -> Tensor:
@@ -337,7 +221,7 @@ class Measurement:
 
             video = self.judged.film(sample, start, inputs.condition, replace(self.material, vae=vae))
             run = replace(sampled[-1], video=video)
-        self.runs.append(
+        self.rows.runs.append(
             {
                 "model": name,
                 "seconds_per_step": run.seconds_per_step,

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from pathlib import Path
 
@@ -53,6 +53,18 @@ class Inputs:
 
     contexts: Tensor
     condition: Condition | None
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """What a validation has found so far: the lists of its results (verdict.py says what a row holds)."""
+
+    notes: list[str] = field(default_factory=list)
+    storage: list[Json] = field(default_factory=list)
+    safety: list[Json] = field(default_factory=list)
+    steps: list[Json] = field(default_factory=list)
+    components: list[Json] = field(default_factory=list)
+    runs: list[Json] = field(default_factory=list)
 
 
 def default_numerics(model: Model, asked: str | None) -> Numerics:

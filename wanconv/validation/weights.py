@@ -7,6 +7,7 @@ block is read; on a CPU that would cost a second block's memory, and the cores a
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -119,3 +120,23 @@ def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTe
         for length in range(1, len(segments) + 1):
             below.setdefault(".".join(segments[:length]), {})[name] = tensor
     return below
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """A candidate and the reference that it is compared with; there is none where safety alone is asked for."""
+
+    candidate: ModelWeights
+    reference: ModelWeights | None
+
+    @property
+    def models(self) -> list[ModelWeights]:
+        """Both, the reference first."""
+        return [weights for weights in (self.reference, self.candidate) if weights is not None]
+
+    def having(self, component: str) -> list[ModelWeights]:
+        """Returns those that have a component, the reference first."""
+        return [weights for weights in self.models if component in weights.model.components]
+
+    def compares(self, component: str) -> bool:
+        return len(self.having(component)) == 2
