@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,8 +41,8 @@ class Done(NamedTuple):
     exit_code: int
     output: str
     errors: str
-    cpu_s: float
-    peak_nbytes: int
+    cpu_s: float = nan
+    peak_nbytes: float = nan
 
 
 # Loads the command line once and forks for every command: processes of their own for the price of one start.
@@ -114,7 +115,10 @@ print(json.dumps(results))
 
 
 def run_in_turn(commands: Sequence[Sequence[str]], cwd: Path) -> list[Done]:
-    """Returns what became of each command, in one process for them all: for many that share their libraries' start."""
+    """Returns what became of each command, in one process for them all: for many that share their libraries' start.
+
+    What each cost is not known.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _IN_TURN],
         cwd=cwd,
