@@ -75,6 +75,7 @@ BARE = b"\x80\x02" + CALL + b"."
 IMPORT_OS = called("builtins.__import__", text("os"))
 WORDS = b"](" + text("mkdir") + CANARY + b"e"
 ORDERED, NAMESPACE = b"ccollections\nOrderedDict\n)R", b"ctypes\nSimpleNamespace\n)R"
+SET_STATE = b"}" + text("__setstate__") + MKDIR + b"sb"
 EXTENSION = called("copyreg.add_extension", text("os"), text("mkdir"), b"K\x7f")
 STORAGE = b"((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01tQ"
 HOOKED = b"ctorch._utils\n_rebuild_tensor_v2\n" + STORAGE + b"K\0(K\x01t(K\x01t\x89" + CALL + b"tRs"
@@ -84,32 +85,32 @@ EXEC = "torch.jit.unsupported_tensor_ops.execWrapper"
 
 # fmt: off
 PAYLOADS = {
-    "os.system":             (called("os.system", COMMAND),                             "(os.system)"),
-    "posix.system":          (called("posix.system", COMMAND),                          "(posix.system)"),
-    "subprocess":            (called("subprocess.call", WORDS),                         "(subprocess.call)"),
-    "eval":                  (called("builtins.eval", CODE),                            "(builtins.eval)"),
-    "exec":                  (called("builtins.exec", CODE),                            "(builtins.exec)"),
-    "getattr of a module":   (called("builtins.getattr", IMPORT_OS, text("mkdir")) + TOUCH, "(builtins.getattr)"),
-    "stack global":          (short("os") + short("mkdir") + b"\x93" + TOUCH, "SHORT_BINUNICODE"),
-    "stack global by memo":   (text("os") + b"\x940" + text("mkdir") + b"\x940h\0h\x01\x93" + TOUCH, "MEMOIZE"),
-    "dotted stack global":   (text("torch.serialization") + text("os.mkdir") + b"\x93" + TOUCH, "STACK_GLOBAL"),
-    "a global in the memo":  (b"}" + MKDIR + b"q\x070h\x07" + TOUCH + b"0",       "(os.mkdir)"),
-    "INST":                  (b"(" + CANARY + b"ios\nmkdir\n",                          "INST"),
-    "OBJ":                   (b"(" + MKDIR + CANARY + b"o",                             "(os.mkdir)"),
-    "functools.partial":     (partial(MKDIR, b"(" + CANARY + b"t", b"}") + b")R",       "(functools.partial)"),
-    "__setstate__": (NAMESPACE + b"}" + text("__setstate__") + MKDIR + b"sb" + CANARY + b"b", "SimpleNamespace)"),
-    "extension registry":    (EXTENSION + b"\x82\x7f" + TOUCH,              "(copyreg.add_extension)"),
-    "numpy":                 (called("numpy.testing._private.utils.runstring", CODE, b"}"), "utils.runstring)"),
-    "torch's own exec":      (called(EXEC, CODE, b"}", b"}"),                           f"({EXEC})"),
-    "pickle in a pickle":    (called("pickle.loads", binary(BARE)),                     "(pickle.loads)"),
-    "zip in a pickle":       (UNSAFE_LOAD + b"(" + BYTES_IO + b"tR",                    "(functools.partial)"),
-    "hooks of a tensor":     (b"}" + text("a") + HOOKED,                                "(os.mkdir)"),
-    "notes of a state dict": (ORDERED + b"}" + text("_metadata") + CALL + b"sb",        "(os.mkdir)"),
+    "os.system":           (called("os.system", COMMAND),                                       "(os.system)"),
+    "posix.system":        (called("posix.system", COMMAND),                                    "(posix.system)"),
+    "subprocess":          (called("subprocess.call", WORDS),                                   "(subprocess.call)"),
+    "eval":                (called("builtins.eval", CODE),                                      "(builtins.eval)"),
+    "exec":                (called("builtins.exec", CODE),                                      "(builtins.exec)"),
+    "getattr of a module": (called("builtins.getattr", IMPORT_OS, text("mkdir")) + TOUCH,       "(builtins.getattr)"),
+    "stack global":        (short("os") + short("mkdir") + b"\x93" + TOUCH,                     "SHORT_BINUNICODE"),
+    "global from a memo":  (text("os") + b"\x940" + text("mkdir") + b"\x940h\0h\x01\x93" + TOUCH, "MEMOIZE"),
+    "dotted stack global": (text("torch.serialization") + text("os.mkdir") + b"\x93" + TOUCH,   "STACK_GLOBAL"),
+    "global in the memo":  (b"}" + MKDIR + b"q\x070h\x07" + TOUCH + b"0",                       "(os.mkdir)"),
+    "INST":                (b"(" + CANARY + b"ios\nmkdir\n",                                    "INST"),
+    "OBJ":                 (b"(" + MKDIR + CANARY + b"o",                                       "(os.mkdir)"),
+    "functools.partial":   (partial(MKDIR, b"(" + CANARY + b"t", b"}") + b")R",                 "(functools.partial)"),
+    "__setstate__":        (NAMESPACE + SET_STATE + CANARY + b"b", "(types.SimpleNamespace)"),
+    "extension registry":  (EXTENSION + b"\x82\x7f" + TOUCH, "(copyreg.add_extension)"),
+    "numpy":               (called("numpy.testing._private.utils.runstring", CODE, b"}"),       "utils.runstring)"),
+    "torch's own exec":    (called(EXEC, CODE, b"}", b"}"),                                     f"({EXEC})"),
+    "pickle in a pickle":  (called("pickle.loads", binary(BARE)),                               "(pickle.loads)"),
+    "zip in a pickle":     (UNSAFE_LOAD + b"(" + BYTES_IO + b"tR",                              "(functools.partial)"),
+    "hooks of a tensor":   (b"}" + text("a") + HOOKED,                                          "(os.mkdir)"),
+    "notes of a dict":     (ORDERED + b"}" + text("_metadata") + CALL + b"sb",                  "(os.mkdir)"),
 }
 FILES = {kind: (zipped(b"\x80\x04" + opcodes + b"."), message) for kind, (opcodes, message) in PAYLOADS.items()} | {
-    "torch's tar":               (tarred(BARE),                                         "none of the formats"),
-    "torch's stream of pickles": (streamed(BARE),                                       "before version 1.6"),
-    "bare":                      (BARE,                                                 "a bare pickle"),
+    "torch's tar":     (tarred(BARE),                                                   "none of the formats"),
+    "torch's stream":  (streamed(BARE),                                                 "before version 1.6"),
+    "bare":            (BARE,                                                           "a bare pickle"),
 }
 # fmt: on
 
