@@ -19,7 +19,7 @@ from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml") if not path.stem.startswith("cogvideox"))
 HIGH = "high_noise_model/diffusion_pytorch_model.safetensors"
 UP, DOWN = "blocks.1.ffn.0.weight", "blocks.0.ffn.2.weight"
 BLOCK = 1 << 14
@@ -68,7 +68,7 @@ def test_nan_and_infinity_are_refused_in_every_recipe_and_leave_nothing(
     index = int(share * (load_file(source / HIGH)[UP].numel() - 1))
     tiny.poke(source / HIGH, UP, index, value)
     with pytest.raises(NotFinite) as caught:
-        convert(source, replace(options, recipe=name, layout="diffusers"))  # which reads every recipe's formats
+        convert(source, replace(options, recipe=name, layout="gguf" if name.startswith("gguf") else "diffusers"))
     assert caught.value.exit_code == 5
     assert caught.value.message.startswith(f"expert.high/blocks.1.ffn.up.weight[{index}] is {said}")
     assert left(tmp_path) == []
