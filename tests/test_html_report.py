@@ -435,7 +435,7 @@ def test_a_browser_moves_all_clips_with_one_scrubber_and_subtracts_them(
       const slider = document.getElementById("frame"), difference = document.getElementById("difference");
       slider.value = 3; slider.dispatchEvent(new Event("input"));
       const seen = [...document.querySelectorAll(".clip img:not([hidden])")].map((one) => one.alt).join("; ");
-      Promise.all([...document.images].map((one) => one.decode())).then(() => {
+      addEventListener("load", () => {
         difference.click();
         const drawn = document.querySelector('[data-name="candidate"] canvas');
         const data = drawn.getContext("2d").getImageData(0, 0, drawn.width, drawn.height).data;
