@@ -12,8 +12,8 @@ Definition: Wan-Video/Wan2.2 wan/modules/s2v/audio_encoder.py; huggingface/trans
 models/wav2vec2/{modeling,feature_extraction}_wav2vec2.py.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import assign, quiet, release
+from wanconv.engine.libraries import held, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 
@@ -111,19 +111,14 @@ class AudioEncoder:
             states[-1] = norm(states[-1])
         return torch.cat(states)
 
-    @contextmanager
-    def _held(self, module: nn.Module, prefix: str) -> Iterator[nn.Module]:
+    def _held(self, module: nn.Module, prefix: str) -> AbstractContextManager[nn.Module]:
         """Lets a part hold the weights below a canonical prefix for a while, in fp32."""
         own = next(path for path, part in self.module.named_modules() if part is module)
         weights = {
             _NORMALISED.get(name) or self._names[name].removeprefix(f"{own}."): tensor.float()
             for name, tensor in self._source.tensors(_COMPONENT, prefix).items()
         }
-        assign(module, weights, "audio encoder")
-        try:
-            yield module
-        finally:
-            release(module)
+        return held(module, weights, "audio encoder")
 
 
 def features(states: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ before; the clients that use transformers' own processor smooth it and cut out t
 Definitions: Wan-Video/Wan2.1 wan/modules/clip.py; huggingface/transformers models/clip/modeling_clip.py.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import assign, quiet, release
+from wanconv.engine.libraries import held, quiet
 from wanconv.engine.weights import WeightSource
 
 SIDE = 224
@@ -81,16 +81,11 @@ class ImageEncoder:
                 hidden = block(hidden, attention_mask=None)
         return hidden
 
-    @contextmanager
-    def _held(self, module: nn.Module, theirs: str, *prefixes: str) -> Iterator[None]:
+    def _held(self, module: nn.Module, theirs: str, *prefixes: str) -> AbstractContextManager[nn.Module]:
         """Lets a part of the tower, at the path `theirs`, hold the weights below canonical prefixes for a while."""
         weights = {
             self._names[name].removeprefix(f"{_PREFIX}.{theirs}"): tensor.to(self._dtype)
             for prefix in prefixes
             for name, tensor in self._source.tensors(_COMPONENT, prefix).items()
         }
-        assign(module, weights, "image encoder")
-        try:
-            yield
-        finally:
-            release(module)
+        return held(module, weights, "image encoder")

@@ -34,6 +34,16 @@ def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     module.load_state_dict(weights, assign=True)
 
 
+@contextmanager
+def held(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterator[nn.Module]:
+    """Lets a module have `weights` as its parameters for a while; raises as `assign` does."""
+    assign(module, weights, what)
+    try:
+        yield module
+    finally:
+        release(module)
+
+
 def check(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Raises InputError where names or shapes of `weights` are not the module's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

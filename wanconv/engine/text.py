@@ -18,8 +18,8 @@ huggingface/transformers models/umt5/modeling_umt5.py.
 import html
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import assign, quiet, release
+from wanconv.engine.libraries import held, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 
@@ -169,14 +169,9 @@ class TextEncoder:
     def _stack(self) -> Any:
         return self.module.encoder
 
-    @contextmanager
-    def _held(self, module: nn.Module, prefix: str, theirs: str) -> Iterator[nn.Module]:
+    def _held(self, module: nn.Module, prefix: str, theirs: str) -> AbstractContextManager[nn.Module]:
         """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
-        assign(module, self._weights.below(theirs, prefix), "text encoder")
-        try:
-            yield module
-        finally:
-            release(module)
+        return held(module, self._weights.below(theirs, prefix), "text encoder")
 
 
 def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype: torch.dtype) -> list[Tensor]:
