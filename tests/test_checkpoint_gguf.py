@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from broken import check_named
 
 from wanconv.checkpoint import build_gguf, read_header
 from wanconv.checkpoint.files import Entry
@@ -126,14 +127,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_broken_file_is_named_for_what_it_is(kind: str, tmp_path: Path) -> None:
-    content, message = HOSTILE[kind]
-    path = tmp_path / "model.gguf"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        read_header(path)
-    assert message in caught.value.message
-    assert caught.value.message.startswith(str(path))
-    assert caught.value.hint
+    check_named(read_header, tmp_path / "model.gguf", *HOSTILE[kind])
 
 
 def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:

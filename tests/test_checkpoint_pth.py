@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from battery import PARTS, Scale
+from broken import check_named
 
 from wanconv.checkpoint import build_archive, confirm, read_header
 from wanconv.checkpoint.archive import Archive, lay_out, read_records
@@ -177,14 +178,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_broken_file_is_named_for_what_it_is(kind: str, tmp_path: Path) -> None:
-    content, message = HOSTILE[kind]
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        read_header(path)
-    assert message in caught.value.message
-    assert caught.value.message.startswith(str(path))
-    assert caught.value.hint
+    check_named(read_header, tmp_path / "model.pth", *HOSTILE[kind])
 
 
 def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:

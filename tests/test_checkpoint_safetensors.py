@@ -10,6 +10,7 @@ import pytest
 import safetensors
 import torch
 from battery import PARTS, Scale
+from broken import check_named
 from safetensors.torch import load_file, save_file
 
 from wanconv.checkpoint import build_header, read_header
@@ -108,14 +109,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_broken_file_is_named_for_what_it_is(kind: str, tmp_path: Path) -> None:
-    content, message = HOSTILE[kind]
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        read_header(path)
-    assert message in caught.value.message
-    assert caught.value.message.startswith(str(path))
-    assert caught.value.hint
+    check_named(read_header, tmp_path / "model.safetensors", *HOSTILE[kind])
 
 
 def test_what_the_library_saves_is_read_with_the_same_names_shapes_dtypes_and_bytes(tmp_path: Path) -> None:
