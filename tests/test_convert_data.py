@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wanconv.errors import InputError, NotFinite, Overflow
+from wanconv.naming import matches
+from wanconv.recipe import load
+from wanconv.recipe import names as recipe_names
 from wanconv.report import Report
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 
-ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.toml") if not path.stem.startswith("cogvideox"))
+FAMILY = "wan2.2-t2v-a14b"
+RECIPES = [name for name in recipe_names() if any(matches(glob, FAMILY) for glob in load(name).families)]
 HIGH = "high_noise_model/diffusion_pytorch_model.safetensors"
 UP, DOWN = "blocks.1.ffn.0.weight", "blocks.0.ffn.2.weight"
 BLOCK = 1 << 14
@@ -27,7 +30,7 @@ BLOCK = 1 << 14
 
 @pytest.fixture(scope="module")
 def a14b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.make(tmp_path_factory.mktemp("data") / "a14b", "wan2.2-t2v-a14b", "expert.high", "text_encoder")
+    return tiny.make(tmp_path_factory.mktemp("data") / "a14b", FAMILY, "expert.high", "text_encoder")
 
 
 @pytest.fixture
