@@ -50,6 +50,7 @@ Results = Mapping[str, object]
 _FLUSHED = 0.01
 _AMPLE = 1e6
 PROBES = ("first", "boundary", "below_boundary")
+_BITS = {"int8": 6, "q8_0": 6, "mxfp8": 3, "nvfp4": 1}  # of what is no float by itself: as a mantissa of so many
 _NARROW = frozenset(("fp8_e4m3fn", "fp8_e5m2", "int8"))
 
 
@@ -253,7 +254,7 @@ def coarsest(formats: Sequence[tuple[str, str]]) -> str:
     lossy = [stored for source, stored in formats if not DTYPES[stored].holds(DTYPES[source])]
     if not lossy:
         return "exact"
-    return min(lossy, key=lambda name: (DTYPES[name].mantissa or 0) if DTYPES[name].is_float else 6)
+    return min(lossy, key=lambda name: _BITS.get(name, DTYPES[name].mantissa or 0))
 
 
 def _section(results: Results, name: str) -> list[Mapping[str, object]]:
