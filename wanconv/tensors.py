@@ -77,7 +77,7 @@ _DTYPES = (
     DType("bool",        "BOOL",     1),
     # GGUF's: 32 numbers in int8 behind their fp16 scale, which bounds them
     DType("q8_0",        "",         34,    largest=127 * 65504.0, block=32),
-    # Their scales stand in other tensors: 32 numbers in E4M3, 16 in four bits each; float32 must hold what they decode to
+    # Their scales stand in other tensors: 32 numbers in E4M3, 16 in four bits; float32 must hold what they decode to
     DType("mxfp8",       "",         32,    largest=240 * 2.0**120, block=32),
     DType("nvfp4",       "",         8,     largest=240 * 2.0**120, block=16),
 )

@@ -66,10 +66,11 @@ class Microscaler:
         self._half = torch.empty(CHUNK, dtype=torch.int16)
 
     def scales(self, source: Tensor, whole: float, name: str, start: int = 0) -> Tensor:
-        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow where float32 could not hold a number
-        that is read back."""
-        pieces = (source[at : at + CHUNK] for at in range(0, source.numel(), CHUNK))
-        return torch.cat([_codes(self._peaks(piece, name, start), self.storage, whole) for piece in pieces])
+        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow where float32 could not hold what is
+        read back."""
+        starts = range(0, source.numel(), CHUNK)
+        peaks = (self._peaks(source[at : at + CHUNK], name, start + at) for at in starts)
+        return torch.cat([_codes(each, self.storage, whole) for each in peaks])
 
     def encode(self, source: Tensor, whole: float, out: Tensor, name: str, start: int = 0) -> None:
         """Writes the payload of a run into `out`; raises as scales() does."""

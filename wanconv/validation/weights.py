@@ -96,7 +96,8 @@ class ModelWeights:
 
     def _read(self, tensor: ModelTensor) -> Tensor:
         dtype = DTYPES[tensor.dtype]
-        values = torch.empty(tensor.numel if dtype.block == 1 else tensor.nbytes, dtype=TORCH_DTYPES[tensor.dtype])
+        count = tensor.numel if dtype.block == 1 else dtype.nbytes(tensor.numel)
+        values = torch.empty(count, dtype=TORCH_DTYPES[tensor.dtype])
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
         if dtype.block > 1 and tensor.packing is not None:
