@@ -13,6 +13,8 @@ _LAYOUTS = {
     "float8_e4m3fn": kitchen.TensorCoreFP8Layout,
     "float8_e5m2": kitchen.TensorCoreFP8Layout,
     "int8_tensorwise": kitchen.TensorWiseINT8Layout,
+    "mxfp8": kitchen.TensorCoreMXFP8Layout,
+    "nvfp4": kitchen.TensorCoreNVFP4Layout,
 }
 
 
@@ -34,5 +36,12 @@ def read(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Mapping[s
         layer = name.removesuffix(f".{leaf}")
         says = legacy if marker is not None else json.loads(bytes(tensors[f"{layer}.comfy_quant"].tolist()))
         payload, layout = tensors[f"{layer}.weight"], _LAYOUTS[str(says["format"])]
-        params = layout.Params(scale=tensors[name], orig_dtype=torch.float32, orig_shape=tuple(payload.shape))
+        scales = {"scale": tensors[name]}
+        if says["format"] == "mxfp8":  # comfy/ops.py views the bytes so
+            scales = {"scale": tensors[name].view(torch.float8_e8m0fnu)}
+        if says["format"] == "nvfp4":
+            scales = {"scale": tensors[f"{layer}.weight_scale_2"], "block_scale": tensors[name]}
+        rows, columns = payload.shape
+        shape = (rows, 2 * columns if says["format"] == "nvfp4" else columns)
+        params = layout.Params(**scales, orig_dtype=torch.float32, orig_shape=shape)
         yield f"{layer}.weight", layout.dequantize(payload, params), says

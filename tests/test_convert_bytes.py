@@ -31,6 +31,8 @@ RECIPES = [
     ("fp8-scaled", "comfyui"),  # one scale per tensor
     ("int8-row", "lightx2v"),
     ("searched", "comfyui"),  # rounding mse
+    ("mxfp8", "comfyui"),
+    ("nvfp4", "comfyui"),  # scales of blocks, and one of the tensor
 ]
 
 

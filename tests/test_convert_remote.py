@@ -100,6 +100,7 @@ def there(options: Options) -> list[str]:
     [
         ("hf", "diffusers", "experts-bf16-rest-fp16", "diffusers"),
         ("ms", "diffusers", "fp8-scaled", "comfyui"),
+        ("hf", "diffusers", "nvfp4", "comfyui"),
         ("hf", "official", "int8-row", "lightx2v"),
     ],
 )

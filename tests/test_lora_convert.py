@@ -70,7 +70,8 @@ def proof(out: Path, source: Path, *loras: object) -> Report:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "layout"), [("bf16", "diffusers"), ("int8-row", "lightx2v"), ("fp8-scaled", "comfyui")]
+    ("recipe", "layout"),
+    [("bf16", "diffusers"), ("int8-row", "lightx2v"), ("fp8-scaled", "comfyui"), ("nvfp4", "comfyui")],
 )
 def test_threads_and_blocks_do_not_show_in_merged_bytes(recipe: str, layout: str, source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path)

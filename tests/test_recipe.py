@@ -71,6 +71,8 @@ BREAKS = [
     (HEAD + rule(scale="row"),                 "rule 1: bf16 takes scale none, not 'row'"),
     (HEAD + rule(scale=["none"]),              "rule 1: bf16 takes scale none, not ['none']"),
     (HEAD + rule(rounding="mse"),              "rule 1: rounding mse searches a scale, and scale is none"),
+    (HEAD + rule(format="mxfp8", rounding="mse"), "rule 1: rounding mse searches scales of rows and tensors, not of b"),
+    (HEAD + rule(format="mxfp8", scale="none"), "rule 1: mxfp8 takes scale block, not 'none'"),
     (HEAD + rule(rounding="mes"),              "rule 1: rounding must be of nearest, mse, not 'mes' – mse?"),
     (HEAD + rule(rounding=["mse"]),            "rule 1: rounding must be of nearest, mse, not ['mse']"),
     (HEAD + rule(optional="yes"),              "rule 1: optional must be true or false"),
@@ -104,6 +106,11 @@ def test_a_rule_keeps_what_its_table_says() -> None:
     assert recipe.rules == (Rule("dit/**", "fp16", ("linear",), (0, -1), "none", "bf16", True),)
     assert str(recipe.rules[0]) == "dit/** (linear; blocks 0,-1)"
     assert (recipe.name, recipe.summary, recipe.families, recipe.text) == ("mine", "a test", ("**",), text)
+
+
+def test_a_format_with_one_kind_of_scale_needs_no_word_of_it() -> None:
+    rules = parse("mine", HEAD + rule(format="mxfp8") + rule(format="nvfp4", scale="block") + rule()).rules
+    assert [one.scale for one in rules] == ["block", "block", "none"]
 
 
 def test_the_first_rule_that_matches_decides() -> None:

@@ -17,7 +17,14 @@ A14B = "wan2.2-t2v-a14b"
 
 
 @pytest.fixture(
-    scope="module", params=[("lightx2v", "fp8-scaled"), ("diffusers", "fp8-scaled"), ("diffusers", "int8-row")]
+    scope="module",
+    params=[
+        ("lightx2v", "fp8-scaled"),
+        ("diffusers", "fp8-scaled"),
+        ("diffusers", "int8-row"),
+        ("comfyui", "mxfp8"),
+        ("comfyui", "nvfp4"),
+    ],
 )
 def converted(
     request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
@@ -46,6 +53,12 @@ def test_a_wrong_scale_fails(converted: Path, factor: float, tiny: Callable[...,
     out = tools.copy(converted, tmp_path / "out")
     tensor = identify(open_checkpoint(out)).tensors["expert.low/blocks.1.ffn.up.weight"]
     assert tensor.scales is not None
-    for row, value in enumerate(torch.frombuffer(bytearray(tensor.scales.read()), dtype=torch.float32).tolist()):
-        tools.poke(tensor.scales.file, tensor.scales.name, row, value * factor or 1.0)
+    if tensor.dtype == "mxfp8":
+        with tensor.scales.file.open("r+b") as stream:
+            stream.seek(tensor.scales.offset)
+            stream.write(bytes(code + 1 if factor else 127 for code in tensor.scales.read()))
+    else:
+        scales = tensor.whole or tensor.scales
+        for row, value in enumerate(torch.frombuffer(bytearray(scales.read()), dtype=torch.float32).tolist()):
+            tools.poke(scales.file, scales.name, row, value * factor or 1.0)
     assert judged(out, tiny(A14B)) == 6

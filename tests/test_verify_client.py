@@ -145,7 +145,8 @@ def test_a_client_that_cannot_has_a_short_reason(made: Callable[[str, str], Path
     reasons = {client: reason for client, (_, reason) in clients(folder).items()}
     assert reasons["comfyui-legacy"] == "its scales are stored for comfyui"
     assert reasons["lightx2v"] == (
-        "its scales are stored for comfyui: its kernels take one scale for each row of fp8_e4m3fn and int8"
+        "its scales are stored for comfyui: its kernels take one scale for each row of fp8_e4m3fn and int8, "
+        "and wanconv writes no blocks for them"
     )
     plain = made("bf16", "official")
     assert plain is not None

@@ -108,7 +108,9 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     where = f"rule {position}"
     found = _unknown(table, _RULE_KEYS, where)
     match, kind, blocks = table.get("match"), table.get("kind", []), table.get("blocks", [])
-    scale, fallback, optional = table.get("scale", "none"), table.get("fallback"), table.get("optional", False)
+    target = FORMATS.get(str(table.get("format")))
+    only = target.scales[0] if target is not None and len(target.scales) == 1 else "none"
+    scale, fallback, optional = table.get("scale", only), table.get("fallback"), table.get("optional", False)
     rounding = table.get("rounding", "nearest")
     if not isinstance(match, str):
         found.append(f"{where}: match must be a glob on canonical names")
@@ -124,13 +126,14 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     for key, value in (("format", table.get("format")), ("fallback", fallback)):
         if value not in tuple(FORMATS) and not (key == "fallback" and value is None):
             found.append(_not_one_of(f"{where}: {key}", value, tuple(FORMATS)))
-    target = FORMATS.get(str(table.get("format")))
     if target is not None and scale not in target.scales:
         found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {scale!r}")
     if rounding not in ROUNDINGS:
         found.append(_not_one_of(f"{where}: rounding", rounding, ROUNDINGS))
     elif rounding != "nearest" and scale == "none":
         found.append(f"{where}: rounding {rounding} searches a scale, and scale is none")
+    elif rounding != "nearest" and scale == "block":
+        found.append(f"{where}: rounding {rounding} searches scales of rows and tensors, not of blocks")
     if fallback is not None and fallback == table.get("format"):
         found.append(f"{where}: the fallback is the format itself")
     if not isinstance(optional, bool):

@@ -100,9 +100,9 @@ def model_tensors(fit: Fit, component: str, packed: Mapping[str, Packed]) -> dic
         count = prod(shape) // len(spelling.parts)
         pieces = tuple(Piece(ref, part * count, count) for part in spelling.parts)
         beside = packed.get(ref.name)
-        packing, scales = (beside.packing, beside.scales) if beside else (None, None)
+        packing, scales, whole = (beside.packing, beside.scales, beside.whole) if beside else (None, None, None)
         tensors[name] = ModelTensor(
-            name, role, block_of(role, index), shape, pieces, spelling.transposed, packing, scales
+            name, role, block_of(role, index), shape, pieces, spelling.transposed, packing, scales, whole=whole
         )
     return tensors
 

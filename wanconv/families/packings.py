@@ -27,6 +27,23 @@ def _comfyui(storage: str, scale: str, name: str, since: str) -> Packing:
     return Packing("comfyui", storage, scale, constants=constants, inputs="input_scale", since=since)
 
 
+def _blocks(name: str, storage: str, scale_dtype: str, whole: str | None, since: str) -> Packing:
+    """Without `full_precision_matrix_mult`: ComfyUI finds the scales of a layer's inputs itself, block by block."""
+    return Packing(
+        "comfyui",
+        name,
+        "block",
+        constants=((COMFY_QUANT, json.dumps({"format": name}, separators=(",", ":")).encode()),),
+        inputs="input_scale",
+        since=since,
+        storage=storage,
+        scale_dtype=scale_dtype,
+        whole=whole,
+        caution=f"on cards that multiply in {name} (Blackwell), ComfyUI rounds what a layer is given as well, which "
+        "validate does not imitate; on others it decodes the weights",
+    )
+
+
 def _torchao(storage: str) -> Packing:
     return Packing(
         "diffusers", storage, "row", "_weight_qdata", "_weight_scale", since="diffusers 0.42.1, torchao 0.16"
@@ -34,14 +51,16 @@ def _torchao(storage: str) -> Packing:
 
 
 # Finest first: `auto` takes the first row of its format. ComfyUI's kernels assert one scale for an fp8 weight; its
-# first versions are those of pull requests 11000 (fp8) and 14636 (int8; 0.25.1 is without it) and of commit e1474150
-# (legacy files whose marker has two elements).
+# first versions are those of pull requests 11000 (fp8), 14636 (int8; 0.25.1 is without it), 12907 (mxfp8, which needs
+# torch 2.10 by its thread) and 11635 (nvfp4) and of commit e1474150 (legacy files whose marker has two elements).
 # fmt: off
 PACKINGS: tuple[Packing, ...] = (
     _comfyui("fp8_e4m3fn", "tensor", "float8_e4m3fn",   "ComfyUI of December 2025"),
     _comfyui("fp8_e5m2",   "tensor", "float8_e5m2",     "ComfyUI of December 2025"),
     _comfyui("int8",       "row",    "int8_tensorwise", "ComfyUI 0.27"),
     _comfyui("int8",       "tensor", "int8_tensorwise", "ComfyUI 0.27"),
+    _blocks("mxfp8", "fp8_e4m3fn", "uint8",      None,             "ComfyUI of March 2026, torch 2.10"),
+    _blocks("nvfp4", "uint8",      "fp8_e4m3fn", "weight_scale_2", "ComfyUI of January 2026"),
     Packing("comfyui-legacy", "fp8_e4m3fn", "tensor", scales="scale_weight", inputs="scale_input",
             since="ComfyUI of March 2025"),
     Packing("lightx2v", "fp8_e4m3fn", "row"),
@@ -62,6 +81,7 @@ class Packed:
 
     packing: Packing
     scales: TensorRef
+    whole: TensorRef | None = None
 
 
 def of_client(client: str) -> tuple[Packing, ...]:
@@ -98,9 +118,10 @@ def unpack(tensors: Mapping[str, TensorRef]) -> tuple[dict[str, TensorRef], dict
         packing = next((packing for packing in PACKINGS if _fits(packing, leaves)), None)
         if packing is not None:
             name = beside(module, "weight")
-            used = {packing.payload, packing.scales, *(leaf for leaf, _ in packing.constants)}
-            weights[name] = replace(leaves[packing.payload], name=name)
-            packed[name] = Packed(packing, leaves[packing.scales])
+            used = {packing.payload, packing.scales, packing.whole, *(leaf for leaf, _ in packing.constants)}
+            payload = leaves[packing.payload]
+            weights[name] = replace(payload, name=name, dtype=packing.format, shape=packing.shape_of(payload.shape))
+            packed[name] = Packed(packing, leaves[packing.scales], leaves[packing.whole] if packing.whole else None)
             leaves = {
                 leaf: ref for leaf, ref in leaves.items() if leaf not in used and not is_input_scale(packing, ref)
             }
@@ -115,7 +136,8 @@ def astray(name: str, tensors: Mapping[str, TensorRef]) -> str:
     where its name speaks of none."""
     module, leaf = leaf_of(name)
     pairs = [(packing.payload, packing.scales) for packing in PACKINGS]
-    if leaf not in {COMFY_QUANT, *(part for pair in pairs for part in pair)} - {"weight"}:
+    wholes = {packing.whole for packing in PACKINGS if packing.whole}
+    if leaf not in {COMFY_QUANT, *wholes, *(part for pair in pairs for part in pair)} - {"weight"}:
         return ""
     payload, scales = (
         next((ref for part in parts if (ref := tensors.get(beside(module, part)))), None)
@@ -138,9 +160,16 @@ def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
 
 def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
     payload, scales = leaves.get(packing.payload), leaves.get(packing.scales)
-    if payload is None or scales is None or payload.dtype != packing.format or scales.dtype != "fp32":
+    if payload is None or scales is None or payload.dtype != packing.payload_dtype:
         return False
-    if scales.shape != packing.scale_shape(payload.shape):
+    if packing.scale == "block" and (len(payload.shape) != 2 or not payload.numel):
+        return False
+    shape = packing.shape_of(payload.shape)
+    if packing.payload_shape(shape) != payload.shape:  # its rows are no whole blocks
+        return False
+    if (scales.dtype, scales.shape) != (packing.scale_dtype, packing.scale_shape(shape)):
+        return False
+    if packing.whole and ((whole := leaves.get(packing.whole)) is None or (whole.dtype, whole.shape) != ("fp32", ())):
         return False
     if not packing.constants:
         return COMFY_QUANT not in leaves

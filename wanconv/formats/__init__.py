@@ -1,5 +1,6 @@
 """How numbers are stored: the formats a recipe can name. This table is free of torch; the modules of each kind move the
-bytes: `plain` casts, `scaled` divides by a scale first, `blocks` by one for every few numbers of a row."""
+bytes: `plain` casts, `scaled` divides by a scale first, `blocks` and `microscaled` by one for every few numbers of a
+row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitu
 class Format:
     """A `storage` dtype, rounded to nearest even; None stores the source's own dtype, byte for byte.
 
-    `scales` are what one float32 scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
-    `tensor`, or each `row` of axis 0; `auto` leaves it to the layout.
+    `scales` are what one scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
+    `tensor`, each `row` of axis 0, or each `block` of a row; `auto` leaves it to the layout.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Format:
         if block > 1 and (kind != "linear" or len(shape) != 2 or not all(shape) or shape[1] % block):
             what = f"{kind} of shape {list(shape)}"
             return f"only the 2-D weight of a linear layer takes it, in rows of whole blocks of {block}: this is {what}"
+        if scale == "block" and shape[0] % block:
+            return f"its rows are no multiple of {block}: wanconv writes no padding, and this is of shape {list(shape)}"
         if scale == "none":
             if DTYPES[self.storage].itemsize > 1 or kind in ("linear", "embed"):
                 return None
@@ -63,6 +66,8 @@ _FORMATS = (
     Format("fp8_e5m2",   "fp8_e5m2",   ("none", *_SCALED)),
     Format("int8",       "int8",       _SCALED),
     Format("q8_0",       "q8_0"),
+    Format("mxfp8",      "mxfp8",      ("block",)),
+    Format("nvfp4",      "nvfp4",      ("block",)),
     Format("keep",       None),
 )
 # fmt: on

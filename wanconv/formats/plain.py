@@ -36,7 +36,7 @@ TORCH_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
     "int64": torch.int64, "int32": torch.int32, "int16": torch.int16, "int8": torch.int8,
     "uint64": torch.uint64, "uint32": torch.uint32, "uint16": torch.uint16, "uint8": torch.uint8, "bool": torch.bool,
-    "q8_0": torch.uint8,  # the bytes of its blocks
+    "q8_0": torch.uint8, "mxfp8": torch.uint8, "nvfp4": torch.uint8,  # the bytes of their blocks
 }
 # fmt: on
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if DTYPES[name].block == 1}

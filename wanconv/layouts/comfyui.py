@@ -62,7 +62,7 @@ COMFYUI = Layout(
     packings=of_client("comfyui"),
     # comfy/sd1_clip.py runs text encoders on the same operations as denoisers
     scaled=(*DENOISERS, "text_encoder"),
-    unscaled="its kernels take one scale for an fp8 weight, and one or one per row for int8",
+    unscaled="its kernels take one scale for an fp8 weight, one or one per row for int8, and those of mxfp8 and nvfp4",
     metadata=_metadata,
     restated=("_quantization_metadata",),
     numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan

@@ -347,7 +347,7 @@ DIFFUSERS = Layout(
     numerics="diffusers",
     since="diffusers 0.35",  # _VERSION
     packings=of_client("diffusers"),
-    unscaled="torchao's files have one scale for each row of fp8_e4m3fn and int8",
+    unscaled="of torchao's tensors, wanconv writes those with one scale for each row of fp8_e4m3fn and int8",
     metadata=_metadata,
     config=_config,
     refused=_NO_S2V,
@@ -368,7 +368,7 @@ DIFFUSERS_SINGLE: Layout = replace(
     shard_nbytes=None,
     since="",
     packings=of_client("diffusers-single"),
-    unscaled="BFLQuantizationConfig reads fp8_e4m3fn with one scale for each row",
+    unscaled="BFLQuantizationConfig reads fp8_e4m3fn with one scale for each row, and nvfp4 with calibrated inputs",
     caution="load it with quantization_config=BFLQuantizationConfig(): without, diffusers takes the stored numbers for "
     "the weights, and says so in a warning only",
     metadata=plain_metadata,

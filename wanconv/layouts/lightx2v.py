@@ -49,7 +49,7 @@ LIGHTX2V: Layout = replace(
         "fp8_e5m2": "LightX2V reads no fp8_e5m2",
     },
     packings=of_client("lightx2v"),
-    unscaled="its kernels take one scale for each row of fp8_e4m3fn and int8",
+    unscaled="its kernels take one scale for each row of fp8_e4m3fn and int8, and wanconv writes no blocks for them",
     together=Together(
         lead="{dit,expert.*}/blocks.**",
         follow="{dit,expert.*}/{audio_injector,vace_blocks,face_adapter}.**",

@@ -47,6 +47,8 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
     if calibrated := [tensor.name for tensor in model.tensors.values() if _has_input_scale(model, tensor)]:
         message = "its calibrated input scale is left out: its client multiplies in full precision without"
         findings.append(Finding("note", some(calibrated), message))
+    for packing in dict.fromkeys(step.packing for step in steps if step.packing and step.packing.caution):
+        findings.append(Finding("note", packing.format, packing.caution))
     if layout.caution and any(step.packing for step in steps):
         findings.append(Finding("warning", layout.name, layout.caution))
     for override in layout.overrides_for(model.family):

@@ -86,10 +86,13 @@ def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Outp
         name = beside_name(module, leaf)
         return Slot(f"{component}/{name}", name, dtype, shape, leaf != packing.payload, constant)
 
-    scales = slot_of(packing.scales, "fp32", packing.scale_shape(target.shape))
+    payload = slot_of(packing.payload, packing.payload_dtype, packing.payload_shape(target.shape))
+    scales = slot_of(packing.scales, packing.scale_dtype, packing.scale_shape(target.shape))
+    whole = [Output(slot_of(packing.whole, "fp32", ()), (), scales_of=step, whole=True)] if packing.whole else []
     return [
-        Output(slot_of(packing.payload, step.dtype, target.shape), (step,)),
+        Output(payload, (step,)),
         Output(scales, (), scales_of=step),
+        *whole,
         *(Output(slot_of(name, "uint8", (len(text),), text), ()) for name, text in packing.constants),
     ]
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from wanconv.checkpoint.writer import Image
@@ -38,8 +37,8 @@ class Step:
         payload = DTYPES[self.dtype].nbytes(self.tensor.numel)
         if self.packing is None:
             return payload
-        scales = prod(self.packing.scale_shape(self.tensor.shape)) * DTYPES["fp32"].itemsize
-        return payload + scales + sum(len(content) for _, content in self.packing.constants)
+        constants = sum(len(content) for _, content in self.packing.constants)
+        return payload + self.packing.scales_nbytes(self.tensor.shape) + constants
 
     @property
     def carried(self) -> bool:
@@ -65,12 +64,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of an output file: filled by its steps one after the other, or the scales of another one's step."""
+    """One tensor of an output file: filled by its steps one after the other, or the scales of another one's step, where
+    `whole` the one that multiplies those."""
 
     slot: Slot
     steps: tuple[Step, ...]
     transposed: bool = False
     scales_of: Step | None = None
+    whole: bool = False
 
     @property
     def step(self) -> Step:

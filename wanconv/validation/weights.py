@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanconv.formats import blocks, scaled
+from wanconv.formats import blocks, microscaled, scaled
 from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.reader import Reader, Sources, read_scales
+from wanconv.workshop.reader import Reader, Sources, read_block_scales, read_scales
 
 # fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
 _DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}
@@ -96,9 +96,14 @@ class ModelWeights:
 
     def _read(self, tensor: ModelTensor) -> Tensor:
         dtype = DTYPES[tensor.dtype]
-        values = torch.empty(tensor.numel if dtype.block == 1 else tensor.nbytes, dtype=TORCH_DTYPES[tensor.dtype])
+        count = tensor.numel if dtype.block == 1 else dtype.nbytes(tensor.numel)
+        values = torch.empty(count, dtype=TORCH_DTYPES[tensor.dtype])
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
+        if dtype.block > 1 and tensor.packing is not None:
+            scales = read_block_scales(self._sources, tensor)
+            decoded = microscaled.decode(values, scales.codes, tensor.dtype, scales.whole)
+            return decoded.view(tensor.shape).to(self._device)
         if dtype.block > 1:
             return blocks.decode(values).view(tensor.shape).to(self._device)
         if tensor.packing is not None:  # a linear layer's, so never transposed

@@ -11,6 +11,7 @@ import torch
 from wanconv.errors import CheckFailed, NotFinite, Refused
 from wanconv.families import DENOISERS, homeless
 from wanconv.formats.blocks import Blocker
+from wanconv.formats.microscaled import Microscaler, covers, whole_of
 from wanconv.formats.plain import Caster, Violation
 from wanconv.formats.scaled import Scaler
 from wanconv.report import Finding, Table
@@ -44,9 +45,12 @@ def compare(
             local.tools = Reader(sources), Reader(sources), Caster(), Scaler(), Blocker()
         reader, other, caster, scaler, blocker = local.tools
         rounded = theirs[name].dtype != ours[name].dtype or theirs[name].patches
-        if DTYPES[ours[name].dtype].block > 1 and rounded:
+        in_blocks = DTYPES[ours[name].dtype].block > 1
+        if in_blocks and rounded and ours[name].packing is not None:
+            finding, ratio = _compare_microscaled(theirs[name], ours[name], reader, other)
+        elif in_blocks and rounded:
             finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.payload, blocker)
-        elif ours[name].packing is None:
+        elif in_blocks or ours[name].packing is None:
             finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.values, caster)
         else:
             clips = name not in unclipped
@@ -150,6 +154,30 @@ def _compare_scaled(
         worst = max(worst, ratio)
         if violation is not None:
             return _bad_element(source, violation), worst
+    return None, worst
+
+
+def _compare_microscaled(
+    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader
+) -> tuple[Finding | None, float]:
+    """Returns the same for a tensor that is stored with scales of blocks."""
+    worst, peak = 0.0, 0.0
+    if source.shape != stored.shape:
+        return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
+    scales, block, microscaler = other.block_scales(stored), DTYPES[stored.dtype].block, Microscaler(stored.dtype)
+    if not (isfinite(scales.whole) and scales.whole > 0.0):
+        return _bad_scale(source.name, scales.whole), inf
+    for start, count in runs(0, source.numel):
+        weight, codes = reader.values(source, start, count), scales.codes[start // block :][: count // block]
+        payload = other.payload(stored, start, count)
+        violation, ratio = microscaler.first_violation(weight, payload, codes, scales.whole, start)
+        worst = max(worst, ratio)
+        if violation is not None:
+            return _bad_element(source, violation), worst
+        peak = max(peak, microscaler.largest(weight))
+    if stored.whole is not None and not covers(scales.whole, peak):
+        message = f"has a scale of {scales.whole:.9g}, and its largest number asks for {whole_of(peak):.9g}"
+        return _failure(source.name, message), inf
     return None, worst
 
 

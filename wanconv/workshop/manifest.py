@@ -28,6 +28,8 @@ from wanconv.workshop import downloaded
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _SEAL = "self_sha256"
+_NAMED = ("name", "xxh3_128")  # what an entry of a tensor says at least
+_BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of what stands beside a payload, in words
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -102,7 +104,10 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
 
     home = {payload.key: image.path for image in plan.images for payload in image.payloads}
     digests = {key: digest for file in written for key, digest in file.tensors.items()}
-    scales = {output.scales_of: output.slot for output in plan.outputs.values() if output.scales_of}
+    beside: dict[Step, dict[str, Slot]] = {}
+    for output in plan.outputs.values():
+        if output.scales_of is not None:
+            beside.setdefault(output.scales_of, {})["whole" if output.whole else "scales"] = output.slot
     tensors = {}
     for output in plan.outputs.values():
         for step in output.steps:
@@ -112,7 +117,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
                 "shape": list(output.slot.shape),
                 "dtype": output.slot.dtype,
                 "format": step.format,
-                **(_scales_entry(step, scales[step], digests) if step in scales else {}),
+                **(_scales_entry(step, beside[step], digests) if step in beside else {}),
                 "rule": step.rule + 1,
                 **({"reason": step.reason} if step.reason else {}),
                 "xxh3_128": digests[output.slot.key],
@@ -149,12 +154,12 @@ def _seal(manifest: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _scales_entry(step: Step, slot: Slot, digests: Mapping[str, str]) -> Json:
+def _scales_entry(step: Step, slots: Mapping[str, Slot], digests: Mapping[str, str]) -> Json:
     assert step.packing is not None
     return {
         "scale": step.packing.scale,
         **({} if step.carried else {"rounding": step.rounding}),
-        "scales": {"name": slot.name, "xxh3_128": digests[slot.key]},
+        **{what: {"name": slot.name, "xxh3_128": digests[slot.key]} for what, slot in slots.items()},
     }
 
 
@@ -234,11 +239,12 @@ def _fault(manifest: Json) -> str:
     if not isinstance(tensors, dict):
         return "it lists no tensors"
     for name, entry in tensors.items():
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "xxh3_128")):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in _NAMED):
             return f"its entry of {name} is none"
-        scales = entry.get("scales", {"name": "", "xxh3_128": ""})
-        if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in ("name", "xxh3_128")):
-            return f"its entry of the scales of {name} is none"
+        for what, said in _BESIDE.items():
+            scales = entry.get(what, {"name": "", "xxh3_128": ""})
+            if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in _NAMED):
+                return f"its entry of the {said} of {name} is none"
         if entry.get("file") not in listed:
             return f"{name} is in {entry.get('file')!r}, which it does not list"
     if not isinstance(options, dict) or options.get("expert") not in (None, "high", "low"):
@@ -354,7 +360,12 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     """Returns a failure for every tensor of a changed weight file that is not what the manifest says."""
     entries: dict[str, dict[str, Any]] = manifest["tensors"]  # type: ignore[assignment]  # read() has checked it
     expected = {name: entry for name, entry in entries.items() if entry["file"] == path}
-    expected |= {f"the scales of {name}": entry["scales"] for name, entry in expected.items() if "scales" in entry}
+    expected |= {
+        f"the {words} of {name}": entry[what]
+        for name, entry in expected.items()
+        for what, words in _BESIDE.items()
+        if what in entry
+    }
     try:
         tensors = read_header(folder / path).tensors if expected else {}
     except InputError:

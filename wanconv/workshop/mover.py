@@ -7,14 +7,15 @@ from types import TracebackType
 import torch
 
 from wanconv.errors import InputError, Overflow
-from wanconv.formats import blocks
+from wanconv.formats import blocks, microscaled
 from wanconv.formats.blocks import Blocker
+from wanconv.formats.microscaled import Microscaler
 from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
 from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
-from wanconv.workshop.reader import Reader, Sources, read_scales, row_runs, runs
+from wanconv.tensors import DTYPES, TILE, ModelTensor, Piece, TensorRef
+from wanconv.workshop.reader import Reader, Sources, read_scales, read_whole, row_runs, runs
 from wanconv.workshop.scales import Peaks, Searches
 from wanconv.workshop.source_files import Files, confirm_file
 
@@ -59,15 +60,14 @@ class Mover:
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
         output = self._plan.outputs[key]
-        dtype = DTYPES[output.slot.dtype]
-        if dtype.block > 1:
+        if output.scales_of is not None:
+            self._fill_scales(output, output.scales_of, start, view)
+            return
+        if DTYPES[output.step.dtype].block > 1:
             self._fill_blocks(output.step, start, view)
             return
+        dtype = DTYPES[output.slot.dtype]
         first, count = dtype.numel(start), dtype.numel(len(view))
-        if output.scales_of is not None:
-            out = torch.frombuffer(view, dtype=torch.float32)
-            out.copy_(self._scales(output.scales_of, first, count))
-            return
         if output.transposed:
             self._fill_turned(output, first, view)
             return
@@ -115,6 +115,63 @@ class Mover:
         tools: tuple[Reader, Caster, Scaler, Blocker] = self._local.tools
         return tools
 
+    def _microscaler(self, storage: str) -> Microscaler:
+        if not hasattr(self._local, "microscalers"):
+            self._local.microscalers = {}
+        known: dict[str, Microscaler] = self._local.microscalers
+        if storage not in known:
+            known[storage] = Microscaler(storage)
+        return known[storage]
+
+    def _fill_scales(self, output: Output, step: Step, start: int, view: memoryview) -> None:
+        assert step.packing is not None
+        if step.packing.scale == "block" and not output.whole:
+            self._fill_tiles(step, start, view)
+            return
+        out, fp32 = torch.frombuffer(view, dtype=torch.float32), DTYPES["fp32"]
+        out.copy_(
+            torch.tensor(self._whole(step, 0)) if output.whole else self._scales(step, fp32.numel(start), len(out))
+        )
+
+    def _fill_tiles(self, step: Step, start: int, view: memoryview) -> None:
+        """Fills the bytes of the tiles that scales of blocks stand in: those of TILE's rows are found at a time."""
+        tensor, out = step.tensor, torch.frombuffer(view, dtype=torch.uint8)
+        if step.carried:
+            assert tensor.scales is not None
+            self._sources.read_into(tensor.scales, start, view)
+            microscaled.check_scales(out, step.dtype, tensor.name)
+            return
+        rows, columns = tensor.shape[0], tensor.shape[1]
+        strip = -(-columns // (DTYPES[step.dtype].block * TILE[1])) * TILE[0] * TILE[1]  # bytes of these rows
+        whole, end = self._whole(step, start // strip * TILE[0]), start + len(view)
+        for at in range(start // strip * strip, end, strip):
+            row = at // strip * TILE[0]
+            tiles = microscaled.tiled(self._codes(step, row, min(TILE[0], rows - row), whole))
+            low, high = max(start, at), min(end, at + strip)
+            out[low - start : high - start] = tiles[low - at : high - at]
+
+    def _codes(self, step: Step, row: int, count: int, whole: float) -> torch.Tensor:
+        """Returns the scales of the blocks of rows [row, row + count), as bytes."""
+        reader, microscaler = self._tools()[0], self._microscaler(step.dtype)
+        tensor, columns = step.tensor, step.tensor.shape[1]
+        parts = [
+            microscaler.scales(reader.values(tensor, start, numel), whole, tensor.name, start)
+            for start, numel in runs(row * columns, count * columns)
+        ]
+        return torch.cat(parts).view(count, -1)
+
+    def _whole(self, step: Step, row: int) -> float:
+        """Returns the scale of a tensor's scales of blocks, 1 where its format has none; measured from `row` on."""
+        reader, caster, scaler, _ = self._tools()
+        assert step.packing is not None
+        if step.packing.whole is None:
+            return 1.0
+        if not step.carried:
+            return microscaled.whole_of(self._peaks.of_tensor(step.tensor, row, reader, scaler).item())
+        whole = read_whole(self._sources, step.tensor)
+        caster.check(torch.tensor([whole]), f"the scale of {step.tensor.name}")
+        return whole
+
     def _scales(self, step: Step, row: int, count: int) -> torch.Tensor:
         """Returns the scales of rows [row, row + count), or the only one."""
         reader, caster, scaler, _ = self._tools()
@@ -139,6 +196,13 @@ class Mover:
             values = reader.values(step.tensor, start, count).view(-1, min(count, columns))
             scaler.encode(values, scales, out[start - first : start - first + count].view(values.shape))
 
+    def _fill_microscaled(self, step: Step, first: int, out: torch.Tensor) -> None:
+        reader, microscaler, tensor = self._tools()[0], self._microscaler(step.dtype), step.tensor
+        dtype, whole = DTYPES[step.dtype], self._whole(step, first // step.tensor.shape[1])
+        for start, count in runs(first, dtype.numel(len(out))):
+            part = out[dtype.nbytes(start - first) :][: dtype.nbytes(count)]
+            microscaler.encode(reader.values(tensor, start, count), whole, part, tensor.name, start)
+
     def _fill_blocks(self, step: Step, start: int, view: memoryview) -> None:
         """Fills the bytes of a tensor in blocks, which `view` may cut at both ends: those two are made whole."""
         dtype, at = DTYPES[step.dtype], 0
@@ -161,9 +225,14 @@ class Mover:
         dtype = DTYPES[step.dtype]
         if step.carried:
             self._sources.read_elements(tensor, first, view)
-            if dtype.block > 1:
+            if step.packing is not None and dtype.block > 1:
+                microscaled.check_payload(out, step.dtype, tensor.name, first)
+            elif dtype.block > 1:
                 blocks.check(out, tensor.name, first)
             caster.check(out, tensor.name, first)
+            return
+        if step.packing is not None and dtype.block > 1:
+            self._fill_microscaled(step, first, out)
             return
         if step.packing is not None:
             self._fill_scaled(step, first, out)

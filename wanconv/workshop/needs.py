@@ -56,7 +56,7 @@ def _files_of(output: Output, copies: Mapping[str, Sequence[TensorRef]]) -> set[
     for step in (output.scales_of,) if output.scales_of is not None else output.steps:
         tensor = step.tensor
         found |= {piece.ref.file for piece in tensor.pieces}
-        found |= {tensor.scales.file} if tensor.scales is not None else set()
+        found |= {ref.file for ref in (tensor.scales, tensor.whole) if ref is not None}
         found |= {copy.file for copy in copies.get(tensor.name, ())}
     return found
 

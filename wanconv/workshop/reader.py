@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from wanconv.errors import InputError
-from wanconv.formats import blocks, scaled
+from wanconv.formats import blocks, microscaled, scaled
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.tensors import DTYPES, ModelTensor, TensorRef
 from wanconv.workshop.merge import Merger
@@ -67,6 +68,7 @@ class Reader:
         self._scratch = bytearray(RUN * 8)
         self._held: tuple[ModelTensor, int, int] | None = None
         self._scales: tuple[ModelTensor, torch.Tensor] | None = None
+        self._blocks: tuple[ModelTensor, BlockScales] | None = None
         self._merger = Merger(sources.read_lora)
 
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
@@ -80,7 +82,12 @@ class Reader:
     def _stored(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         if (block := DTYPES[tensor.dtype].block) > 1:
             start, end = first // block * block, -(-(first + count) // block) * block
-            return blocks.decode(self.payload(tensor, start, end - start))[first - start :][:count]
+            payload = self.payload(tensor, start, end - start)
+            if tensor.packing is None:
+                return blocks.decode(payload)[first - start :][:count]
+            beside = self.block_scales(tensor)
+            codes = beside.codes[start // block : end // block]
+            return microscaled.decode(payload, codes, tensor.dtype, beside.whole)[first - start :][:count]
         if tensor.packing is None:
             return self.payload(tensor, first, count)
         payload, columns = self.payload(tensor, first, count), tensor.shape[1]
@@ -93,6 +100,13 @@ class Reader:
             part = slice(start - first, start - first + numel)
             values[part] = scaled.decode(payload[part].view(-1, min(numel, columns)), scales[rows]).view(-1)
         return values
+
+    def block_scales(self, tensor: ModelTensor) -> "BlockScales":
+        """Returns the scales of a tensor that has some for each block, in the order of its numbers."""
+        if self._blocks is None or self._blocks[0] is not tensor:
+            self._blocks = None
+            self._blocks = tensor, read_block_scales(self._sources, tensor)
+        return self._blocks[1]
 
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
@@ -127,6 +141,32 @@ def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
         rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
         yield first, min(rest, end - first)
         first += rest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockScales:
+    """The bytes of the scales of a tensor's blocks, 1-D, in order, and the one scale of these: 1 where it has none."""
+
+    codes: torch.Tensor
+    whole: float
+
+
+def read_block_scales(sources: Sources, tensor: ModelTensor) -> BlockScales:
+    assert tensor.scales is not None
+    raw, rows, block = bytearray(tensor.scales.nbytes), tensor.shape[0], DTYPES[tensor.dtype].block
+    sources.read_into(tensor.scales, 0, memoryview(raw))
+    tiles = torch.frombuffer(raw, dtype=torch.uint8)
+    codes = microscaled.untiled(tiles, rows, tensor.shape[1] // block).view(-1)
+    return BlockScales(codes, read_whole(sources, tensor))
+
+
+def read_whole(sources: Sources, tensor: ModelTensor) -> float:
+    """Returns the one scale of a tensor's scales of blocks, 1 where there is none."""
+    if tensor.whole is None:
+        return 1.0
+    raw = bytearray(tensor.whole.nbytes)
+    sources.read_into(tensor.whole, 0, memoryview(raw))
+    return torch.frombuffer(raw, dtype=torch.float32)[0].item()
 
 
 def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:

@@ -1,0 +1,274 @@
+"""What ComfyUI makes of MXFP8 and NVFP4, by comfy-kitchen's own decoding; and what becomes of such files as sources."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import comfyui
+import pytest
+import tiny as tools
+import torch
+from comfy_kitchen.tensor import QuantizedTensor
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.errors import Refused, Unrecognised
+from wanconv.families import identify
+from wanconv.layouts import LAYOUTS
+from wanconv.report import Report
+from wanconv.tensors import DTYPES
+from wanconv.validation.weights import ModelWeights
+from wanconv.verbs.convert import convert
+from wanconv.verbs.inspect import inspect
+from wanconv.verbs.verify import Options as Check
+from wanconv.verbs.verify import verify
+from wanconv.workshop.job import Options, prepare
+
+Tiny = Callable[..., Path]
+A14B, T2V = "wan2.2-t2v-a14b", "wan2.1-t2v-1.3b"
+HIGH = f"diffusion_models/{A14B}_high_noise.safetensors"
+FILE = "diffusion_models/wan2.1-t2v.safetensors"
+FORMATS = ("mxfp8", "nvfp4")
+CLASSES = {"mxfp8": "TensorCoreMXFP8Layout", "nvfp4": "TensorCoreNVFP4Layout"}
+UP = "dit/blocks.1.ffn.up.weight"
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def storage(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def out(storage: str, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a conversion of both experts, which no test changes."""
+    folder = tmp_path_factory.mktemp(storage) / "out"
+    convert(tiny(A14B), Options(storage, layout="comfyui", out=folder))
+    return folder
+
+
+@pytest.fixture
+def spoilt(storage: str, tiny: Tiny, tmp_path: Path) -> Path:
+    """Returns a conversion of one denoiser, for a test to change."""
+    convert(tiny(T2V), Options(storage, layout="comfyui", out=tmp_path / "spoilt"))
+    return tmp_path / "spoilt"
+
+
+def decoded(folder: Path, component: str) -> dict[str, Tensor]:
+    """Returns what wanconv reads of a component's weights with scales, by the names of its file."""
+    model = identify(open_checkpoint(folder))
+    with ModelWeights(model, 0, torch.device("cpu")) as weights:
+        return {
+            tensor.pieces[0].ref.name: weights.tensors(component, path)[path]
+            for name, tensor in model.components[component].tensors.items()
+            if tensor.packing
+            for path in [name.partition("/")[2]]
+        }
+
+
+def failures(report: Report) -> dict[str, str]:
+    return {finding.where: finding.message for finding in report.findings if finding.severity == "failure"}
+
+
+# written
+
+
+def test_comfy_kitchen_decodes_every_weight_as_we_do(storage: str, out: Path) -> None:
+    for component, role in (("expert.high", "high_noise"), ("expert.low", "low_noise")):
+        tensors = comfyui.contents(out / HIGH.replace("high_noise", role))
+        ours = decoded(out, component)
+        theirs = {name: (values, says) for name, values, says in comfyui.read(tensors)}
+        assert theirs.keys() == ours.keys()
+        assert len(ours) == 10 * 3
+        for name, (values, says) in theirs.items():
+            assert says == {"format": storage}
+            assert torch.equal(values, ours[name]), name
+
+
+def test_its_numbers_are_those_that_comfy_kitchen_makes_of_the_source(storage: str, out: Path, tiny: Tiny) -> None:
+    tensors = comfyui.contents(out / HIGH)
+    model = identify(open_checkpoint(tiny(A14B)))
+    with ModelWeights(model, 0, torch.device("cpu")) as weights:
+        for name, tensor in model.components["expert.high"].tensors.items():
+            if tensor.role.kind != "linear" or tensor.block is None:
+                continue
+            path = name.partition("/")[2]
+            quantized = QuantizedTensor.from_float(weights.tensors("expert.high", path)[path], CLASSES[storage])
+            on_disk = tensor.pieces[0].ref.name
+            for leaf, values in quantized.state_dict(on_disk).items():
+                ours = tensors[leaf]
+                assert ours.shape == values.shape
+                assert torch.equal(ours.reshape(-1).view(torch.uint8), values.reshape(-1).view(torch.uint8)), leaf
+
+
+def test_a_file_holds_payload_and_scales_as_the_loader_views_them(storage: str, out: Path, tiny: Tiny) -> None:
+    rows, columns = identify(open_checkpoint(tiny(A14B))).tensors["expert.high/blocks.0.ffn.up.weight"].shape
+    tensors, name = comfyui.contents(out / HIGH), "blocks.0.ffn.0.weight"
+    payload, scales = tensors[name], tensors[f"{name}_scale"]
+    assert scales.shape == (-(-rows // 128) * 128, -(-columns // DTYPES[storage].block // 4) * 4)
+    if storage == "mxfp8":
+        assert (payload.dtype, payload.shape, scales.dtype) == (torch.float8_e4m3fn, (rows, columns), torch.uint8)
+    else:
+        assert (payload.dtype, payload.shape, scales.dtype) == (torch.uint8, (rows, columns // 2), torch.float8_e4m3fn)
+        assert (tensors[f"{name}_scale_2"].dtype, tensors[f"{name}_scale_2"].shape) == (torch.float32, ())
+    assert json.loads(bytes(tensors["blocks.0.ffn.0.comfy_quant"].tolist())) == {"format": storage}
+
+
+def test_the_plan_counts_every_byte_and_says_what_a_card_adds(storage: str, tiny: Tiny) -> None:
+    plan = prepare(tiny(A14B), Options(storage, layout="comfyui"))
+    held = sum(slot.nbytes for slots in plan.slots.values() for slot in slots)
+    assert sum(step.nbytes for step in plan.steps) == held
+    (said,) = [each for each in plan.findings if "Blackwell" in each.message]
+    assert (said.severity, said.where) == ("note", storage)
+    assert said.message == (
+        f"on cards that multiply in {storage} (Blackwell), ComfyUI rounds what a layer is given as well, which "
+        "validate does not imitate; on others it decodes the weights"
+    )
+
+
+def test_threads_and_block_sizes_do_not_change_a_byte(storage: str, out: Path, tiny: Tiny, tmp_path: Path) -> None:
+    for number, (jobs, block_nbytes) in enumerate([(1, 4096), (3, 12288)]):
+        again = tmp_path / str(number)
+        convert(tiny(A14B), Options(storage, layout="comfyui", out=again, jobs=jobs, block_nbytes=block_nbytes))
+        assert tools.digests(again) == tools.digests(out)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "comfyui"])
+def test_every_other_client_refuses_it_in_one_sentence(storage: str, layout: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as raised:
+        convert(tiny(A14B), Options(storage, layout=layout, out=tmp_path / "out"))
+    assert raised.value.exit_code == 2
+    what = f"does not read {storage} with a scale of each block: {LAYOUTS[layout].unscaled}"
+    if layout == "gguf":
+        what = "reads scales in the weights of text_encoder alone"
+    assert raised.value.message == f"the {layout} layout does not take this recipe: {layout} {what}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_number_is_proven_within_the_bound(storage: str, out: Path, tiny: Tiny) -> None:
+    report = verify(out, Check(against=tiny(A14B), client="comfyui"))
+    assert report.exit_code == 0
+    (row,) = [row for row in report.tables[0].rows if row[1] == f"{storage} block"]
+    assert 0.99 < float(str(row[4])) <= 1.0
+
+
+# read back
+
+
+def test_inspect_knows_it_and_who_reads_it(storage: str, out: Path) -> None:
+    report = inspect(out)
+    assert (report.figures["family"], report.figures["layout"]) == (A14B, "comfyui")
+    assert f"{storage} block 60" in str(report.figures["dtypes"])
+    (clients,) = [table for table in report.tables if table.title == "clients"]
+    reads = {str(row[0]): row for row in clients.rows}
+    assert LAYOUTS["comfyui"].packing(storage, "block").since in reads["comfyui"]  # type: ignore[union-attr]  # it is there
+
+
+def test_for_the_same_client_it_is_carried_over_unchanged(storage: str, out: Path, tmp_path: Path) -> None:
+    for recipe in ("keep", storage):
+        report = convert(out, Options(recipe, layout="comfyui", out=tmp_path / recipe))
+        assert any(each.message.startswith(f"was {storage} block and stays so") for each in report.findings)
+        assert (tmp_path / recipe / HIGH).read_bytes() == (out / HIGH).read_bytes()
+        assert failures(verify(tmp_path / recipe, Check(against=out))) == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout"), [("int8-row", "lightx2v"), ("fp8-scaled", "comfyui"), ("bf16", "diffusers")]
+)
+def test_another_format_gets_its_numbers_and_the_plan_warns(
+    recipe: str, layout: str, storage: str, out: Path, tmp_path: Path
+) -> None:
+    report = convert(out, Options(recipe, layout=layout, out=tmp_path / "out"))
+    told = [each.message for each in report.findings if each.message.startswith(f"was {storage} block: that precision")]
+    assert len(told) == 1
+    assert told[0].endswith(", up to half a step")
+    assert failures(verify(tmp_path / "out", Check(against=out, client=layout))) == {}
+
+
+def test_fp32_gets_the_same_numbers_exactly(storage: str, out: Path, tmp_path: Path) -> None:
+    convert(out, Options("fp32", layout="comfyui", out=tmp_path / "out"))
+    plain, ours = comfyui.contents(tmp_path / "out" / HIGH), decoded(out, "expert.high")
+    assert all(torch.equal(plain[name], values) for name, values in ours.items())
+
+
+def test_one_becomes_the_other_and_is_proven(storage: str, out: Path, tmp_path: Path) -> None:
+    (other,) = set(FORMATS) - {storage}
+    convert(out, Options(other, layout="comfyui", out=tmp_path / "out"))
+    assert failures(verify(tmp_path / "out", Check(against=out, client="comfyui"))) == {}
+
+
+# broken
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5])
+def test_one_wrong_scale_fails_the_proof_and_the_digest(storage: str, factor: float, spoilt: Path, tiny: Tiny) -> None:
+    tensor = identify(open_checkpoint(spoilt)).tensors[UP]
+    assert tensor.scales is not None
+    with tensor.scales.file.open("r+b") as stream:
+        stream.seek(tensor.scales.offset)
+        code = stream.read(1)[0]
+        step = 1 if storage == "mxfp8" else 8  # of a power of two
+        stream.seek(tensor.scales.offset)
+        stream.write(bytes([code + (step if factor > 1 else -step)]))
+    found = failures(verify(spoilt, Check(against=tiny(T2V))))
+    assert "more than" in found[UP]
+    assert f"the scales of {UP}" in found
+
+
+@pytest.mark.parametrize("storage", ["nvfp4"], indirect=True)
+@pytest.mark.parametrize(
+    ("scale", "code", "message"),
+    [
+        (float("nan"), 5, "has a scale of nan, and a scale is a positive number"),
+        (0.0, 1, "has a scale of 0, and a scale is a positive number"),
+        (1e-3, 1, "more than"),
+    ],
+)
+def test_a_wrong_scale_of_the_tensor_fails_the_proof_and_the_digest(
+    scale: float, code: int, message: str, spoilt: Path, tiny: Tiny
+) -> None:
+    tensor = identify(open_checkpoint(spoilt)).tensors[UP]
+    assert tensor.whole is not None
+    tools.poke(tensor.whole.file, tensor.whole.name, 0, scale)
+    found = failures(verify(spoilt, Check(against=tiny(T2V))))
+    assert message in found[UP]
+    assert f"the scale of scales of {UP}" in found
+    (spoilt / "wanconv.json").unlink()
+    assert verify(spoilt, Check(against=tiny(T2V))).exit_code == code
+
+
+def test_scales_that_are_missing_or_of_another_kind_are_told_with_the_reason(
+    storage: str, spoilt: Path, tmp_path: Path
+) -> None:
+    whole, name = comfyui.contents(spoilt / FILE), "blocks.1.ffn.0"
+    scale = whole[f"{name}.weight_scale"]
+    cases = [
+        (f"{name}.weight_scale", None, f"unknown: {name}.comfy_quant (its scale is missing)"),
+        (f"{name}.weight_scale", scale[:, :2].contiguous(), f"unknown: {name}.weight_scale ("),
+        (f"{name}.weight_scale", scale.float(), f"unknown: {name}.weight_scale (fp32 "),
+        (f"{name}.weight", None, f"unknown: {name}.weight_scale (its weight is missing)"),
+    ]
+    if storage == "nvfp4":
+        cases.append((f"{name}.weight_scale_2", None, f"unknown: {name}.weight_scale ("))
+    for spoilt_name, value, line in cases:
+        tensors = {key: one for key, one in whole.items() if key != spoilt_name}
+        if value is not None:
+            tensors[spoilt_name] = value
+        save_file(tensors, tmp_path / "case.safetensors")
+        with pytest.raises(Unrecognised) as raised:
+            identify(open_checkpoint(tmp_path / "case.safetensors"))
+        assert [detail for detail in raised.value.details if detail.startswith(line)], raised.value.details
+
+
+def test_a_scale_that_is_nan_ends_a_conversion(storage: str, spoilt: Path, tmp_path: Path) -> None:
+    tensor = identify(open_checkpoint(spoilt)).tensors[UP]
+    assert tensor.scales is not None
+    with tensor.scales.file.open("r+b") as stream:
+        stream.seek(tensor.scales.offset)
+        stream.write(b"\xff")
+    for recipe in ("keep", "bf16"):
+        with pytest.raises(Exception, match=r"ffn\.up\.weight") as raised:
+            convert(spoilt, Options(recipe, layout="comfyui", out=tmp_path / recipe))
+        assert getattr(raised.value, "exit_code", None) == 5
