@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,3 +138,4 @@ def test_the_script_says_what_it_is_and_what_is_wrong(
     assert done.exit_code == code
     assert said in done.output
     assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN  # a server in this process may lose clients

@@ -53,22 +53,31 @@ def size(nbytes: int) -> str:
 
 def show(report: Report) -> NoReturn:
     """Prints a report and ends the process with its exit code."""
-    _end_quietly_on_a_broken_pipe()
-    try:
-        if SETTINGS.json:
-            _print_json(report)
-        elif not SETTINGS.quiet:
-            _print_result(report)
-    except OSError as error:
-        fail(OutputError(f"the report cannot be printed: {error.strerror}", "free space where the output goes"))
-    if not SETTINGS.json:
-        _print_findings(report.findings)
+    with _ends_quietly_on_a_broken_pipe():
+        try:
+            if SETTINGS.json:
+                _print_json(report)
+            elif not SETTINGS.quiet:
+                _print_result(report)
+        except OSError as error:
+            fail(OutputError(f"the report cannot be printed: {error.strerror}", "free space where the output goes"))
+        if not SETTINGS.json:
+            _print_findings(report.findings)
     sys.exit(report.exit_code)
 
 
-def _end_quietly_on_a_broken_pipe() -> None:
-    """Ends the process where the reader of its output has gone (`| head`), as other tools do; all work is done."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+@contextmanager
+def _ends_quietly_on_a_broken_pipe() -> Iterator[None]:
+    """Ends the process where the reader of its output has gone (`| head`), as other tools do; all work is done.
+
+    While it prints, and no longer: a process with sockets (one that tests commands, say) would end with the first
+    client of theirs that hangs up.
+    """
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def _print_json(report: Report) -> None:
@@ -132,7 +141,12 @@ def _table(table: Table) -> RichTable:
 
 def fail(error: WanconvError) -> NoReturn:
     """Prints an error – what and where, details, then a hint – and ends the process with its exit code."""
-    _end_quietly_on_a_broken_pipe()
+    with _ends_quietly_on_a_broken_pipe():
+        _print_error(error)
+    sys.exit(error.exit_code)
+
+
+def _print_error(error: WanconvError) -> None:
     hint = error.hint
     if isinstance(error, Interrupted):
         hint = f"run the same command to go on: {shlex.join(['wanconv', *_without_secrets(sys.argv[1:])])}"
@@ -150,7 +164,6 @@ def fail(error: WanconvError) -> NoReturn:
         console.print(f"  … and {len(error.details) - len(shown)} more (-v shows them)")
     if hint:
         console.print(f"[dim]hint[/dim]: {escape(hint)}")
-    sys.exit(error.exit_code)
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:
