@@ -132,6 +132,14 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf16 --shard-size infGB", "--shard-size infGB is no size", "write it as 5GB"),
         ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
         ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
+        (
+            "convert source -r bf16 --base-model base",
+            "--base-model 'base' is no repository",
+            "write it as Wan-AI/Wan2.2",
+        ),
+        ("convert source -r bf16 --report none", "--report is for denoisers that break in fp16", "leave it out"),
+        (f"validate source --seed {2**64}", "Input should be less than or equal to", "run wanconv validate --help"),
+        ("validate source --seed -1", "Input should be greater than or equal to 0", "run wanconv validate --help"),
         ("recipes --on source", "--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC"),
         (
             "verify hf://a/b",

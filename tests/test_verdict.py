@@ -242,6 +242,7 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path) -> None:
         ("fail = 1.0", "fail = true", "headroom.fail is missing or wrong"),
         ("warn = 4.0", "warn = -4.0", "headroom.warn is missing or wrong"),
         ("steps = 2", "steps = -2", "run.steps is missing or wrong"),
+        ("frames = 5", "frames = 0", "run.frames must be 1 or more"),
         ("steps = 2", "steps = true", "run.steps is missing or wrong"),
         ("fp16 = 1e-3", "fp17 = 1e-3", "noise_relative_l2: there is no format fp17"),
     ],

@@ -175,6 +175,8 @@ def _problems(table: Mapping[str, object]) -> list[str]:
     run = run if isinstance(run, Mapping) else {}
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(run.get("size"))):
         found.append("run.size must be as 128x128")
+    if run.get("frames") == 0:
+        found.append("run.frames must be 1 or more")
     probes = run.get("probes")
     if (
         not isinstance(probes, list)

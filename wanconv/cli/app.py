@@ -48,6 +48,9 @@ app = typer.Typer(
 )
 
 
+_LARGEST_SEED = 2**63 - 1  # some are its neighbours, and torch takes 64 bits
+
+
 def _examples(*lines: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(lines)
 
@@ -374,7 +377,7 @@ def validate(
         Path | None,
         typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship", callback=at_home),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
     recheck: Annotated[
