@@ -128,9 +128,18 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf17", "there is no recipe 'bf17'", "did you mean bf16?"),
         ("convert source -r bf16 --layout difusers", "there is no layout 'difusers'", "did you mean diffusers?"),
         ("convert source -r bf16 --shard-size 5XB", "--shard-size 5XB is no size", "write it as 5GB"),
+        ("convert source -r bf16 --shard-size 0TB", "--shard-size 0TB is below 1 MB", "choose a larger one"),
         ("convert source -r bf16 --shard-size infGB", "--shard-size infGB is no size", "write it as 5GB"),
         ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
         ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
+        (
+            "convert source -r bf16 --base-model base",
+            "--base-model 'base' is no repository",
+            "write it as Wan-AI/Wan2.2",
+        ),
+        ("convert source -r bf16 --report none", "--report is for denoisers that break in fp16", "leave it out"),
+        (f"validate source --seed {2**64}", "Input should be less than or equal to", "run wanconv validate --help"),
+        ("validate source --seed -1", "Input should be greater than or equal to 0", "run wanconv validate --help"),
         ("recipes --on source", "--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC"),
         (
             "verify hf://a/b",
@@ -149,6 +158,25 @@ def test_a_wrong_command_is_told_in_a_sentence_and_a_hint(
     assert first.startswith("error[usage]: ")
     assert message in first
     assert last.startswith("hint: " + hint)
+
+
+def test_a_removed_current_folder_is_told_in_a_sentence(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    removed = 'cd gone && rmdir ../gone && exec "$@"'
+    command = ["bash", "-c", removed, "-", *COMMAND, "convert", str(source), "-r", "bf16", "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error[usage]: there is no current folder: No such file or directory\nhint: change to one that exists\n"
+    )
+
+
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(source: Path, tmp_path: Path) -> None:
+    Path(shutil.copytree(source, tmp_path / "model"))
+    done = run("convert", "~/model", "-r", "bf16", "--out=~/out", "--dry-run", cwd=source.parent, HOME=str(tmp_path))
+    assert done.stdout.splitlines()[0] == f"plan: {tmp_path}/model → {tmp_path}/out"
+    done = run("inspect", "~nobody-of-that-name", cwd=source.parent)
+    assert done.stderr.startswith("error[unreadable]: ~nobody-of-that-name does not exist")
 
 
 def test_options_may_be_spelled_with_underscores(source: Path) -> None:

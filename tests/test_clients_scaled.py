@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import Refused, Unrecognised, UsageError
+from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
 from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Family, Shape
@@ -361,6 +361,26 @@ def test_a_scale_that_is_none_is_named_as_such(tiny: Tiny, tmp_path: Path) -> No
         (failure,) = [finding for finding in report.findings if finding.severity == "failure"]
         assert (report.exit_code, failure.where) == (code, "dit/blocks.1.ffn.up.weight")
         assert failure.message == f"has a scale of {scale:.9g}, and a scale is a positive number"
+
+
+@pytest.mark.parametrize(("recipe", "layout"), [("keep", "comfyui"), ("keep", "diffusers"), ("bf16", "official")])
+@pytest.mark.parametrize(
+    ("scale", "error"), [(0.0, InputError), (-1.0, InputError), (float("nan"), NotFinite), (float("inf"), NotFinite)]
+)
+def test_a_source_with_a_scale_that_is_none_is_refused_whether_carried_or_decoded_and_leaves_nothing(
+    recipe: str, layout: str, scale: float, error: type[InputError | NotFinite], tiny: Tiny, tmp_path: Path
+) -> None:
+    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "source"))
+    file = tmp_path / "source" / "diffusion_models" / "wan2.1-t2v.safetensors"
+    tools.poke(file, "blocks.1.ffn.0.weight_scale", 0, scale)
+    said = f"^dit/blocks.1.ffn.up.weight has a scale of {scale:.9g}, and a scale is a positive number$"
+    with pytest.raises(error, match=said) as raised:
+        convert(tmp_path / "source", Options(recipe, layout=layout, out=tmp_path / "out"))
+    assert raised.value.exit_code == (5 if error is NotFinite else 3)
+    assert raised.value.hint.startswith("get the file again")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    report = verify(tmp_path / "source", Check(against=tmp_path / "source"))
+    assert "dit/blocks.1.ffn.up.weight" in {one.where for one in report.findings if one.severity == "failure"}
 
 
 def test_scales_that_are_none_are_told_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:

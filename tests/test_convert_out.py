@@ -14,6 +14,7 @@ from wanconv.errors import DigestMismatch, OutputError, UsageError
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop.job import Options
+from wanconv.workshop.workspace import open_workspace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -184,6 +185,19 @@ def test_an_out_that_appears_during_the_run_is_not_touched(source: Path, options
     assert tiny.digests(tmp_path / "out").keys() == {"precious"}
     shutil.rmtree(tmp_path / "out")
     assert is_whole(tmp_path / "out", convert(source, options))
+
+
+def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_written(
+    source: Path, options: Options, tmp_path: Path
+) -> None:
+    made = tiny.copy(source, tmp_path / "out")
+    with (
+        pytest.raises(UsageError, match="out appeared during the run") as raised,
+        open_workspace(made, "key", "done", force=False),
+    ):
+        pass
+    assert raised.value.hint == "run the same command again, which looks at what it is"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 @pytest.mark.parametrize("name", ["out", "out.partial"])

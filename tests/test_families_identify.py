@@ -10,7 +10,16 @@ import pytest
 from header_lists import RELEASES, architecture, part, refs, tiny_part
 
 from wanconv.errors import InputError, Unrecognised, UsageError, WanconvError
-from wanconv.families import ARCHITECTURES, DENOISERS, FAMILIES, expand, homeless, identify, targets
+from wanconv.families import (
+    ARCHITECTURES,
+    DENOISERS,
+    FAMILIES,
+    expand,
+    expert_unless_dense,
+    homeless,
+    identify,
+    targets,
+)
 from wanconv.tensors import Architecture, Checkpoint, Family, Part, Scheme, Shape
 
 T2V, I2V, TI2V = architecture("wan-t2v"), architecture("wan-i2v"), architecture("wan-ti2v")
@@ -253,6 +262,20 @@ def test_a_lone_transformer_folder_is_the_high_expert_only_where_model_index_has
     expert = identify(with_sidecars(tmp_path, {"model_index.json": {"boundary_ratio": 0.875}}, lone))
     assert (expert.family.name, list(expert.components)) == ("wan2.2-t2v-a14b", ["expert.high"])
     assert expert.evidence == {"expert.high": "folder name transformer, boundary_ratio 0.875 in model_index.json"}
+
+
+def test_a_lone_denoiser_that_may_be_an_expert_is_said_to_be_one_unless_something_tells(tmp_path: Path) -> None:
+    lone = tiny_part("transformer/m.safetensors", T2V, "hub")
+    assert expert_unless_dense(identify(folder(lone))) == "wan2.2-t2v-a14b"
+    assert expert_unless_dense(identify(folder(part("a.safetensors", expand(T2V, "official", T2V.full))))) is not None
+    told = (
+        with_sidecars(tmp_path, {"model_index.json": {"boundary_ratio": None}}, lone),
+        folder(part("a.safetensors", expand(T2V, "official", RELEASES["wan2.1-t2v-1.3b"].dims))),  # no expert's size
+        folder(lone, tiny_part("vae/m.safetensors", VAE_2_1, "hub")),
+        folder(tiny_part("high_noise_model/m.safetensors", T2V)),
+        folder(tiny_part("m.safetensors", TI2V)),
+    )
+    assert [expert_unless_dense(identify(checkpoint)) for checkpoint in told] == [None] * len(told)
 
 
 def test_the_flag_names_the_role_of_a_lone_denoiser_even_beside_shared_components() -> None:

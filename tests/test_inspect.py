@@ -53,6 +53,23 @@ def test_dtypes_are_counted_the_most_frequent_first(tiny: Callable[..., Path]) -
     ]
 
 
+def test_a_lone_transformer_that_may_be_an_expert_is_told_with_the_flag_that_names_it(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny(A14B, "diffusers") / "transformer"
+    told = command.run("inspect", folder, cwd=tmp_path)
+    assert "family             wan2.1-t2v" in told.stdout
+    line = (
+        "note dit: taken for the denoiser of wan2.1-t2v: nothing here tells it from an expert of wan2.2-t2v-a14b, "
+        "whose names and shapes are the same – --expert high or --expert low says that it is one\n"
+    )
+    assert line in told.stderr
+    assert line in command.run("convert", folder, "-r", "keep", "-o", "out", "--dry-run", cwd=tmp_path).stderr
+    named = command.run("inspect", folder, "--expert", "low", cwd=tmp_path)
+    assert "family             wan2.2-t2v-a14b" in named.stdout
+    assert "taken for" not in named.stderr
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_released_size_is_named_and_has_its_fingerprint(release: str, tmp_path: Path) -> None:
     family = next(family for family in FAMILIES if RELEASES[release] in family.releases)
@@ -71,11 +88,11 @@ def test_the_hubs_names_are_the_same_release(tmp_path: Path) -> None:
 
 
 def test_a_lone_denoiser_says_what_is_absent(tiny: Callable[..., Path]) -> None:
-    report = inspect(tiny("wan2.1-t2v-1.3b") / EXPERT)
-    assert report.figures["family"] == "wan2.1-t2v"
+    report = inspect(tiny("wan2.2-ti2v-5b") / EXPERT)
+    assert report.figures["family"] == "wan2.2-ti2v-5b"
     assert [(finding.where, finding.message) for finding in report.findings] == [
-        ("text_encoder", "absent (wan2.1-t2v has one)"),
-        ("vae", "absent (wan2.1-t2v has one)"),
+        ("text_encoder", "absent (wan2.2-ti2v-5b has one)"),
+        ("vae", "absent (wan2.2-ti2v-5b has one)"),
     ]
 
 

@@ -1,5 +1,6 @@
 """Verdicts on results that nobody measured: every outcome, what outweighs what, and profiles as data."""
 
+import json
 from copy import deepcopy
 from importlib import resources
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import pytest
 
 from wanconv import verdict
-from wanconv.errors import UsageError
+from wanconv.errors import InputError, UsageError
 from wanconv.formats import FORMATS
-from wanconv.verdict import Check, Verdict, coarsest, faults, judge, load_profile, profiles
+from wanconv.verdict import Check, Verdict, coarsest, faults, judge, load_profile, profiles, read_results
 
 QUICK = load_profile("quick")
 GOOD: dict[str, Any] = {
@@ -233,7 +234,16 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path) -> None:
         ('size = "128x128"', 'size = "128"', "run.size must be as 128x128"),
         ('"first", ', '"last", ', "run.probes must be timesteps, 1 to 999, or first, boundary, below_boundary"),
         ('"first", ', "1000, ", "run.probes must be timesteps, 1 to 999, or first, boundary, below_boundary"),
-        ("fp16 = 1e-3", 'fp16 = "small"', "noise_relative_l2 must hold a number per format"),
+        ("fp16 = 1e-3", 'fp16 = "small"', "noise_relative_l2 must hold a number per format, finite and not negative"),
+        ("fp16 = 1e-3", "fp16 = nan", "noise_relative_l2 must hold a number per format, finite and not negative"),
+        ("exact = 0.0", "exact = inf", "weight_relative_l2 must hold a number per format, finite and not negative"),
+        ("exact = 0.0", "exact = -1.0", "weight_relative_l2 must hold a number per format, finite and not negative"),
+        ("fail = 1.0", "fail = nan", "headroom.fail is missing or wrong"),
+        ("fail = 1.0", "fail = true", "headroom.fail is missing or wrong"),
+        ("warn = 4.0", "warn = -4.0", "headroom.warn is missing or wrong"),
+        ("steps = 2", "steps = -2", "run.steps is missing or wrong"),
+        ("frames = 5", "frames = 0", "run.frames must be 1 or more"),
+        ("steps = 2", "steps = true", "run.steps is missing or wrong"),
         ("fp16 = 1e-3", "fp17 = 1e-3", "noise_relative_l2: there is no format fp17"),
     ],
 )
@@ -284,6 +294,8 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
     [
         ({"schema": "wanconv.validation/0"}, f"schema is not {verdict.SCHEMA}"),
         ({"candidate": None}, "candidate is no object"),
+        ({"candidate": {"path": "out", "family": "wan2.1-t2v"}}, "candidate lacks one of path, family, layout"),
+        ({"reference": {}}, "reference lacks its path"),
         ({"notes": "none"}, "notes is no list"),
         ({"steps": [{"component": "dit"}]}, "steps[0] lacks one of component, timestep, format"),
         ({"storage": ["NaN"]}, "storage[0] lacks one of tensor, format"),
@@ -295,6 +307,16 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
 )
 def test_results_that_cannot_be_judged_are_told_apart(changes: dict[str, object], fault: str) -> None:
     assert faults({**GOOD, **changes}) == [fault]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_results_with_a_number_that_json_has_not_are_refused(number: str, tmp_path: Path) -> None:
+    """NaN is beyond no limit."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(GOOD).replace("0.0017", number))
+    with pytest.raises(InputError, match=r"results\.json cannot be read as results: it holds") as caught:
+        read_results(path)
+    assert caught.value.hint == "give the results.json that validate -o wrote"
 
 
 def test_what_is_no_object_is_no_result() -> None:

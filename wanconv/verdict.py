@@ -167,20 +167,20 @@ def _problems(table: Mapping[str, object]) -> list[str]:
         values = values if isinstance(values, Mapping) else {}
         found += [f"unknown key {section}.{key}" for key in values if key not in keys]
         found += [
-            f"{section}.{key} is missing or wrong"
-            for key, kind in keys.items()
-            if not isinstance(values.get(key), kind)
+            f"{section}.{key} is missing or wrong" for key, kind in keys.items() if not _is(values.get(key), kind)
         ]
     for section in _LIMITS:
         limits = table.get(section)
-        if not isinstance(limits, Mapping) or not all(type(limit) in (int, float) for limit in limits.values()):
-            found.append(f"{section} must hold a number per format")
+        if not isinstance(limits, Mapping) or not all(_is(limit, int | float) for limit in limits.values()):
+            found.append(f"{section} must hold a number per format, finite and not negative")
         elif unknown := sorted(limits.keys() - DTYPES.keys() - {"exact"}):
             found.append(f"{section}: there is no format {', '.join(unknown)}")
     run = table.get("run")
     run = run if isinstance(run, Mapping) else {}
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(run.get("size"))):
         found.append("run.size must be as 128x128")
+    if run.get("frames") == 0:
+        found.append("run.frames must be 1 or more")
     probes = run.get("probes")
     if (
         not isinstance(probes, list)
@@ -189,6 +189,13 @@ def _problems(table: Mapping[str, object]) -> list[str]:
     ):
         found.append(f"run.probes must be timesteps, 1 to 999, or {', '.join(PROBES)}")
     return found
+
+
+def _is(value: object, kind: type | UnionType) -> bool:
+    """True for a value of this kind; a number is finite and not negative, since nothing is beyond NaN; true is none."""
+    if kind is bool or not isinstance(value, int | float):
+        return isinstance(value, kind)
+    return not isinstance(value, bool) and isinstance(value, kind) and isfinite(value) and value >= 0
 
 
 # What judging reads of a row. The rest may be absent.
@@ -204,12 +211,19 @@ def read_results(path: Path) -> dict[str, object]:
     """Returns saved results; raises InputError for a file that holds none."""
     hint = "give the results.json that validate -o wrote"
     try:
-        results = json.loads(path.read_bytes())
+        results = json.loads(path.read_bytes(), parse_constant=_number_of, parse_float=_number_of)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as results: {error}", hint) from None
     if wrong := faults(results):
         raise InputError(f"{path} holds no results of a validation", hint, wrong)
     return dict(results)
+
+
+def _number_of(text: str) -> float:
+    """Returns a finite float; raises ValueError for NaN and infinity, which are below no limit and beyond none."""
+    if not isfinite(value := float(text)):
+        raise ValueError(f"it holds {text}, which is no number")
+    return value
 
 
 def faults(results: object) -> list[str]:
@@ -223,6 +237,11 @@ def faults(results: object) -> list[str]:
     for name in ("candidate", "settings"):
         if not isinstance(results.get(name), Mapping):
             found.append(f"{name} is no object")
+    candidate, reference = results.get("candidate"), results.get("reference")
+    if isinstance(candidate, Mapping) and not {"path", "family", "layout"} <= candidate.keys():
+        found.append("candidate lacks one of path, family, layout")
+    if isinstance(reference, Mapping) and "path" not in reference:
+        found.append("reference lacks its path")
     for name, keys in _ROWS.items():
         rows = results.get(name)
         for number, row in enumerate(rows if isinstance(rows, list) else []):

@@ -23,6 +23,7 @@ from wanconv.cli.options import (
     SourceOrHub,
     Token,
     Verbose,
+    at_home,
     complete_layout,
     complete_recipe,
     here,
@@ -45,6 +46,9 @@ app = typer.Typer(
         "token_normalize_func": lambda token: token.replace("_", "-"),  # users of other converters type --dry_run
     },
 )
+
+
+_LARGEST_SEED = 2**63 - 1  # some are its neighbours, and torch takes 64 bits
 
 
 def _examples(*lines: str) -> str:
@@ -141,7 +145,14 @@ def convert(
     comfyui_generation: ComfyuiGeneration = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", "--output", help="The folder to write.", show_default="SRC-RECIPE beside SRC"),
+        typer.Option(
+            "--out",
+            "-o",
+            "--output",
+            help="The folder to write.",
+            show_default="SRC-RECIPE beside SRC",
+            callback=at_home,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
     shard_size: Annotated[
@@ -168,7 +179,9 @@ def convert(
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="The results.json of validate SRC --numerics fp16, which lets SRC be stored in fp16."),
+        typer.Option(
+            help="The results.json of validate SRC --numerics fp16, which lets SRC be stored in fp16.", callback=at_home
+        ),
     ] = None,
     token: Token = None,
     jobs: Jobs = None,
@@ -233,7 +246,8 @@ def download(
         list[str] | None, typer.Option(help="Only these components, such as experts,vae; repeatable.")
     ] = None,
     local_dir: Annotated[
-        Path | None, typer.Option("--local-dir", "--out", "-o", help="The folder to fill.", show_default="NAME")
+        Path | None,
+        typer.Option("--local-dir", "--out", "-o", help="The folder to fill.", show_default="NAME", callback=at_home),
     ] = None,
     token: Token = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
@@ -351,20 +365,26 @@ def validate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What to generate.", show_default="a cat")] = None,
     image: Annotated[
-        Path | None, typer.Option(help="First frame, for a model that takes one.", show_default="drawn where needed")
+        Path | None,
+        typer.Option(
+            help="First frame, for a model that takes one.", show_default="drawn where needed", callback=at_home
+        ),
     ] = None,
     last_image: Annotated[
-        Path | None, typer.Option(help="Last frame, likewise.", show_default="drawn where needed")
+        Path | None, typer.Option(help="Last frame, likewise.", show_default="drawn where needed", callback=at_home)
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship")
+        Path | None,
+        typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship", callback=at_home),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
-    recheck: Annotated[Path | None, typer.Option(help="Judge saved results again; runs nothing.")] = None,
+    recheck: Annotated[
+        Path | None, typer.Option(help="Judge saved results again; runs nothing.", callback=at_home)
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", "--output", help="Folder for JSON, HTML and clips.")
+        Path | None, typer.Option("--out", "-o", "--output", help="Folder for JSON, HTML and clips.", callback=at_home)
     ] = None,
     expert: Expert = None,
     exclude: Exclude = None,
@@ -406,7 +426,7 @@ def validate(
     epilog=_examples("wanconv publish baked me/Wan2.2-T2V-A14B-fp8", "wanconv publish baked ms://me/mine --private")
 )
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A converted folder.")],
+    folder: Annotated[Path, typer.Argument(help="A converted folder.", callback=at_home)],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME, hf://OWNER/NAME or ms://OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     token: Token = None,
@@ -427,7 +447,9 @@ def publish(
 
 @app.command(epilog=_examples("wanconv demo --dir demo-output"))
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.")] = Path("demo-output"),
+    folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.", callback=at_home)] = Path(
+        "demo-output"
+    ),
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -446,6 +468,7 @@ def run(arguments: Sequence[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
     try:
+        _check_current_folder()
         code = app(arguments, prog_name="wanconv", standalone_mode=False)
     except WanconvError as error:
         fail(error)
@@ -456,6 +479,14 @@ def run(arguments: Sequence[str]) -> None:
     if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
         fail(Interrupted("stopped"))
     sys.exit(code)
+
+
+def _check_current_folder() -> None:
+    """Raises UsageError where the folder that relative paths start from has been removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"there is no current folder: {error.strerror}", "change to one that exists") from None
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:

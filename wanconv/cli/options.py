@@ -47,8 +47,17 @@ def repository_of(path: Path) -> str | None:
     return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
 
 
+def at_home(path: Path | None) -> Path | None:
+    """Returns the path with a leading ~ read as a shell reads it, which leaves it alone behind a `=`."""
+    try:
+        return path and path.expanduser()
+    except RuntimeError:  # nobody has that name
+        return path
+
+
 def here(path: Path | None) -> Path | None:
     """Returns the path; raises UsageError where it is a repository's."""
+    path = at_home(path)
     if path is not None and (repository := repository_of(path)) is not None:
         message = f"{repository} is a repository, and this command reads what is here"
         raise UsageError(message, f"wanconv download {repository} brings it here")
@@ -57,6 +66,7 @@ def here(path: Path | None) -> Path | None:
 
 def _here_or_there(path: Path) -> Path:
     """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
+    path = at_home(path) or path
     if len(path.parts) == 2 and not path.is_absolute() and repository_of(path) is None and not os.path.lexists(path):
         raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
     return path
@@ -126,11 +136,17 @@ def pixels(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+# fmt: off
+_UNITS = {
+    "": 1,
+    "KB":  10**3, "MB":  10**6, "GB":  10**9, "TB":  10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}
+# fmt: on
 
 
 def nbytes(text: str, option: str) -> int:
-    digits = text.strip().upper().rstrip("BIKMG")
+    digits = text.strip().upper().rstrip("BIKMGT")
     unit = text.strip().upper()[len(digits) :]
     try:
         value = int(float(digits) * _UNITS[unit])

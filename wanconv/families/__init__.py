@@ -1,6 +1,6 @@
 """What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
 
-from wanconv.families.experts import Expert, experts_named
+from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
 from wanconv.families.packings import Packed, beside, is_constant, is_input_scale, leaf_of, of_client, same_meaning
@@ -15,6 +15,7 @@ __all__ = [
     "Target",
     "beside",
     "expand",
+    "expert_unless_dense",
     "experts_named",
     "fill",
     "fingerprint",

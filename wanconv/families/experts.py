@@ -12,7 +12,7 @@ from wanconv.errors import InputError, UsageError
 from wanconv.families.configs import read_json
 from wanconv.families.match import Claim, Fit
 from wanconv.families.releases import FAMILIES
-from wanconv.tensors import Architecture, Checkpoint, Part
+from wanconv.tensors import Architecture, Checkpoint, Model, Part
 
 Expert = Literal["high", "low"]
 
@@ -98,6 +98,24 @@ def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -
             [f"{what} says {expert}" for expert, what in found],
         )
     return found[0] if found else None
+
+
+def expert_unless_dense(model: Model) -> str | None:
+    """Returns the family that a lone denoiser, taken for a dense one, may as well be an expert of; None where its size,
+    its company or model_index.json tells that it is none."""
+    if list(model.components) != ["dit"]:
+        return None
+    (dit,) = model.components.values()
+    index = os.path.join(os.path.dirname(dit.part.folder), "model_index.json")
+    if index in model.checkpoint.sidecars:
+        return None
+    for family in FAMILIES:
+        sizes = [release.dims for release in family.releases]
+        if family.components.get("expert.high") is dit.architecture and (
+            model.release is None or model.release.dims in sizes
+        ):
+            return family.name
+    return None
 
 
 def experts_named(file_name: str) -> list[Expert]:

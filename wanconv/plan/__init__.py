@@ -2,7 +2,7 @@
 
 from wanconv.plan.build import plan
 from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import some
+from wanconv.plan.findings import roles_of, some
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
 from wanconv.plan.types import Output, Plan, Step
 
@@ -17,5 +17,6 @@ __all__ = [
     "conversion_memory",
     "lay_out",
     "plan",
+    "roles_of",
     "some",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from wanconv.families import DENOISERS, experts_named, leaf_of
+from wanconv.families import DENOISERS, expert_unless_dense, experts_named, leaf_of
 from wanconv.families import beside as beside_name
 from wanconv.layouts import Layout
 from wanconv.naming import matches
@@ -19,7 +19,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
         for component in model.absent
         if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
-    findings += [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
+    findings += roles_of(model)
     for lora in model.loras:
         if lora.evidence:
             findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
@@ -67,6 +67,16 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
             Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}; written once")
             for ref, canonical in component.tied
         ]
+    return findings
+
+
+def roles_of(model: Model) -> list[Finding]:
+    """Returns what told each denoiser's role; and where nothing did, for what it was taken and how to say otherwise."""
+    findings = [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
+    if (family := expert_unless_dense(model)) is not None:
+        message = f"taken for the denoiser of {model.family.name}: nothing here tells it from an expert of {family}, "
+        message += "whose names and shapes are the same"
+        findings.append(Finding("note", "dit", message, "--expert high or --expert low says that it is one"))
     return findings
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.plan import roles_of
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
@@ -20,7 +21,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     if not any(name in DENOISERS for name in model.components):
         family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
     findings = [Finding("note", name, f"absent ({family} has one)") for name in absent]
-    findings += [Finding("note", name, f"its role comes from {why}") for name, why in model.evidence.items()]
+    findings += roles_of(model)
     findings += [
         Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
         for component in model.components.values()

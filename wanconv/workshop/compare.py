@@ -17,7 +17,7 @@ from wanconv.formats.scaled import Scaler
 from wanconv.report import Finding, Table
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.progress import Progress, total
-from wanconv.workshop.reader import Reader, Sources, read_scales, row_runs, runs
+from wanconv.workshop.reader import Reader, Sources, odd_scale, read_scales, row_runs, runs
 
 Read = Callable[[ModelTensor, int, int], torch.Tensor]
 
@@ -46,7 +46,9 @@ def compare(
         reader, other, caster, scaler, blocker = local.tools
         rounded = theirs[name].dtype != ours[name].dtype or theirs[name].patches
         in_blocks = DTYPES[ours[name].dtype].block > 1
-        if in_blocks and rounded and ours[name].packing is not None:
+        if (finding := _bad_scale(theirs[name], ours[name], sources)) is not None:
+            ratio = inf
+        elif in_blocks and rounded and ours[name].packing is not None:
             finding, ratio = _compare_microscaled(theirs[name], ours[name], reader, other)
         elif in_blocks and rounded:
             finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.payload, blocker)
@@ -140,8 +142,6 @@ def _compare_scaled(
     if source.shape != stored.shape:
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, columns = read_scales(sources, stored), source.shape[1]
-    if len(odd := scales[~((scales > 0) & torch.isfinite(scales))]):
-        return _bad_scale(source.name, odd[0].item()), inf
     for start, count in row_runs(0, source.numel, columns):
         rows = slice(start // columns, (start + count) // columns)
         violation, ratio = scaler.first_violation(
@@ -165,8 +165,6 @@ def _compare_microscaled(
     if source.shape != stored.shape:
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, block, microscaler = other.block_scales(stored), DTYPES[stored.dtype].block, Microscaler(stored.dtype)
-    if not (isfinite(scales.whole) and scales.whole > 0.0):
-        return _bad_scale(source.name, scales.whole), inf
     for start, count in runs(0, source.numel):
         weight, codes = reader.values(source, start, count), scales.codes[start // block :][: count // block]
         payload = other.payload(stored, start, count)
@@ -188,10 +186,14 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
     return _failure(tensor.name, message + (f"more than {bad.bound:.3g} apart" if bad.bound else "not the same"))
 
 
-def _bad_scale(name: str, scale: float) -> Finding:
-    error = CheckFailed if isfinite(scale) else NotFinite
-    message = f"has a scale of {scale:.9g}, and a scale is a positive number"
-    return Finding("failure", name, message, "convert again", error.code)
+def _bad_scale(source: ModelTensor, stored: ModelTensor, sources: Sources) -> Finding | None:
+    """Returns a failure where one of the scales on either side is no positive number."""
+    sides = ((source, " in the source", "get the source again"), (stored, "", "convert again"))
+    for tensor, where, fix in sides:
+        if tensor.scales is not None and (scale := odd_scale(read_scales(sources, tensor))) is not None:
+            message = f"has a scale of {scale:.9g}{where}, and a scale is a positive number"
+            return Finding("failure", tensor.name, message, fix, (CheckFailed if isfinite(scale) else NotFinite).code)
+    return None
 
 
 def _position(index: int, shape: Shape) -> list[int]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from wanconv.errors import InputError, Refused
+from wanconv.errors import InputError, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.plan import Plan
 from wanconv.tensors import Model, TensorRef
@@ -21,14 +21,22 @@ _PROFILE = "standard"  # a report is judged by its figures, whatever profile it 
 
 
 def check(made: Plan, allowed: bool, report: Path | None) -> None:
-    """Raises Refused for a plan that stores in fp16 what fp16 breaks, unless `allowed` or a report proves it safe."""
+    """Raises Refused for a plan that stores in fp16 what fp16 breaks, unless `allowed` or a report proves it safe.
+
+    Raises UsageError for a report that a plan does not need.
+    """
     family = made.model.family
     stored = [
         step.tensor.name
         for step in made.steps
         if step.format == "fp16" and step.tensor.name.partition("/")[0] in DENOISERS
     ]
-    if not family.breaks_in_fp16 or not stored or allowed:
+    if not family.breaks_in_fp16 or not stored:
+        if report is not None:
+            message = "--report is for denoisers that break in fp16, and this plan stores none of those in it"
+            raise UsageError(message, "leave it out")
+        return
+    if allowed:
         return
     if report is None:
         raise Refused(

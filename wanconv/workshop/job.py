@@ -1,6 +1,7 @@
 """A conversion as it is asked for, and the plan that follows from it."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -70,6 +71,8 @@ def prepare(source: Path, options: Options) -> Plan:
     wanted = _wanted_layout(options)
     if options.loras and options.report:
         raise UsageError("--report is of the source as it is, and --lora changes it", "leave one of them out")
+    if options.base_model is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.base_model, re.ASCII):
+        raise UsageError(f"--base-model {options.base_model!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
     model = identify(open_checkpoint(source, options.exclude), options.expert)
     if options.loras:
         model = with_loras(model, options.loras, options.lora_allow_unmatched)

@@ -15,7 +15,7 @@ from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, TILE, ModelTensor, Piece, TensorRef
-from wanconv.workshop.reader import Reader, Sources, read_scales, read_whole, row_runs, runs
+from wanconv.workshop.reader import Reader, Sources, row_runs, runs, sound_scales
 from wanconv.workshop.scales import Peaks, Searches
 from wanconv.workshop.source_files import Files, confirm_file
 
@@ -49,13 +49,17 @@ class Mover:
         self._sources.close()
 
     def confirm(self) -> None:
-        """Has torch itself read the tables of .pth files, and compares tied copies with the tensor that is written."""
+        """Has torch itself read the tables of .pth files, compares tied copies with what is written, and looks
+        at every scale."""
         for component in self._plan.model.components.values():
             for file in component.part.files:
                 path = self._plan.model.checkpoint.root / file
                 confirm_file(component.part, path, path)
             for copy, canonical in component.tied:
                 self.compare_tied(copy, component.tensors[canonical])
+            for tensor in component.tensors.values():
+                if tensor.scales is not None:
+                    sound_scales(self._sources, tensor)
 
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
@@ -162,23 +166,20 @@ class Mover:
 
     def _whole(self, step: Step, row: int) -> float:
         """Returns the scale of a tensor's scales of blocks, 1 where its format has none; measured from `row` on."""
-        reader, caster, scaler, _ = self._tools()
+        reader, _, scaler, _ = self._tools()
         assert step.packing is not None
         if step.packing.whole is None:
             return 1.0
         if not step.carried:
             return microscaled.whole_of(self._peaks.of_tensor(step.tensor, row, reader, scaler).item())
-        whole = read_whole(self._sources, step.tensor)
-        caster.check(torch.tensor([whole]), f"the scale of {step.tensor.name}")
-        return whole
+        return sound_scales(self._sources, step.tensor).item()
 
     def _scales(self, step: Step, row: int, count: int) -> torch.Tensor:
         """Returns the scales of rows [row, row + count), or the only one."""
-        reader, caster, scaler, _ = self._tools()
+        reader, _, scaler, _ = self._tools()
         assert step.packing is not None
         if step.carried:
-            scales = read_scales(self._sources, step.tensor)
-            caster.check(scales, f"the scales of {step.tensor.name}")
+            scales = sound_scales(self._sources, step.tensor)
             return scales.expand(step.tensor.shape[0])[row : row + count] if step.packing.scale == "row" else scales
         if step.rounding == "mse":
             if step.packing.scale == "row":

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
-from wanconv.errors import InputError
+from wanconv.errors import InputError, NotFinite
 from wanconv.formats import blocks, microscaled, scaled
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.tensors import DTYPES, ModelTensor, TensorRef
@@ -92,7 +93,7 @@ class Reader:
             return self.payload(tensor, first, count)
         payload, columns = self.payload(tensor, first, count), tensor.shape[1]
         if self._scales is None or self._scales[0] is not tensor:
-            self._scales = tensor, read_scales(self._sources, tensor)
+            self._scales = tensor, sound_scales(self._sources, tensor)
         scales = self._scales[1].expand(tensor.shape[0])
         values = torch.empty(count, dtype=torch.float32)
         for start, numel in row_runs(first, count, columns):
@@ -157,21 +158,35 @@ def read_block_scales(sources: Sources, tensor: ModelTensor) -> BlockScales:
     sources.read_into(tensor.scales, 0, memoryview(raw))
     tiles = torch.frombuffer(raw, dtype=torch.uint8)
     codes = microscaled.untiled(tiles, rows, tensor.shape[1] // block).view(-1)
-    return BlockScales(codes, read_whole(sources, tensor))
-
-
-def read_whole(sources: Sources, tensor: ModelTensor) -> float:
-    """Returns the one scale of a tensor's scales of blocks, 1 where there is none."""
-    if tensor.whole is None:
-        return 1.0
-    raw = bytearray(tensor.whole.nbytes)
-    sources.read_into(tensor.whole, 0, memoryview(raw))
-    return torch.frombuffer(raw, dtype=torch.float32)[0].item()
+    return BlockScales(codes, read_scales(sources, tensor).item())
 
 
 def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
-    """Returns the scales of a tensor that has some: one, or one per row."""
-    assert tensor.scales is not None
-    raw = bytearray(tensor.scales.nbytes)
-    sources.read_into(tensor.scales, 0, memoryview(raw))
+    """Returns the float32 scales of a tensor that has some: one, or one per row; where there is one for each block, the
+    one that multiplies these, 1 where the format has none."""
+    assert tensor.packing is not None
+    ref = tensor.whole if tensor.packing.scale == "block" else tensor.scales
+    if ref is None:
+        return torch.ones(1)
+    raw = bytearray(ref.nbytes)
+    sources.read_into(ref, 0, memoryview(raw))
     return torch.frombuffer(raw, dtype=torch.float32)
+
+
+def odd_scale(scales: torch.Tensor) -> float | None:
+    """Returns the first scale that is no positive number; None where each is one."""
+    odd = scales[~((scales > 0) & torch.isfinite(scales))]
+    return odd[0].item() if len(odd) else None
+
+
+def sound_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
+    """Returns read_scales(); raises NotFinite or InputError where one is no positive number.
+
+    No quantizer writes such: what it covers would be lost, or turned around.
+    """
+    scales = read_scales(sources, tensor)
+    if (scale := odd_scale(scales)) is not None:
+        error = InputError if isfinite(scale) else NotFinite
+        message = f"{tensor.name} has a scale of {scale:.9g}, and a scale is a positive number"
+        raise error(message, "get the file again and check its digest, or convert the checkpoint that it was made from")
+    return scales

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
@@ -139,6 +139,11 @@ def open_workspace(out: Path, key: str, done: str, force: bool) -> Iterator[Work
     try:
         with writing(folder):
             _lock(descriptor, folder)
+            if not (force or is_free(out)):  # another run has just finished it
+                with suppress(OSError):
+                    folder.rmdir()
+                hint = "run the same command again, which looks at what it is"
+                raise UsageError(f"{out} appeared during the run", hint)
             _refuse_links(folder)
             workspace = _resumed(folder, key, done, force)
         yield workspace
