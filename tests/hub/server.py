@@ -244,7 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, commit: str, start: int) -> None:
         entries: list[dict[str, object]] = []
         for path, content in self.hub.commits[commit].items():
-            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": self.hub.git_sha1(content)}
+            entry: dict[str, object] = {
+                "type": "file",
+                "path": path,
+                "size": len(content),
+                "oid": self.hub.git_sha1(content),
+            }
             if len(content) >= LFS_NBYTES:
                 entry["lfs"] = {"oid": self.hub.sha256(content), "size": len(content), "pointerSize": 134}
             entries.append(entry)
