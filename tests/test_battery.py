@@ -80,3 +80,13 @@ def test_the_page_has_a_row_and_a_sentence_for_every_suite(tmp_path: Path) -> No
     for suite in SUITES:
         assert f"| {suite.title} | 0 | 0 | 0 | " in text
         assert f"- **{suite.title}** – {suite.proves}" in text
+
+
+def test_a_run_at_one_scale_leaves_what_the_page_says_of_the_other() -> None:
+    quick, nightly = ([judge(suite, SCALES[scale], [])] for suite, scale in ((STRICT, "quick"), (SUITE, "nightly")))
+    first = page(quick, "quick", "# an older page\n\n| a suite | 1 |\n")
+    both = page(nightly, "nightly", first)
+    parts = both.split("\n## ")
+    assert [part.partition("\n")[0] for part in parts[1:]] == ["Quick", "Nightly", "What each proves"]
+    assert parts[1] == first.split("\n## ")[1]
+    assert page(quick, "quick", both) == both
