@@ -170,9 +170,9 @@ SUITES = (
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "
           "`verify`, and where it is in a number, the tensor is named."),
     Suite("memory",
-          (MEMORY,), lambda scale: 2 + scale.blocks,
+          (MEMORY,), lambda scale: 2 + min(scale.blocks, 10),
           "Under a limit of 1.5 GiB that is set from outside, a 14B checkpoint of 57 GB is planned, and blocks of its "
-          "width are converted."),
+          "width are converted: at most 40, and as many as a quarter of the free disk takes."),
     Suite("no network",
           (f"{DEMO}::test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again",
            f"{DEMO}::test_an_attempt_to_reach_anybody_is_noted",

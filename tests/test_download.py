@@ -332,6 +332,13 @@ def test_a_hub_that_is_not_there_is_told(options: Options, hub: Hub, monkeypatch
     refused(options, InputError, "Hugging Face cannot be reached")
 
 
+def test_a_download_imports_no_torch() -> None:
+    """The hubs' clients are there for lists, and ModelScope's whole package would bring it."""
+    rooms = "wanconv.cli.app, wanconv.verbs.download, wanconv.hubs.huggingface, wanconv.hubs.modelscope"
+    done = subprocess.run([sys.executable, "-c", f"import sys, {rooms}; sys.exit('torch' in sys.modules)"], check=False)
+    assert done.returncode == 0
+
+
 def test_offline_mode_is_respected(hub: Hub, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refused(options, InputError, "HF_HUB_OFFLINE is set").hint == "unset HF_HUB_OFFLINE"
