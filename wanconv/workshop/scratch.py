@@ -35,7 +35,8 @@ def _make(home: Path) -> tuple[Path, int]:
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=home))
             with suppress(FileNotFoundError):  # another process has swept it away before it was locked
                 lock = _opened(folder)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                with suppress(OSError):  # a file system without locks: nobody can sweep there either
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.fstat(lock).st_nlink:
                     return folder, lock
                 os.close(lock)
