@@ -292,7 +292,10 @@ def page(results: Sequence[Result], scale: str, before: str = "") -> str:
     python, torch = platform.python_version(), version("torch")
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {python}, torch {torch}"
     rows = [
-        f"| {one.suite.title} | {one.cases:,} | {one.passed:,} | {one.seconds:.0f} | {one.verdict} |" for one in results
+        f"| {one.suite.title} | {one.cases:,} | {one.passed:,} | {one.seconds:.0f} | {one.verdict} |"
+        if one.cases or one.skipped
+        else f"| {one.suite.title} | | | | not run |"
+        for one in results
     ]
     head = SECTION.format(scale=scale.capitalize(), version=version("wanconv"), machine=machine)
     sections[scale.capitalize()] = head.removeprefix("## ") + "\n".join(rows) + "\n"
