@@ -1,8 +1,8 @@
-"""Runs conversions in processes of their own, to be killed or to have a system call fail.
+"""Runs conversions and downloads in processes of their own, to be killed or to have a system call fail.
 
-A server imports torch once and forks for each request, a JSON line on stdin: {"source", "out", "options", "fault"}. It
-answers with the child's pid, then with how it ended. `fault` is [call, number, what]: of the calls of one kind that
-touch the folder of OUT, the numbered one fails with an errno's name, once, or kills the process.
+A server imports torch once and forks for each request, a JSON line on stdin: {"verb", "source", "out", "options",
+"fault"}. It answers with the child's pid, then with how it ended. `fault` is [call, number, what]: of the calls of one
+kind that touch the folder of OUT, the numbered one fails with an errno's name, once, or kills the process.
 """
 
 import errno
@@ -11,10 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wanconv.report import Report
 
 CALLS = ("mkdir", "open", "ftruncate", "pwrite", "fsync", "rename", "unlink", "rmdir")
 
@@ -29,11 +32,19 @@ class End:
 
 
 class Server:
-    """Use as a context; one conversion at a time."""
+    """Use as a context; one request at a time. `environment` leads the hubs' clients."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
 
     def __enter__(self) -> "Server":
-        command = [sys.executable, __file__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,10 +54,17 @@ class Server:
         self._process.wait()
         self._process.stdout.close()
 
-    def start(self, source: Path, out: Path, options: dict[str, Any], fault: list[Any] | None = None) -> int:
-        """Starts a conversion and returns its process."""
+    def start(
+        self,
+        source: Path | str,
+        out: Path,
+        options: dict[str, Any],
+        fault: list[Any] | None = None,
+        verb: str = "convert",
+    ) -> int:
+        """Starts a conversion, of a repository where the source is text, or a download; returns its process."""
         assert self._process.stdin
-        request = {"source": str(source), "out": str(out), "options": options, "fault": fault}
+        request = {"verb": verb, "source": str(source), "out": str(out), "options": options, "fault": fault}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return int(self._answer()["pid"])
@@ -54,8 +72,12 @@ class Server:
     def end(self) -> End:
         return End(**self._answer())
 
-    def convert(self, source: Path, out: Path, options: dict[str, Any], fault: list[Any] | None = None) -> End:
+    def convert(self, source: Path | str, out: Path, options: dict[str, Any], fault: list[Any] | None = None) -> End:
         self.start(source, out, options, fault)
+        return self.end()
+
+    def download(self, repository: str, folder: Path, include: list[str], fault: list[Any] | None = None) -> End:
+        self.start(repository, folder, {"include": include}, fault, "download")
         return self.end()
 
     def _answer(self) -> dict[str, Any]:
@@ -87,22 +109,37 @@ def inject(call: str, number: int, what: str, home: Path, report: int) -> None:
 
 def _child(request: dict[str, Any], report: int) -> int:
     from wanconv.errors import WanconvError
-    from wanconv.verbs.convert import convert
-    from wanconv.workshop.job import Options
 
     out = Path(request["out"])
     if request["fault"]:
         call, number, what = request["fault"]
         inject(call, number, what, out.parent, report)
     try:
-        return convert(Path(request["source"]), Options(**request["options"], out=out)).exit_code
+        return _done(request, out).exit_code
     except WanconvError as error:
         os.write(report, f"{error.message}\n".encode())
         return error.exit_code
 
 
+def _done(request: dict[str, Any], out: Path) -> "Report":
+    from wanconv.verbs.convert import convert, convert_remote
+    from wanconv.verbs.download import Options as Wanted
+    from wanconv.verbs.download import download
+    from wanconv.workshop.job import Options
+    from wanconv.workshop.selection import Wish
+
+    source, options = request["source"], request["options"]
+    if request["verb"] == "download":
+        return download(source, Wanted(local_dir=out, jobs=1, wish=Wish(tuple(options["include"]))))
+    if source.startswith("hf://"):
+        return convert_remote(source, Options(**options, out=out))
+    return convert(Path(source), Options(**options, out=out))
+
+
 def _serve() -> None:
+    import wanconv.hubs.huggingface
     import wanconv.verbs.convert
+    import wanconv.verbs.download
     import wanconv.workshop.mover  # noqa: F401  # torch, for the children to share
 
     for line in sys.stdin:

@@ -76,7 +76,21 @@ def test_a_suite_of_a_larger_scale_is_no_pass_at_a_smaller_one(tmp_path: Path) -
 
 
 def test_the_page_has_a_row_and_a_sentence_for_every_suite(tmp_path: Path) -> None:
-    text = page([judge(suite, SCALES["quick"], []) for suite in SUITES], "quick")
+    cases = junit(tmp_path, ("test_pickles", "test_x", ""))
+    text = page([judge(suite, SCALES["quick"], cases) for suite in SUITES], "quick")
+    assert "| pickles that would run something | 1 | 1 | 0 | TOO SMALL: 15 promised |\n" in text
+    assert "| a full disk | | | | not run |\n" in text
+    assert "| the same bytes from every torch | 0 | 0 | 0 | skipped: not at this scale |\n" in text
     for suite in SUITES:
-        assert f"| {suite.title} | 0 | 0 | 0 | " in text
+        assert f"| {suite.title} | " in text
         assert f"- **{suite.title}** – {suite.proves}" in text
+
+
+def test_a_run_at_one_scale_leaves_what_the_page_says_of_the_other() -> None:
+    quick, nightly = ([judge(suite, SCALES[scale], [])] for suite, scale in ((STRICT, "quick"), (SUITE, "nightly")))
+    first = page(quick, "quick", "# an older page\n\n| a suite | 1 |\n")
+    both = page(nightly, "nightly", first)
+    parts = both.split("\n## ")
+    assert [part.partition("\n")[0] for part in parts[1:]] == ["Quick", "Nightly", "What each proves"]
+    assert parts[1] == first.split("\n## ")[1]
+    assert page(quick, "quick", both) == both

@@ -350,11 +350,11 @@ def test_confirm_sees_a_wrong_name_shape_dtype_and_place(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_mutant_is_refused_or_read_as_torch_reads_it(
-    part: int, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+    part: int, scale: Scale, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Only input errors escape, and torch reads what is confirmed."""
     seeds = range(part * scale.pth_mutants // PARTS, (part + 1) * scale.pth_mutants // PARTS)
-    path = tmp_path / "mutant.pth"
+    path = in_memory / "mutant.pth"
     good = saved(OrderedDict(a=torch.arange(4.0), b=torch.zeros(2, 2, dtype=torch.float8_e5m2)))
     pickled = good.index(b"\x80\x02"), good.index(b"u.") + 2
     accepted = 0

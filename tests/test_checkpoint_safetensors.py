@@ -234,10 +234,10 @@ def mutant(seed: int) -> bytes:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_mutant_is_refused_or_read_as_the_library_reads_it(
-    part: int, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+    part: int, scale: Scale, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Only input errors escape, and nothing is accepted that the library refuses."""
-    path = tmp_path / "mutant.safetensors"
+    path = in_memory / "mutant.safetensors"
     seeds = range(part, scale.header_mutants, PARTS)
     accepted = 0
     for seed in seeds:

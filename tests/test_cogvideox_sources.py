@@ -8,7 +8,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import Refused
+from wanconv.errors import Refused, Unrecognised
 from wanconv.families import FAMILIES, expand, identify
 from wanconv.tensors import Family
 from wanconv.verbs.convert import convert
@@ -66,6 +66,25 @@ def test_the_sines_of_2b_may_be_in_its_file_and_are_left_out(tmp_path: Path) -> 
             if left_out
             else ["1 tensors have no home in the diffusers layout and are left out: dit/position_embedding"]
         )
+
+
+def test_the_vae_of_a_training_checkpoint_is_told_and_all_else_is_converted_without_it(tmp_path: Path) -> None:
+    source, out = training_checkpoint(tmp_path / "source", COGVIDEOX[1]), tmp_path / "out"
+    (source / "vae").mkdir()
+    names = ("encoder.down.0.block.0.conv1.conv.weight", "encoder.conv_in.conv.weight", "loss.logvar")
+    torch.save({"state_dict": {name: torch.ones(1) for name in names}}, source / "vae" / "3d-vae.pt")
+    with pytest.raises(Unrecognised) as raised:
+        convert(source, Options("keep", layout="diffusers", out=out))
+    assert raised.value.message == (
+        "vae/3d-vae.pt is the VAE of a CogVideoX training checkpoint, among what it was trained with: "
+        "wanconv reads no such"
+    )
+    assert (
+        raised.value.hint
+        == "--exclude 'vae/3d-vae.pt', and take the VAE of zai-org's diffusers folders: it is the same"
+    )
+    convert(source, Options("keep", layout="diffusers", out=out, exclude=("vae/3d-vae.pt",)))
+    assert (out / "transformer").is_dir()
 
 
 def test_a_training_checkpoint_is_no_layout_to_write(tmp_path: Path) -> None:

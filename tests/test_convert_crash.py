@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ import pytest
 import tiny
 from battery import PARTS, Scale
 from convert_server import CALLS, Server
+from hub.server import files_below, running
 
 from wanconv.errors import OutputError
 from wanconv.verbs.convert import convert
@@ -29,6 +29,7 @@ from wanconv.workshop.job import Options
 _LINE_NBYTES = len(json.dumps(["0" * 32, 100, "0" * 32])) + 1
 OPTIONS: dict[str, Any] = {"recipe": "fp16", "jobs": 2, "block_nbytes": 1 << 18}
 BLOCK, JOBS = 1 << 18, 2
+ADDRESS = "hf://owner/name"
 LARGE: dict[str, Any] = {"recipe": "bf16", "jobs": JOBS, "block_nbytes": BLOCK}
 
 
@@ -59,16 +60,6 @@ def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(source, tiny.digests(source), tiny.contents(folder / "out"))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is some: what hundreds of runs sync is there at once."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
-        yield Path(made)
-
-
 def check_unharmed(case: Case, out: Path) -> None:
     """Right after a run broke off: no OUT or a whole one, and the source as it was."""
     assert not out.exists() or tiny.contents(out) == case.whole
@@ -80,10 +71,10 @@ def check_whole(case: Case, out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def failures(whats: list[str], scale: Scale) -> Iterator[tuple[int, str]]:
+def failures(whats: list[str], every: bool) -> Iterator[tuple[int, str]]:
     """Yields the first call and how it fails, the second …: in every way, or in one after the other."""
     for number in count(1):
-        for what in whats if scale.every_error else [whats[number % len(whats)]]:
+        for what in whats if every else [whats[number % len(whats)]]:
             yield number, what
 
 
@@ -92,15 +83,15 @@ def failures(whats: list[str], scale: Scale) -> Iterator[tuple[int, str]]:
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
     server: Server,
     small: Case,
-    folder: Path,
+    in_memory: Path,
     call: str,
     whats: list[str],
     scale: Scale,
     record_property: Callable[[str, object], None],
 ) -> None:
     cases = 0
-    for number, what in failures(whats, scale):
-        out = folder / f"{number}-{what}" / "out"
+    for number, what in failures(whats, scale.every_error):
+        out = in_memory / f"{number}-{what}" / "out"
         out.parent.mkdir()
         end = server.convert(small.source, out, OPTIONS, [call, number, what])
         if not end.fired:
@@ -120,24 +111,68 @@ def test_any_call_may_fail_once_and_the_same_command_goes_on(
     record_property("cases", cases)
 
 
+@pytest.fixture(scope="module")
+def remote(small: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, str]]]:
+    """Returns a server that is led to a hub, and what an undisturbed run makes of the repository there."""
+    with running(files_below(small.source)) as hub, Server(hub.environment()) as server:
+        out = tmp_path_factory.mktemp("remote") / "out"
+        assert server.convert(ADDRESS, out, OPTIONS).code == 0
+        yield server, tiny.contents(out)
+
+
+@pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
+@pytest.mark.parametrize("call", [*CALLS, "write"])
+def test_any_call_may_fail_once_while_it_downloads_and_converts(
+    remote: tuple[Server, dict[str, str]],
+    in_memory: Path,
+    call: str,
+    whats: list[str],
+    scale: Scale,
+    record_property: Callable[[str, object], None],
+) -> None:
+    server, whole = remote
+    cases = 0
+    for number, what in failures(whats, scale.every_error):
+        out = in_memory / f"{number}-{what}" / "out"
+        out.parent.mkdir()
+        end = server.convert(ADDRESS, out, OPTIONS, [call, number, what])
+        if not end.fired:
+            break
+        if what == "SIGKILL":
+            assert end.code == -signal.SIGKILL
+        elif end.code != 0:  # 0: O_DIRECT is not needed
+            said = ("cannot write ", "cannot be read back") if end.code == 7 else ("cannot be read: ",)
+            assert end.code in (3, 7)  # 3: what came from the hub
+            assert any(one in end.message for one in said), end
+        assert not out.exists() or tiny.contents(out) == whole
+        assert server.convert(ADDRESS, out, OPTIONS).code == 0, (number, end)
+        assert tiny.contents(out) == whole
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+        shutil.rmtree(out.parent)
+        cases += 1
+    assert cases
+    assert (end.code, tiny.contents(out)) == (0, whole)
+    record_property("cases", cases)
+
+
 @pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
 @pytest.mark.parametrize("call", ["rename", "fsync", "unlink", "rmdir"])
 def test_any_call_may_fail_while_a_finished_out_is_replaced(
     server: Server,
     small: Case,
-    folder: Path,
+    in_memory: Path,
     call: str,
     whats: list[str],
     scale: Scale,
     record_property: Callable[[str, object], None],
 ) -> None:
     """What stood there is OUT or beside it until the new one is whole."""
-    old = folder / "old"
+    old = in_memory / "old"
     assert server.convert(small.source, old, {**OPTIONS, "recipe": "bf16"}).code == 0
     kept = tiny.contents(old)
     cases = 0
-    for number, what in failures(whats, scale):
-        out = folder / f"{number}-{what}" / "out"
+    for number, what in failures(whats, scale.every_error):
+        out = in_memory / f"{number}-{what}" / "out"
         out.parent.mkdir()
         shutil.copytree(old, out)
         end = server.convert(small.source, out, {**OPTIONS, "force": True}, [call, number, what])
@@ -161,11 +196,16 @@ def test_any_call_may_fail_while_a_finished_out_is_replaced(
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: calls made in C (the journal's) are unproven")
 @pytest.mark.parametrize("call", ["openat", "mkdir", "write", "pwrite64", "fsync", "ftruncate", "rename"])
 def test_any_system_call_on_the_target_may_fail_once(
-    server: Server, small: Case, folder: Path, call: str, record_property: Callable[[str, object], None]
+    server: Server,
+    small: Case,
+    in_memory: Path,
+    call: str,
+    scale: Scale,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    for number in count(1):
-        what = ("EIO", "ENOSPC")[number % 2]
-        out, log = folder / str(number) / "out", folder / "strace.log"
+    cases = 0
+    for number, what in failures(["EIO", "ENOSPC", "SIGKILL"], scale.every_system_error):
+        out, log = in_memory / f"{number}-{what}" / "out", in_memory / "strace.log"
         out.parent.mkdir()
         partial = out.with_name("out.partial")
         names = ["wanconv.json", "README.md", "config.json", "google/tokenizer.json", ".wanconv/journal"]
@@ -185,25 +225,29 @@ def test_any_system_call_on_the_target_may_fail_once(
             str(log),
             *(part for path in paths for part in ("-P", str(path))),
         ]
-        inject = ["-e", f"trace={call}", "-e", f"inject={call}:error={what}:when={number}"]
+        fault = "signal" if what == "SIGKILL" else "error"
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}={what}:when={number}"]
         command = [sys.executable, "-m", "wanconv", "convert", str(small.source), "-r", "fp16", "-o", str(out)]
         done = subprocess.run([*strace, *inject, *command], capture_output=True, text=True, check=False)
-        if "INJECTED" not in log.read_text():
+        killed = done.returncode == -signal.SIGKILL
+        if not killed and "INJECTED" not in log.read_text():
             break
-        assert done.returncode in (0, 7), (number, done.stderr)
+        assert killed == (what == "SIGKILL")
+        assert killed or done.returncode in (0, 7), (number, done.stderr)
         assert "Traceback" not in done.stderr
-        if done.returncode:
+        if done.returncode == 7:
             assert "error[output]: " in done.stderr, (number, done.stderr)
-        else:
+        elif not killed:
             check_whole(small, out)
         check_unharmed(small, out)
         assert server.convert(small.source, out, {"recipe": "fp16"}).code == 0, (number, done.stderr)
         check_whole(small, out)
         shutil.rmtree(out.parent)
-    assert number > 1
+        cases += 1
+    assert cases
     assert done.returncode == 0
     check_whole(small, out)
-    record_property("cases", number - 1)
+    record_property("cases", cases)
 
 
 @pytest.fixture

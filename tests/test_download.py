@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,8 +17,8 @@ import huggingface_hub.constants
 import pytest
 from battery import Scale
 from command import COMMAND, run
-from convert_server import inject
-from hub.server import Hub, leading, sha256
+from convert_server import Server
+from hub.server import Hub, leading, running, sha256
 
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
 from wanconv.hubs.ranges import Patience
@@ -333,6 +332,13 @@ def test_a_hub_that_is_not_there_is_told(options: Options, hub: Hub, monkeypatch
     refused(options, InputError, "Hugging Face cannot be reached")
 
 
+def test_a_download_imports_no_torch() -> None:
+    """The hubs' clients are there for lists, and ModelScope's whole package would bring it."""
+    rooms = "wanconv.cli.app, wanconv.verbs.download, wanconv.hubs.huggingface, wanconv.hubs.modelscope"
+    done = subprocess.run([sys.executable, "-c", f"import sys, {rooms}; sys.exit('torch' in sys.modules)"], check=False)
+    assert done.returncode == 0
+
+
 def test_offline_mode_is_respected(hub: Hub, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refused(options, InputError, "HF_HUB_OFFLINE is set").hint == "unset HF_HUB_OFFLINE"
@@ -510,39 +516,37 @@ def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
     record_property("cases", kills)
 
 
-@pytest.mark.parametrize("what", ["EIO", "ENOSPC"])
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Returns what downloads from a hub in processes of their own."""
+    with running(FILES) as hub, Server(hub.environment()) as started:
+        yield started
+
+
+@pytest.mark.parametrize("what", ["EIO", "ENOSPC", "SIGKILL"])
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "pwrite", "fsync", "rename"])
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
-    hub: Hub,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    call: str,
-    what: str,
-    record_property: Callable[[str, object], None],
+    server: Server, tmp_path: Path, call: str, what: str, record_property: Callable[[str, object], None]
 ) -> None:
-    small = Wish(include=("README.md", "config.json", "vae/other.safetensors"))
-    expected = {path: content for path, content in FILES.items() if path != BIG and path != "empty.txt"}
+    include = ["README.md", "config.json", "vae/other.safetensors"]
+    expected = {path: FILES[path] for path in include}
     for number in count(1):
-        options = Options(source="hf", local_dir=tmp_path / str(number), jobs=1, patience=PATIENCE, wish=small)
-        read, report = os.pipe()
-        done = False
-        with monkeypatch.context() as patch, suppress(OutputError):
-            patch.setattr(os, call, getattr(os, call))  # the context puts it back
-            inject(call, number, what, tmp_path, report)
-            get(options)
-            done = True
-        os.close(report)
-        with os.fdopen(read) as stream:
-            fired = stream.read() == "fired\n"
-        if not fired:
-            break
-        complete = {path: content for path, content in there(options).items() if not path.endswith((".part", ".tmp"))}
+        folder = tmp_path / str(number) / "model"
+        end = server.download("owner/name", folder, include, [call, number, what])
+        complete = {
+            path: content
+            for path, content in there(Options(local_dir=folder)).items()
+            if not path.endswith((".part", ".tmp"))
+        }
         assert complete.items() <= expected.items()
-        assert complete == expected or not done
-        get(options)
-        assert there(options) == expected
+        if not end.fired:
+            break
+        if end.code or complete != expected:  # 0: a folder that is there already
+            assert end.code == (-signal.SIGKILL if what == "SIGKILL" else 7), end
+        assert server.download("owner/name", folder, include).code == 0, (number, end)
+        assert there(Options(local_dir=folder)) == expected
     assert number > 1
-    assert done
+    assert (end.code, complete) == (0, expected)
     record_property("cases", number - 1)
 
 

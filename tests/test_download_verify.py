@@ -170,6 +170,33 @@ def test_what_hugging_faces_client_downloads_is_verified_offline(hub: Hub, prist
     assert verify(cached, Options()).exit_code == 4
 
 
+def test_what_modelscopes_client_downloads_is_verified_by_the_hubs_list(
+    hub: Hub, pristine: Path, tmp_path: Path
+) -> None:
+    """It records no digest, so offline there is nothing to hold the files against; its cache's path names the model."""
+    client = str(Path(sys.executable).with_name("ms-hub"))
+    homes = {"MODELSCOPE_HOME": str(tmp_path / "home"), "MODELSCOPE_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, **hub.environment(), **homes}
+    for place in (("--local-dir", str(tmp_path / "local")), ()):
+        done = subprocess.run(
+            [client, "download", "owner/name", *place],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    cached = tmp_path / "cache" / "models" / "owner--name" / "snapshots" / "master"
+    assert said(verify(cached, Options()), "warning")[0][1].startswith("no digest is known")
+    for folder, which in ((tmp_path / "local", "ms://owner/name"), (cached, "recorded")):
+        report = verify(folder, Options(hub=which))
+        assert (report.exit_code, said(report, "failure"), said(report, "warning")) == (0, [], [])
+        assert report.figures["digests"] == f"{len(hub.files)} files by ms://owner/name@master"
+        flip(folder / VAE)
+        assert verify(folder, Options(hub=which)).exit_code == 4
+
+
 def test_downloaded_verified_converted_verified(hub: Hub, pristine: Path, tmp_path: Path) -> None:
     assert verify(pristine, Options()).exit_code == 0
     convert(pristine, Job("fp16", layout="diffusers", out=tmp_path / "out"))

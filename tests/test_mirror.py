@@ -1,11 +1,17 @@
 """A model that is not here: inspected and planned from its headers, a few hundred kilobytes of it."""
 
+import json
+import os
+import signal
+import struct
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from command import run
+from command import COMMAND, run, wait_for
 from hub.server import Hub, files_below, leading
 
 from wanconv.errors import InputError
@@ -14,6 +20,7 @@ from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options
 from wanconv.workshop.mirror import mirrored
+from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish
 
 A14B = "wan2.2-t2v-a14b"
@@ -42,6 +49,27 @@ def test_what_a_file_says_of_its_scales_behind_its_header_is_read_too(
     hub.commit(files_below(tmp_path / "scaled"))
     here, there = inspect(tmp_path / "scaled", tensors=True), inspect_remote("hf://owner/name", tensors=True)
     assert (there.tables, there.findings) == (here.tables, here.findings)
+
+
+def test_what_lies_together_behind_the_header_is_asked_for_together(hub: Hub) -> None:
+    """ComfyUI's files say of every weight how it is scaled: four hundred times in an expert of A14B."""
+    told = b'{"format":"float8_e4m3fn"}'.ljust(60)
+    places = [500_000 + 60 * number for number in range(400)] + [900_000, 950_000]
+    entries, body, at = {}, bytearray(), 0
+    for number, place in enumerate(places):
+        for name, content in ((f"w{number}.weight", bytes(place - at)), (f"w{number}.comfy_quant", told)):
+            if content:
+                entries[name] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [at, at + len(content)]}
+                body, at = body + content, at + len(content)
+    entries["last.weight"] = {"dtype": "U8", "shape": [500_000], "data_offsets": [at, at + 500_000]}
+    text = json.dumps(entries).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(body) + bytes(500_000)
+    hub.commit({"model.safetensors": content})
+    with mirrored("hf://owner/name", Wish()) as mirror:
+        assert len(hub.payload_requests()) == 3  # the header, the four hundred, and two that are near each other
+        mirrored_bytes = (mirror.root / "model.safetensors").read_bytes()
+        for place in (8 + len(text) + place for place in places):
+            assert mirrored_bytes[place : place + 60] == told
 
 
 def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
@@ -77,6 +105,43 @@ def test_the_mirror_is_gone_afterwards(hub: Hub) -> None:
         sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
         assert sizes == {path: len(content) for path, content in hub.files.items()}
     assert not root.parent.exists()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns the folder of temporary files of the commands that a test starts."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next(
+    hub: Hub, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary / "wanconv-headers-mine").mkdir()  # not named as such folders are
+    (temporary / "wanconv-headers-00000000").symlink_to(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with scratch():
+        kept = set(temporary.iterdir())  # with one of a process that lives
+        hub.faults.chunk_delay_s = 60
+        process = subprocess.Popen([*COMMAND, "inspect", "hf://owner/name"], env={**os.environ, **hub.environment()})
+        wait_for(lambda: set(temporary.iterdir()) > kept, process)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert set(temporary.iterdir()) > kept
+        hub.faults.chunk_delay_s = 0
+        done = run("inspect", "hf://owner/name", "-q", cwd=tmp_path, **hub.environment())
+        assert (done.returncode, set(temporary.iterdir())) == (0, kept)
+
+
+def test_a_place_for_temporary_files_that_is_full_is_told(hub: Hub, tmp_path: Path, temporary: Path) -> None:
+    command = ["bash", "-c", 'ulimit -f 100 && exec "$@"', "-", *COMMAND, "inspect", "hf://owner/name"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **hub.environment()}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.startswith("error[output]: cannot write hf://owner/name@")) == (7, True)
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_header_that_is_damaged_is_named_by_its_address(hub: Hub) -> None:

@@ -77,7 +77,7 @@ class Hub:
     def __init__(self, files: Mapping[str, bytes], repository: str = "owner/name") -> None:
         self.repository, self.faults, self.log = repository, Faults(), list[Logged]()
         self.commits: dict[str, dict[str, bytes]] = {}
-        self._sha256s: dict[int, str] = {}
+        self._digests: dict[tuple[str, int], str] = {}
         self.uploads: dict[str, bytes] = {}  # by the name that the client gives: the sha256
         self.visibility = 0  # of a repository that a client has made, in ModelScope's numbers
         self.head = self.commit(files)
@@ -97,11 +97,17 @@ class Hub:
         return self.commits[self.head]
 
     def sha256(self, content: bytes) -> str:
-        """Returns the digest of a file of this hub, taken once."""
-        key = id(content)  # commits keep their files for as long as the hub lives
-        if key not in self._sha256s:
-            self._sha256s[key] = sha256(content)
-        return self._sha256s[key]
+        return self._digest("sha256", sha256, content)
+
+    def git_sha1(self, content: bytes) -> str:
+        return self._digest("git-sha1", git_sha1, content)
+
+    def _digest(self, name: str, digest: Callable[[bytes], str], content: bytes) -> str:
+        """Returns the digest of a file of this hub, taken once: a real one knows it, too."""
+        key = name, id(content)  # commits keep their files for as long as the hub lives
+        if key not in self._digests:
+            self._digests[key] = digest(content)
+        return self._digests[key]
 
     def environment(self) -> dict[str, str]:
         """Returns what leads the real clients here."""
@@ -238,7 +244,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, commit: str, start: int) -> None:
         entries: list[dict[str, object]] = []
         for path, content in self.hub.commits[commit].items():
-            entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            entry: dict[str, object] = {
+                "type": "file",
+                "path": path,
+                "size": len(content),
+                "oid": self.hub.git_sha1(content),
+            }
             if len(content) >= LFS_NBYTES:
                 entry["lfs"] = {"oid": self.hub.sha256(content), "size": len(content), "pointerSize": 134}
             entries.append(entry)
@@ -258,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403, "GatedRepo")
         common = {"X-Repo-Commit": commit}
         if len(content) < LFS_NBYTES:
-            return self._body(content, git_sha1(content), common)
+            return self._body(content, self.hub.git_sha1(content), common)
         linked = {"X-Linked-Etag": f'"{hub.sha256(content)}"', "X-Linked-Size": str(len(content))}
         location = hub.faults.redirect_to or f"{hub.payload}/{commit}/{quote(path)}?signature=secret"
         if self._count("redirects"):

@@ -13,6 +13,13 @@ from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _SHOWN = 10
+# A tensor that tells a file which wanconv knows and does not read, what the file is, and what to do.
+_NOT_READ = {
+    "encoder.down.0.block.0.conv1.conv.weight": (  # zai-org/CogVideo sat/vae_modules/cp_enc_dec.py
+        "the VAE of a CogVideoX training checkpoint, among what it was trained with: wanconv reads no such",
+        "--exclude '{path}', and take the VAE of zai-org's diffusers folders: it is the same",
+    ),
+}
 
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
@@ -82,6 +89,9 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
 
 
 def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
+    told = next((what for name, what in _NOT_READ.items() if name in part.tensors), None)
+    if told is not None:
+        return Unrecognised(f"{part.path} is {told[0]}", told[1].format(path=part.path))
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
     if not found:
         names = list(part.tensors)

@@ -11,13 +11,17 @@ from wanconv.workshop import downloaded
 from wanconv.workshop.sums import Listed
 
 RECORDED = "recorded"
-_SNAPSHOT = re.compile(r"models--(?P<repository>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+# where the hubs' clients keep models, by the hub's name
+_CACHES = {
+    "hf": re.compile(r"/models--(?P<repository>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})"),
+    "ms": re.compile(r"/models/(?P<repository>[^/]+--[^/]+)/snapshots/(?P<revision>[^/]+)"),
+}
 
 
 def compare(root: Path, which: str, token: str | None) -> tuple[list[Listed], list[Finding]]:
     """Returns the lines of the hub's list that are about this folder's files, and what else the two differ in.
 
-    `which` is a repository, or `recorded`: the one that the download's record or the Hugging Face cache's path names.
+    `which` is a repository, or `recorded`: the one that the download's record or the path of a client's cache names.
     Files that a recorded download left out are not missing.
     """
     record = downloaded.read(root)
@@ -46,7 +50,8 @@ def compare(root: Path, which: str, token: str | None) -> tuple[list[Listed], li
 def _recorded(root: Path, record: Snapshot | None) -> Reference:
     if record is not None:
         return Reference(record.hub, record.repository, record.commit or record.revision)
-    if match := _SNAPSHOT.search(os.path.realpath(root)):
-        return Reference("hf", match["repository"].replace("--", "/", 1), match["commit"])
+    for hub, cache in _CACHES.items():
+        if match := cache.search(os.path.realpath(root)):
+            return Reference(hub, match["repository"].replace("--", "/", 1), match["revision"])
     hint = "name it: --hub hf://OWNER/NAME or --hub ms://OWNER/NAME"
     raise UsageError(f"nothing in {root} says which repository it is from", hint)

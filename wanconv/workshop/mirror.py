@@ -5,7 +5,6 @@ tensors is not. Readers of folders need not know: they are given the folder.
 """
 
 import os
-import tempfile
 import threading
 from bisect import bisect_right, insort
 from collections.abc import Collection, Iterable, Iterator
@@ -23,6 +22,7 @@ from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Patience, Reader
 from wanconv.workshop.fetch import fetch
+from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish, select
 
 _EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
@@ -61,8 +61,8 @@ def mirrored(
     snapshot = hub.snapshot(reference.repository, reference.revision)
     wanted, _ = select(snapshot.files, wish)
     check_names((file.path for file in wanted), snapshot.uri)
-    with tempfile.TemporaryDirectory(prefix="wanconv-", ignore_cleanup_errors=True) as folder:
-        root = Path(folder) / reference.repository.split("/")[1]
+    with scratch() as folder:
+        root = folder / reference.repository.split("/")[1]
         mirror = Mirror(root, hub, replace(snapshot, files=tuple(wanted)), patience or Patience())
         try:
             _make(mirror, mirror.snapshot.files, _WHOLE_NBYTES)
@@ -110,10 +110,15 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
 
 
 def _read_constants(far: OpenFile, header: Header) -> None:
-    """Fetches the few bytes behind a header by which scales are told, tensor by tensor."""
-    for ref in header.tensors.values():
-        if is_constant(ref):
-            far.read(ref.offset, ref.nbytes)
+    """Fetches the few bytes behind a header by which scales are told, neighbours by one question."""
+    spans = sorted((ref.offset, ref.offset + ref.nbytes) for ref in header.tensors.values() if is_constant(ref))
+    runs: list[tuple[int, int]] = []
+    for start, end in spans:
+        if runs and start - runs[-1][1] <= _EDGE_NBYTES:
+            start = runs.pop()[0]
+        runs.append((start, end))
+    for start, end in runs:
+        far.read(start, end - start)
 
 
 class _FarFile:

@@ -1,0 +1,61 @@
+"""Every family that can be judged, by every recipe that is legal for it: converted, verified and judged by commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import run_in_turn
+
+from wanconv.errors import Refused
+from wanconv.families import DENOISERS, FAMILIES
+from wanconv.layouts import LAYOUTS
+from wanconv.naming import matches
+from wanconv.recipe import load, names
+from wanconv.tensors import Family
+from wanconv.validation.tasks import JUDGED
+from wanconv.verbs.convert import preview
+from wanconv.workshop.job import Options
+
+FAMILIES_JUDGED = [
+    family
+    for family in FAMILIES
+    if all(network.name in JUDGED for name, network in family.components.items() if name in DENOISERS)
+]
+
+
+def layout_for(source: Path, recipe: str, folder: Path) -> str | None:
+    """Returns the first layout that takes a recipe, None where none does."""
+    for layout in LAYOUTS:
+        try:
+            preview(source, Options(recipe, layout=layout, out=folder / "preview"))
+        except Refused:
+            continue
+        return layout
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES_JUDGED, ids=lambda family: family.name)
+def test_every_legal_recipe_of_a_family_is_converted_verified_and_judged(
+    family: Family, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = tiny(family.releases[0].name)
+    legal = [name for name in names() if any(matches(glob, family.name) for glob in load(name).families)]
+    layouts = {name: layout for name in legal if (layout := layout_for(source, name, tmp_path)) is not None}
+    assert {"keep", "bf16", "fp32"} <= layouts.keys()
+    commands = [
+        command
+        for name, layout in layouts.items()
+        for command in (
+            ("convert", str(source), "-r", name, "--layout", layout, "-o", name, "-q"),
+            ("verify", name, "--against", str(source), "-q"),
+            ("validate", name, "--against", str(source), "--profile", "quick", "--size", "64x64", "-q"),
+        )
+    ]
+    done = run_in_turn(commands, tmp_path)
+    failed = {
+        " ".join(command): (one.exit_code, one.output, one.errors)
+        for command, one in zip(commands, done, strict=True)
+        if one.exit_code
+    }
+    assert failed == {}
