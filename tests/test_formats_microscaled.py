@@ -97,15 +97,14 @@ def test_nvfp4_bytes_are_those_of_torchao_but_for_ties_that_it_rounds_through_a_
     assert alike.double().mean() > (0.95 if what == "ties" else 0.9999)
 
 
-def test_a_scale_of_mxfp8_is_the_next_power_of_two_and_no_logarithm_misses_it() -> None:
-    for exponent in (-30, -7, 0, 5, 40):
-        power = torch.tensor(448.0) * 2.0**exponent
-        for peak, code in ((power, exponent + 127), (torch.nextafter(power, power * 2), exponent + 128)):
-            codes = Microscaler("mxfp8").scales(peak.repeat(32), 1.0, "w")
-            # the quotient of the number after 448 * 2 ** n may be 2 ** n: then the last number of the grid is as near
-            assert codes.item() in (code, exponent + 127)
-    peak = torch.tensor(448.0 * (1 + 2**-22))
-    assert Microscaler("mxfp8").scales(peak.repeat(32), 1.0, "w").item() == 128
+def test_a_scale_of_mxfp8_is_the_next_power_of_two_where_a_logarithm_falls_on_the_one_before() -> None:
+    for exponent in (-90, -30, -7, 0, 5, 40, 100):
+        power = torch.full((1, 32), 448.0 * 2.0**exponent)
+        above = power * (1 + 2.0**-22)
+        assert encode(power, "mxfp8", "w")[1].item() == exponent + 127
+        assert encode(above, "mxfp8", "w")[1].item() == exponent + 128
+    theirs = to_mx(above, torch.float8_e4m3fn, 32, ScaleCalculationMode.RCEIL)[0]
+    assert theirs.view(torch.uint8).item() == exponent + 127
 
 
 @pytest.mark.parametrize("what", WEIGHTS)
@@ -148,6 +147,7 @@ def test_numbers_near_the_smallest_of_float32_keep_their_size_in_mxfp8() -> None
     weight = torch.full((32, 32), 2.0**-130)
     payload, codes, _ = encode(weight, "mxfp8", "w")
     assert torch.equal(decode(payload, codes, "mxfp8").view(weight.shape), weight)
+    assert by_kitchen(weight, "mxfp8")[3].count_nonzero() == 0  # not there
 
 
 def test_a_block_far_below_the_largest_number_becomes_zeros_in_nvfp4_within_its_bound() -> None:

@@ -11,7 +11,7 @@
 All roundings are to nearest, ties to even. Two E2M1 numbers share a byte, the first one in its upper half. A block of
 zeros has the scale 0, which decodes to 0; a tensor of zeros has t = 1, and no t is below 2 ** -100. The exponent of an
 MXFP8 scale is taken from the bits of a float32 quotient: torchao and comfy-kitchen take a logarithm in float32, which
-falls on a power of two from a few units above it, and they know no scale of blocks below 448 * 2 ** -127.
+falls on a power of two from a few units above it, and make zeros of blocks below 448 * 2 ** -127.
 
 The worst error of an element is half a step of its block's grid,
 
