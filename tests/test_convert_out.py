@@ -200,6 +200,22 @@ def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_wr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.parametrize("lost", [".", WEIGHTS])
+def test_a_partial_that_others_take_away_while_it_is_written_never_becomes_out(
+    source: Path, options: Options, tmp_path: Path, lost: str
+) -> None:
+    def take_away(what: str, done: int, total: int) -> None:
+        path = tmp_path / "out.partial" / lost
+        if done == total:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    with pytest.raises(OutputError, match=r"out\.partial was changed by others while it was written: diffusion_py"):
+        convert(source, options, take_away)
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "out.partial")
+    assert is_whole(tmp_path / "out", convert(source, options))
+
+
 @pytest.mark.parametrize("name", ["out", "out.partial"])
 @pytest.mark.parametrize("target", ["elsewhere", "source", "nowhere"])
 def test_a_link_in_the_way_is_refused_and_not_followed(

@@ -62,6 +62,7 @@ class Workspace:
         """Makes the folder appear as OUT. Returns where `force` put what stood there and was not wanconv's alone."""
         with writing(self.folder):
             self._prune()
+            self._look_for_all()
             sync_folders(self.folder)
             if self.private.exists():
                 shutil.rmtree(self.private)
@@ -84,6 +85,17 @@ class Workspace:
         """Empties the folder. What marks it as ours goes last, so that a run killed here can be forced again."""
         for entry in sorted(self.folder.iterdir(), key=self.private.__eq__):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _look_for_all(self) -> None:
+        """Raises OutputError where somebody has taken away, behind our back, what the manifest lists."""
+        known = manifest.read(self.folder)
+        assert known is not None, "_prune has read it"
+        gone = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
+        if gone:
+            raise OutputError(
+                f"{self.folder} was changed by others while it was written: {gone[0]} is not as it was",
+                f"remove {self.folder}, and run the same command again when nothing else touches it",
+            )
 
     def _prune(self) -> None:
         """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
@@ -198,6 +210,12 @@ def _is_complete(folder: Path, done: str) -> bool:
     except InputError:
         return False
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, lambda nbytes: None)
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.lstat().st_size
+    return None
 
 
 def _aside(out: Path) -> Path:
