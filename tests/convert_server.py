@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +76,13 @@ class Server:
         self.start(source, out, options, fault)
         return self.end()
 
-    def download(self, repository: str, folder: Path, include: list[str], fault: list[Any] | None = None) -> End:
-        self.start(repository, folder, {"include": include}, fault, "download")
+    def start_download(self, repository: str, folder: Path, jobs: int = 1, include: Sequence[str] = ()) -> int:
+        return self.start(repository, folder, {"jobs": jobs, "include": include}, verb="download")
+
+    def download(
+        self, repository: str, folder: Path, include: Sequence[str] = (), fault: list[Any] | None = None
+    ) -> End:
+        self.start(repository, folder, {"jobs": 1, "include": include}, fault, "download")
         return self.end()
 
     def _answer(self) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def _done(request: dict[str, Any], out: Path) -> "Report":
 
     source, options = request["source"], request["options"]
     if request["verb"] == "download":
-        return download(source, Wanted(local_dir=out, jobs=1, wish=Wish(tuple(options["include"]))))
+        return download(source, Wanted(local_dir=out, jobs=options["jobs"], wish=Wish(tuple(options["include"]))))
     if source.startswith("hf://"):
         return convert_remote(source, Options(**options, out=out))
     return convert(Path(source), Options(**options, out=out))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -464,12 +465,13 @@ def start(hub: Hub, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def wait_for_part(hub: Hub, folder: Path, nbytes: int) -> Path:
-    """Returns the part of the big file when it has grown to `nbytes`."""
+    """Returns the part of the big file when it has grown to `nbytes`, or become the file."""
     part = folder / "vae" / f".weights.safetensors.{sha256(WEIGHTS)[:16]}.part"
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        if part.exists() and part.stat().st_size >= nbytes:
-            return part
+        with suppress(FileNotFoundError):
+            if (folder / BIG).exists() or part.stat().st_size >= nbytes:
+                return part
         time.sleep(0.005)
     raise AssertionError("no part grew")
 
@@ -492,42 +494,44 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(hub: Hub, tmp_path: Pat
     assert there(Options(local_dir=tmp_path / "model")) == FILES
 
 
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Hub, Server]]:
+    """Returns a hub, and what downloads from it in processes of their own."""
+    with running(FILES) as hub, Server(hub.environment()) as server:
+        yield hub, server
+
+
 def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
-    hub: Hub, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+    served: tuple[Hub, Server], scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    choose, kills = random.Random(0), 0
+    (hub, server), choose, kills = served, random.Random(0), 0
     for number in range(5 * scale.remote_kills):
         if kills >= scale.remote_kills:
             break
         folder = tmp_path / str(number)
         hub.faults.chunk_delay_s = 0.02
-        process = start(hub, folder)
+        process = os.pidfd_open(server.start_download("owner/name", folder, jobs=4))
         part = wait_for_part(hub, folder, int(choose.uniform(1, 0.9 * NBYTES)))
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        with suppress(ProcessLookupError):  # it has ended
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        os.close(process)
+        kills += server.end().code == -signal.SIGKILL
         left = part.stat().st_size if part.exists() else NBYTES
         hub.faults.chunk_delay_s = 0
         hub.log.clear()
-        get(Options(source="hf", local_dir=folder, patience=PATIENCE))
+        assert server.download("owner/name", folder).code == 0
         assert ranges(hub) == ([f"bytes={left}-{NBYTES - 1}"] if left < NBYTES else [])
         assert there(Options(local_dir=folder)) == FILES
     assert kills >= scale.remote_kills
     record_property("cases", kills)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Returns what downloads from a hub in processes of their own."""
-    with running(FILES) as hub, Server(hub.environment()) as started:
-        yield started
-
-
 @pytest.mark.parametrize("what", ["EIO", "ENOSPC", "SIGKILL"])
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "pwrite", "fsync", "rename"])
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
-    server: Server, tmp_path: Path, call: str, what: str, record_property: Callable[[str, object], None]
+    served: tuple[Hub, Server], tmp_path: Path, call: str, what: str, record_property: Callable[[str, object], None]
 ) -> None:
+    _, server = served
     include = ["README.md", "config.json", "vae/other.safetensors"]
     expected = {path: FILES[path] for path in include}
     for number in count(1):
