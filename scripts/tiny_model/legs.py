@@ -21,7 +21,9 @@ from tiny_model.networks import DIT, LATENTS_MEAN, LATENTS_STD, TEXT, TOKENS, VA
 from wanconv.validation.captions import captions
 
 BOUNDARY, SHIFT = 0.875, 12.0  # of Wan 2.2 T2V-A14B
-_DIVERGENCE = 3e-4  # weight of the latents' Kullback-Leibler divergence, beside the mean absolute error
+_SHAPE = 5.0  # how much more a shape's error weighs than its background's, which is nine tenths of a clip
+_NOISE = 0.12  # on the latents that are decoded, in deviations: the denoisers' are not exact
+_PULL = 2e-3  # of the latents towards the official mean and deviation
 _UNCONDITIONAL = 0.1
 _DECAY = 0.999  # of the average of the weights that is kept
 
@@ -38,10 +40,10 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
-    "vae": Stage(4000, 32, 2e-3),
-    "base": Stage(12000, 512, 1.5e-3),
-    "high": Stage(4000, 512, 7e-4, (BOUNDARY, 1.0), "base"),
-    "low": Stage(4000, 512, 7e-4, (0.0, BOUNDARY), "base"),
+    "vae": Stage(5000, 32, 1.5e-3),
+    "base": Stage(12000, 1024, 1.5e-3),
+    "high": Stage(4000, 1024, 7e-4, (BOUNDARY, 1.0), "base"),
+    "low": Stage(4000, 1024, 7e-4, (0.0, BOUNDARY), "base"),
 }
 
 
@@ -105,7 +107,8 @@ def _begin(leg: Leg, name: str) -> Weights:
     else:
         start = networks.initial(DIT, leg.seed + 1)
         start |= {f"text/{key}": value for key, value in networks.initial(TEXT, leg.seed + 2).items()}
-    return {key: value.to(leg.device).clone() for key, value in start.items()}
+    layout = {True: torch.channels_last_3d, False: torch.contiguous_format}
+    return {key: value.to(leg.device).clone(memory_format=layout[value.dim() == 5]) for key, value in start.items()}
 
 
 def _run(leg: Leg, name: str, made: Callable[..., Callable[[Weights, int], Tensor]], deadline: float) -> bool:
@@ -158,27 +161,45 @@ def _seed(leg: Leg, name: str, step: int) -> int:
 
 
 def _vae_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
-    """Returns the error of the decoded clips, with the divergence of the latents."""
+    """Returns the error of clips that are decoded from noisy latents."""
     pool, _ = _drawn(leg, 1000, min(leg.clips, 4096))
     batch = leg.stages[name].batch
+    middle, deviation = _statistics(leg.device)
 
     def loss(weights: Weights, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(_seed(leg, name, step))
         chosen = torch.randint(len(pool), (batch,), generator=generator).to(leg.device)
-        noise = torch.randn(batch, 16, 5, 6, 6, generator=generator).to(leg.device)
-        video = pool[chosen].float() / 127.5 - 1
-        mean, variance = networks.encode(weights, video).chunk(2, dim=1)
-        variance = variance.clamp(-20, 10)
-        divergence = 0.5 * (mean**2 + variance.exp() - 1 - variance).mean()
-        shown = networks.decode(weights, mean + (0.5 * variance).exp() * noise)
-        return F.l1_loss(shown, video) + F.mse_loss(shown, video) + _DIVERGENCE * divergence
+        video = _cropped(pool[chosen], step, generator).float() / 127.5 - 1
+        # in this order of memory a CPU trains narrow convolutions seventeen times as fast
+        latents = networks.encode(weights, video.contiguous(memory_format=torch.channels_last_3d))[:, : networks.CHANNELS]
+        noise = torch.randn(latents.shape, generator=generator).to(leg.device)
+        error = networks.decode(weights, latents + _NOISE * deviation * noise) - video
+        coloured = video.amax(1, keepdim=True) - video.amin(1, keepdim=True) > 0.3
+        pull = (((latents - middle) / deviation) ** 2).mean()
+        return ((1 + _SHAPE * coloured) * (error.abs() + error**2)).mean() + _PULL * pull
 
     return loss
 
 
+def _cropped(video: Tensor, step: int, generator: torch.Generator) -> Tensor:
+    """Returns whole clips, or in every other step 9 frames of 32 x 32 pixels."""
+    if step % 2:
+        return video
+    top, left, first = (int(torch.randint(size, (1,), generator=generator)) for size in (17, 17, 9))
+    return video[:, :, first : first + 9, top : top + 32, left : left + 32]
+
+
+def _statistics(device: str) -> tuple[Tensor, Tensor]:
+    """Returns the official mean and deviation of the latents' channels, (CHANNELS, 1, 1, 1)."""
+    mean, deviation = (torch.tensor(values, device=device) for values in (LATENTS_MEAN, LATENTS_STD))
+    return mean.view(-1, 1, 1, 1), deviation.view(-1, 1, 1, 1)
+
+
 def _drawn(leg: Leg, first: int, count: int) -> tuple[Tensor, Tensor]:
     """Returns clips as bytes, and their captions' numbers."""
-    parts = [_bytes(*clips.drawn(leg.seed * 100_000 + first + part, 256, leg.device)) for part in range(-(-count // 256))]
+    sizes = [min(256, count - begin) for begin in range(0, count, 256)]
+    seeds = range(leg.seed * 100_000 + first, leg.seed * 100_000 + first + len(sizes))
+    parts = [_bytes(*clips.drawn(seed, size, leg.device)) for seed, size in zip(seeds, sizes, strict=True)]
     return torch.cat([video for video, _ in parts]), torch.cat([which for _, which in parts]).to(leg.device)
 
 
@@ -193,7 +214,7 @@ def _normalise(leg: Leg) -> None:
     pool, _ = _drawn(leg, 2000, min(leg.clips, 2048))
     modes = _modes(weights, pool)
     mean, deviation = modes.mean(dim=(0, 2, 3, 4)), modes.std(dim=(0, 2, 3, 4))
-    theirs, scale = (torch.tensor(values, device=mean.device) for values in (LATENTS_MEAN, LATENTS_STD))
+    theirs, scale = (part.flatten() for part in _statistics(leg.device))
     factor = scale / deviation
     out, into = "encoder.latent_proj", "decoder.latent_proj"
     weight, bias = weights[f"{out}.weight"], weights[f"{out}.bias"]
@@ -206,8 +227,11 @@ def _normalise(leg: Leg) -> None:
 
 
 def _modes(weights: Weights, pool: Tensor) -> Tensor:
-    parts = [networks.encode(weights, part.float() / 127.5 - 1)[:, :16] for part in pool.split(128)]
-    return torch.cat(parts)
+    found = []
+    for part in pool.split(32):
+        video = (part.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last_3d)
+        found.append(networks.encode(weights, video)[:, : networks.CHANNELS].contiguous())
+    return torch.cat(found)
 
 
 # --- the denoisers
@@ -246,9 +270,7 @@ def _latents(leg: Leg) -> tuple[Tensor, Tensor]:
     """Returns the normalised latents of the training clips, from a file where they are there, and their captions."""
     file = leg.folder / "latents.pt"
     if not file.exists():
-        mean, deviation = (
-            torch.tensor(values, device=leg.device).view(-1, 1, 1, 1) for values in (LATENTS_MEAN, LATENTS_STD)
-        )
+        mean, deviation = _statistics(leg.device)
         parts, captions_of = [], []
         with torch.no_grad():
             for first in range(0, leg.clips, 2048):
