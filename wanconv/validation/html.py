@@ -5,19 +5,13 @@ but its own script and style, by their digests. Every string of the results is e
 """
 
 import shlex
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib import resources
 from math import isfinite, log10
 from typing import Any
 
-import jinja2
-
 from wanconv.validation import clips as film
-from wanconv.validation import plots
+from wanconv.validation import page, plots
 from wanconv.validation.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 
@@ -63,34 +57,25 @@ class Span:
 
 def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[str, film.Frames] | None) -> str:
     """Returns the whole page; clips are the decoded videos by name, of which all have one size."""
-    strip = film.filmstrip(clips) if clips else None
-    style, script = _asset("validation.css"), _asset("validation.js")
-    return (
-        _environment()
-        .get_template("validation.html.j2")
-        .render(
-            policy=_policy(style, script),
-            style=style,
-            script=script,
-            r=results,
-            verdict=verdict,
-            profile=profile,
-            headline=HEADLINES[verdict.outcome] if results.get("reference") else _alone(verdict.outcome),
-            why=why(results, verdict, profile),
-            tiles=tuple(_tiles(results, verdict)),
-            checks=[_check_row(check) for check in sorted(verdict.checks, key=lambda one: _WORST.index(one.outcome))],
-            classes=[(one, _state(one.letter, results, verdict)) for one in CLASSES],
-            strip=strip,
-            lost={name: film.not_finite(frames) for name, frames in (clips or {}).items()},
-            errors=[_error_panel(name, rows, profile) for name, rows in _by_component(results)],
-            headroom=[_headroom_panel(row, profile) for row in _rows(results, "safety") if row.get("ranges")],
-            broken=[(row, _spans(row)) for row in _rows(results, "safety") if row.get("first_bad")],
-            metrics=metric_figures(results.get("video"), "candidate"),
-            chaos=metric_figures(results.get("video"), "control"),
-            command=_command(results),
-        )
-        .lstrip()  # what macros leave before the first line
-    )
+    values = {
+        "r": results,
+        "verdict": verdict,
+        "profile": profile,
+        "headline": HEADLINES[verdict.outcome] if results.get("reference") else _alone(verdict.outcome),
+        "why": why(results, verdict, profile),
+        "tiles": tuple(_tiles(results, verdict)),
+        "checks": [_check_row(check) for check in sorted(verdict.checks, key=lambda one: _WORST.index(one.outcome))],
+        "classes": [(one, _state(one.letter, results, verdict)) for one in CLASSES],
+        "strip": film.filmstrip(clips) if clips else None,
+        "lost": {name: film.not_finite(frames) for name, frames in (clips or {}).items()},
+        "errors": [_error_panel(name, rows, profile) for name, rows in _by_component(results)],
+        "headroom": [_headroom_panel(row, profile) for row in _rows(results, "safety") if row.get("ranges")],
+        "broken": [(row, _spans(row)) for row in _rows(results, "safety") if row.get("first_bad")],
+        "metrics": metric_figures(results.get("video"), "candidate"),
+        "chaos": metric_figures(results.get("video"), "control"),
+        "command": _command(results),
+    }
+    return page.render("validation.html.j2", ("validation.css",), values)
 
 
 def why(results: Results, verdict: Verdict, profile: Profile) -> str:
@@ -111,35 +96,6 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
     if (used := _used(tightest)) is None:
         return f"{counted}."
     return f"{counted}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure, "size": size, "capital": capital}
-    environment.tests["mapping_"] = lambda value: isinstance(value, Mapping)
-    return environment
-
-
-@cache
-def _asset(name: str) -> str:
-    return (resources.files("wanconv") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    def digest(text: str) -> str:
-        return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _rows(results: Results, name: str) -> Sequence[Row]:
