@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wanconv.engine.layers import gated, modulate, rotations, sinusoid
 from wanconv.engine.numerics import FP32
@@ -30,6 +30,17 @@ DIMS: Mapping[str, Mapping[str, int]] = {
     TEXT.name: {"vocab": 32, "d": 64, "attn": 64, "heads": 4, "ffn": 128, "n": 2},
     VAE.name: {"c": 8},
 }
+# of the 2.1 VAE: wan/modules/vae2_1.py
+# fmt: off
+LATENTS_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922,
+    -0.9497, 0.2503, -0.2921,
+)
+LATENTS_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253,
+    2.8251, 1.916,
+)
+# fmt: on
 CHANNELS = 16
 CONTEXT = 512
 TOKENS = 16  # that a caption may have in training
@@ -45,20 +56,14 @@ def initial(architecture: Architecture, seed: int) -> Weights:
         (name,) = target.sources
         leaf = name.rpartition(".")[2]
         value = torch.randn(target.shape, generator=generator)
-        if leaf in ("gamma",) or (leaf == "weight" and len(target.shape) == 1):
+        if leaf == "weight" and math.prod(target.shape) == max(target.shape):  # a norm
             value = torch.ones(target.shape)
-        elif leaf == "bias":
+        elif leaf == "bias" or name == "head.proj.weight":
             value = torch.zeros(target.shape)
-        elif leaf == "modulation":
-            value = value / math.sqrt(target.shape[-1])
-        elif name == "token_embedding.weight":
-            pass
-        elif leaf == "relative_bias" or name.endswith("relative_bias.weight"):
+        elif name.endswith("relative_bias.weight"):
             value = value * 0.1
-        else:
-            value = value / math.sqrt(math.prod(target.shape[1:]))
-        if name == "head.proj.weight":
-            value = torch.zeros(target.shape)
+        elif name != "token_embedding.weight":
+            value = value / math.sqrt(math.prod(target.shape[1:] if leaf == "weight" else target.shape[-1:]))
         weights[name] = value
     return weights
 
@@ -115,7 +120,7 @@ def _by_frame(x: Tensor, w: Weights, name: str, stride: int = 1, padding: int = 
 
 
 def _norm(w: Weights, name: str, x: Tensor) -> Tensor:
-    gamma = w[f"{name}.gamma"]
+    gamma = w[f"{name}.weight"]
     return F.normalize(x, dim=1) * (x.shape[1] ** 0.5 * gamma.view(-1, *[1] * (x.dim() - 2)))
 
 
@@ -185,14 +190,10 @@ def _buckets(distance: Tensor) -> Tensor:
 def denoiser(device: torch.device | str) -> Wan:
     """Returns the denoiser with weights to train, in float32 everywhere."""
     dims = DIMS[DIT.name]
-    sizes = WanSizes(**{**dims, "blocks": dims["n"]} if False else _sizes(dims))
+    named = {key: dims[key] for key in ("d", "ffn", "heads", "text", "freq")}
+    sizes = WanSizes(**named, blocks=dims["n"], channels_in=CHANNELS, channels_out=CHANNELS)
     wan = Wan(sizes, replace(FP32, angles=torch.float32)).to_empty(device=device)
     return wan.requires_grad_(True)
-
-
-def _sizes(dims: Mapping[str, int]) -> dict[str, int]:
-    named = {key: dims[key] for key in ("d", "ffn", "heads", "text", "freq")}
-    return {**named, "blocks": dims["n"], "channels_in": CHANNELS, "channels_out": CHANNELS}
 
 
 def velocity(wan: Wan, latents: Tensor, timestep: Tensor, context: Tensor, lengths: Tensor) -> Tensor:
@@ -242,13 +243,8 @@ def _block(block: Block, state: State, bias: Tensor) -> Tensor:
     return gated(x, block.ffn(modulate(x, shift_ffn, scale_ffn, lengths)), gate_ffn, lengths)
 
 
-def load(wan: Wan, weights: Weights) -> Wan:
-    """Returns the denoiser with these weights."""
-    with torch.no_grad():
-        for name, parameter in wan.named_parameters():
-            parameter.copy_(weights[name])
+def holding(wan: Wan, weights: Weights) -> Wan:
+    """Returns the denoiser with these parameters as its own, by identity: gradients reach them."""
+    if wan.patch_embedding.weight is not weights["patch_embedding.weight"]:
+        wan.load_state_dict(weights, assign=True)
     return wan
-
-
-def parameters(module: nn.Module) -> Weights:
-    return {name: parameter for name, parameter in module.named_parameters()}
