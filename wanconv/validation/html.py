@@ -69,8 +69,8 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
         "strip": film.filmstrip(clips) if clips else None,
         "lost": {name: film.not_finite(frames) for name, frames in (clips or {}).items()},
         "errors": [_error_panel(name, rows, profile) for name, rows in _by_component(results)],
-        "headroom": [_headroom_panel(row, profile) for row in _rows(results, "safety") if row.get("ranges")],
-        "broken": [(row, _spans(row)) for row in _rows(results, "safety") if row.get("first_bad")],
+        "headroom": [_headroom_panel(row, profile) for row in rows_of(results, "safety") if row.get("ranges")],
+        "broken": [(row, _spans(row)) for row in rows_of(results, "safety") if row.get("first_bad")],
         "metrics": metric_figures(results.get("video"), "candidate"),
         "chaos": metric_figures(results.get("video"), "control"),
         "command": _command(results),
@@ -84,7 +84,7 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
     if not decided:
         return "Nothing was checked."
     if verdict.outcome != "PASS":
-        first = max(decided, key=lambda check: _used(check) or 0)
+        first = max(decided, key=lambda check: allowed_share(check) or 0)
         allowed = f" is {figure(first.value)} where {_limit(first)} is allowed" if first.value is not None else ""
         others = f" {len(decided)} checks ended so." if len(decided) > 1 else ""
         return f"{capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
@@ -92,13 +92,13 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
         return "No NaN and no overflow was found. Quality is not judged: there was no reference to compare with."
     warned = len(verdict.checks) - len(decided)
     counted = f"{len(decided)} checks of profile {profile.name} passed" + (f", {warned} warned" if warned else "")
-    tightest = max(decided, key=lambda check: _used(check) or 0)
-    if (used := _used(tightest)) is None:
+    tightest = max(decided, key=lambda check: allowed_share(check) or 0)
+    if (used := allowed_share(tightest)) is None:
         return f"{counted}."
     return f"{counted}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
 
 
-def _rows(results: Results, name: str) -> Sequence[Row]:
+def rows_of(results: Results, name: str) -> Sequence[Row]:
     value = results.get(name) or []
     assert isinstance(value, list)
     return value
@@ -110,11 +110,11 @@ def _alone(outcome: Outcome) -> str:
     )
 
 
-def _letter(check: Check) -> str:
+def letter_of(check: Check) -> str:
     return "" if check.name in _OF_THE_RUN else _CLASS_OF_CHECK.get(check.name, "E")
 
 
-def _used(check: Check) -> float | None:
+def allowed_share(check: Check) -> float | None:
     """Returns the share of the allowed that a check used; headroom is allowed downwards, errors upwards."""
     if check.value is None or check.limit is None:
         return None
@@ -129,7 +129,7 @@ def _limit(check: Check) -> str:
 def _check_row(check: Check) -> CheckRow:
     value = "–" if check.value is None else _room(check.value) if check.name == "activations" else figure(check.value)
     limit = "–" if check.limit is None else _limit(check)
-    return CheckRow(check, _letter(check), value, limit, _used(check))
+    return CheckRow(check, letter_of(check), value, limit, allowed_share(check))
 
 
 def _room(headroom: float) -> str:
@@ -139,7 +139,7 @@ def _room(headroom: float) -> str:
 
 def _state(letter: str, results: Results, verdict: Verdict) -> str:
     """Returns what this run says about one of the five classes: an outcome, or "not measured"."""
-    found = {check.outcome for check in verdict.checks if _letter(check) == letter}
+    found = {check.outcome for check in verdict.checks if letter_of(check) == letter}
     for outcome in _WORST[:-1]:
         if outcome in found:
             return outcome
@@ -147,7 +147,7 @@ def _state(letter: str, results: Results, verdict: Verdict) -> str:
         return "PASS" if results.get("storage") is not None else "not measured"
     keys = {"C": "op_internal", "D": "accumulators"}
     if letter in keys:  # these two speak only when something is wrong
-        measured = any(row.get(keys[letter]) is not None for row in _rows(results, "safety"))
+        measured = any(row.get(keys[letter]) is not None for row in rows_of(results, "safety"))
         return "PASS" if measured else "not measured"
     return "PASS" if found else "not measured"
 
@@ -156,11 +156,11 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
     """Yields label, figure and remark of what people look for first."""
     passed = sum(check.outcome == "PASS" for check in verdict.checks)
     yield "checks passed", f"{passed} of {len(verdict.checks)}", ""
-    errors = [check for check in verdict.checks if _letter(check) == "E" and check.value is not None]
+    errors = [check for check in verdict.checks if letter_of(check) == "E" and check.value is not None]
     if errors:
-        worst = max(errors, key=lambda check: _used(check) or 0)
+        worst = max(errors, key=lambda check: allowed_share(check) or 0)
         yield "largest error for its limit", figure(worst.value), f"{_limit(worst)}, {worst.where}"
-    rooms = [row for row in _rows(results, "safety") if isinstance(row.get("headroom"), int | float)]
+    rooms = [row for row in rows_of(results, "safety") if isinstance(row.get("headroom"), int | float)]
     if rooms:
         least = min(rooms, key=lambda row: float(row["headroom"]))
         yield "least headroom", _room(float(least["headroom"])), f"{least['component']} under {least['numerics']}"
@@ -170,14 +170,14 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
         if isinstance(reference, Mapping) and reference.get("nbytes"):
             remark = f"{candidate['nbytes'] / reference['nbytes']:.0%} of the reference"
         yield "size", size(candidate.get("nbytes")), remark
-    timed = [row for row in _rows(results, "runs") if row.get("seconds_per_step") is not None][-3:]  # the free run's
+    timed = [row for row in rows_of(results, "runs") if row.get("seconds_per_step") is not None][-3:]  # the free run's
     if timed:
         yield "time per step", f"{figure(timed[0]['seconds_per_step'])} s", str(timed[0]["model"])
 
 
 def _by_component(results: Results) -> list[tuple[str, list[Row]]]:
     found: dict[str, list[Row]] = {}
-    for row in _rows(results, "steps"):
+    for row in rows_of(results, "steps"):
         if row.get("blocks"):
             found.setdefault(str(row["component"]), []).append(row)
     return list(found.items())

@@ -20,7 +20,9 @@ from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out
 from wanconv.workshop.progress import Progress, total
 
-SIZE, FRAMES, STEPS = (48, 48), 17, 20  # of what it was trained to generate
+# what it was trained to generate
+SIZE, FRAMES, STEPS = (48, 48), 17, 20
+PROMPT = "a red square moves left"
 _OFFICIAL = LAYOUTS["official"]
 # file in the package -> what it becomes in an official folder
 _PICKLED = {
