@@ -18,8 +18,8 @@ PICKLED = {"vae.safetensors": "Wan2.1_VAE.pth", "text_encoder.safetensors": "mod
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shipped.make(tmp_path_factory.mktemp("shipped") / "source")
+def source(trained: Path) -> Path:
+    return trained
 
 
 def test_it_is_a_whole_checkpoint_in_the_official_layout(source: Path) -> None:
