@@ -20,7 +20,7 @@ def run(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Comple
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         stdin=subprocess.DEVNULL,
         check=False,
     )

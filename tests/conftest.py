@@ -76,6 +76,14 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(made)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns the small trained model that ships, in the official layout, made once and not to be changed."""
+    from wanconv.workshop import shipped
+
+    return shipped.make(tmp_path_factory.mktemp("trained") / "source")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch computes on one thread, whatever the environment or an earlier test said."""

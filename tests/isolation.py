@@ -44,6 +44,6 @@ def run_isolated(command: Sequence[str], cwd: Path, notes: Path) -> tuple["subpr
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "WANCONV_TEST_ATTEMPTS": str(attempts)}
     done = subprocess.run(
-        [*namespace(), *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*namespace(), *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     return done, attempts.read_text()

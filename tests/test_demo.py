@@ -1,34 +1,61 @@
-"""demo: the whole way in seconds, as often as one likes."""
+"""demo: the whole way in a minute, as often as one likes."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from command import COMMAND, run
 from isolation import namespace, run_isolated
+from validation_samples import sides
+
+from wanconv.verbs import demo
 
 
 def test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again(tmp_path: Path) -> None:
-    """It converts, verifies and validates."""
+    """It converts, verifies, validates, breaks and compares; what a stopped run or somebody left is made again."""
+    folder = tmp_path / "a folder"
+    (folder / "source.partial").mkdir(parents=True)
+    (folder / "source.partial" / "model.safetensors").write_bytes(b"half")
+    spoilt = folder / "converted" / "int8-row"
+    spoilt.mkdir(parents=True)
+    (spoilt / "wanconv.json").write_text("{}")
     command = [*COMMAND, "demo", "--dir", "a folder"]  # what scripts/demo calls
     first, attempts = run_isolated(command, tmp_path, tmp_path / "notes")
-    assert (first.returncode, attempts) == (0, "")
+    assert (first.returncode, attempts, "error" in first.stderr) == (0, "", False), first.stdout + first.stderr
     look_at = next(line for line in first.stdout.splitlines() if line.strip().startswith("look at"))
     for path in look_at.strip().removeprefix("look at").strip().split(", "):
         assert (tmp_path / path).is_file()
-    assert "every element within its bound" in first.stdout
-    assert "PASS by the profile standard" in first.stdout
-    made = json.loads((tmp_path / "a folder" / "converted" / "wanconv.json").read_bytes())
-    assert (made["family"], made["layout"], made["recipe"]["name"]) == (
-        "wan2.2-t2v-a14b",
-        "diffusers",
-        "experts-bf16-rest-fp16",
-    )
+    assert first.stdout.startswith("4 of 4 conversions passed, and the broken one was caught\n")
+    assert "tensors within their bounds" in first.stdout
+    assert "broken FAIL" in first.stdout
+    for baked in demo.CONVERSIONS[:-1]:
+        made = json.loads((folder / "converted" / baked.name / "wanconv.json").read_bytes())
+        named = (made["family"], made["layout"], made["recipe"]["name"])
+        assert named == ("wan2.2-t2v-a14b", baked.layout, baked.recipe)
+    assert sorted(path.name for path in folder.iterdir()) == ["broken", "converted", "demo.html", "reports", "source"]
+    page = (folder / "demo.html").read_text()
+    links = re.findall(r'href="(reports/[^"]+)"', page)
+    assert len(links) == len(demo.CONVERSIONS)
+    assert all((folder / link).is_file() for link in links)
     again = run("demo", "--dir", "a folder", cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, first.stdout)
-    assert sorted(path.name for path in (tmp_path / "a folder").iterdir()) == ["converted", "report", "source"]
-    assert "data:image" in (tmp_path / "a folder" / "report" / "validation.html").read_text()
+    assert (folder / "demo.html").read_text() == page
+
+
+def test_a_demo_whose_broken_one_passes_or_whose_good_one_fails_has_exit_code_1(tmp_path: Path) -> None:
+    for names, said in (
+        (("passed", "passed"), "broken: one scale is doubled, and verify and validate do not both say so"),
+        (("failed", "failed"), "fp8-scaled: FAIL; "),
+    ):
+        report = demo.told(tmp_path, "a model", sides(*names))
+        told = [f"{finding.where}: {finding.message}" for finding in report.findings]
+        assert report.exit_code == 1
+        assert len(told) == 1
+        assert told[0].startswith(said)
+    report = demo.told(tmp_path, "a model", sides("passed", "failed"))
+    assert (report.exit_code, report.title) == (0, "1 of 1 conversions passed, and the broken one was caught")
 
 
 @pytest.mark.parametrize(
@@ -51,19 +78,6 @@ def test_what_is_not_pythons_has_no_network_either(tmp_path: Path) -> None:
     devices = "import pathlib; print(*[line.split(':')[0].strip() for line in open('/proc/net/dev') if ':' in line])"
     done, _ = run_isolated([sys.executable, "-c", devices], tmp_path, tmp_path / "notes")
     assert done.stdout.split() == ["lo"]
-
-
-def test_a_demo_that_was_stopped_or_spoilt_is_made_again(tmp_path: Path) -> None:
-    half = tmp_path / "demo-output" / "source.partial"
-    half.mkdir(parents=True)
-    (half / "model.safetensors").write_bytes(b"half")
-    converted = tmp_path / "demo-output" / "converted"
-    converted.mkdir()
-    (converted / "wanconv.json").write_text("{}")
-    done = run("demo", cwd=tmp_path)
-    assert (done.returncode, "error" in done.stderr) == (0, False)
-    assert not half.exists()
-    assert json.loads((converted / "wanconv.json").read_bytes())["layout"] == "diffusers"
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -65,11 +65,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert tops == {"wanconv", f"{wheel.name.split('-py3')[0]}.dist-info"}
 
 
-def test_the_wheel_holds_the_templates_of_the_validation_page(wheel: Path) -> None:
+@pytest.mark.parametrize("folder", ["templates", "tiny"])
+def test_the_wheel_holds_the_templates_of_pages_and_the_small_model(folder: str, wheel: Path) -> None:
+    paths = [path for path in (ROOT / "wanconv" / folder).rglob("*") if path.is_file()]
+    assert len(paths) > 5
     with zipfile.ZipFile(wheel) as archive:
-        for name in ("validation.html.j2", "validation.css", "validation.js"):
-            path = f"wanconv/templates/{name}"
-            assert archive.read(path) == (ROOT / path).read_bytes()
+        for path in paths:
+            assert archive.read(path.relative_to(ROOT).as_posix()) == path.read_bytes()
 
 
 def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -95,6 +95,31 @@ def test_a_planted_defect_is_detected_and_named(defect: Defect, source: Path, co
     assert (outcome in BAD, named) == (True, True)
 
 
+# --- the same in trained weights, whose numbers differ from tensor to tensor as made-up ones do not
+
+TRAINED_SAMPLE = [defect for number, defect in enumerate(defects()) if number % 27 == 5]
+
+
+@pytest.fixture(scope="module")
+def trained_and_converted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return trained, made(trained, "experts-bf16-rest-fp16", tmp_path_factory.mktemp("trained") / "out", "diffusers")
+
+
+@pytest.mark.parametrize("defect", TRAINED_SAMPLE, ids=str)
+def test_a_defect_planted_in_the_trained_model_is_detected_and_named(
+    defect: Defect, trained_and_converted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    outcome, named, _ = seen(defect, *trained_and_converted, tmp_path / "spoilt")
+    assert (outcome in BAD, named) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("fp8-scaled", "comfyui"), ("int8-row", "lightx2v"), ("fp16", "official")]
+)
+def test_a_clean_conversion_of_the_trained_model_passes(name: str, layout: str, trained: Path, tmp_path: Path) -> None:
+    assert checks_of(made(trained, name, tmp_path / "out", layout), trained)[0] == "PASS"
+
+
 IMAGE_SAMPLE = [defect for number, defect in enumerate(image_defects()) if number % 12 == 0]
 
 
@@ -108,10 +133,15 @@ def test_a_defect_in_what_looks_at_images_is_detected_and_named(
 
 @pytest.mark.slow
 def test_99_of_100_defects_are_detected_and_9_of_10_named(
-    source: Path, converted: Path, looking: tuple[Path, Path], tmp_path: Path
+    source: Path,
+    converted: Path,
+    looking: tuple[Path, Path],
+    trained_and_converted: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
     rows = []
     planted = [(defect, source, converted) for defect in defects()]
+    planted += [(defect, *trained_and_converted) for defect in defects()]
     planted += [(defect, *looking) for defect in image_defects()]
     for number, (defect, reference, clean) in enumerate(planted):
         outcome, named, where = seen(defect, reference, clean, tmp_path / str(number))

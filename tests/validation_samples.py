@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from wanconv.validation.clips import Frames
+from wanconv.validation.comparison import Side
+from wanconv.verdict import judge, load_profile
 
 Sample = tuple[dict[str, Any], dict[str, Frames] | None]
 EXPERTS = ("expert.high", "expert.low")
@@ -348,6 +350,31 @@ def bare() -> Sample:
 SAMPLES: Mapping[str, Callable[[], Sample]] = {
     made.__name__: made for made in (passed, failed, not_finite, cannot_judge, alone, no_video, bare)
 }
+
+
+def sides(good: str, broken: str) -> list[Side]:
+    """Returns a conversion of which validate says what a sample's name says, and a broken one likewise."""
+    return [_side("fp8-scaled", good, ""), _side("broken", broken, "one scale is doubled")]
+
+
+def _side(name: str, sample: str, damage: str) -> Side:
+    results, _ = SAMPLES[sample]()
+    results = as_json(results)
+    results["video"]["candidate"]["ssim"] = {"ssim_luma": 0.97, "ssim_luma_min": 0.95, "ssim_rgb": 0.96}
+    profile = load_profile("standard")
+    failures = [f"{EXPERTS[0]}/blocks.0 is too far off"] if sample == "failed" else []
+    proof = f"{len(failures)} tensors out of bounds" if failures else "all 9 tensors within their bounds"
+    return Side(
+        name,
+        "for comfyui",
+        results,
+        judge(results, profile),
+        profile,
+        proof,
+        failures,
+        f"reports/{name}/validation.html",
+        damage,
+    )
 
 
 def as_json(results: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -415,8 +416,9 @@ def validate(
         expert=expert,
         exclude=tuple(exclude or ()),
         command=("wanconv", *sys.argv[1:]),
-        **({} if prompt is None else {"prompt": prompt}),
     )
+    if prompt is not None:
+        options = replace(options, prompt=prompt)
     with progress() as tell:
         report = verbs.validate(candidate, options, tell)
     show(report)
@@ -454,7 +456,7 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a tiny Wan 2.2 A14B, plan, convert, verify and validate it: the whole way in seconds."""
+    """Convert the small model that ships for four clients, break one, judge them all and compare them on one page."""
     from wanconv.verbs.demo import demo as verb
 
     with progress() as tell:

@@ -56,6 +56,7 @@
     play.addEventListener("click", () => toggle(play.getAttribute("aria-pressed") !== "true"));
     for (const control of [difference, gain]) control?.addEventListener("change", show);
     show();
+    if ("autoplay" in stage.dataset && !matchMedia("(prefers-reduced-motion: reduce)").matches) toggle(true);
     addEventListener("load", () => {
       const loaded = clips.flatMap((clip) => clip.frames).filter((image) => image.naturalWidth);
       byId("ready").textContent = `${clips.length} clips, ${loaded.length} frames loaded.`;

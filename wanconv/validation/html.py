@@ -5,19 +5,13 @@ but its own script and style, by their digests. Every string of the results is e
 """
 
 import shlex
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from hashlib import sha256
-from importlib import resources
 from math import isfinite, log10
 from typing import Any
 
-import jinja2
-
 from wanconv.validation import clips as film
-from wanconv.validation import plots
+from wanconv.validation import page, plots
 from wanconv.validation.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 
@@ -63,34 +57,25 @@ class Span:
 
 def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[str, film.Frames] | None) -> str:
     """Returns the whole page; clips are the decoded videos by name, of which all have one size."""
-    strip = film.filmstrip(clips) if clips else None
-    style, script = _asset("validation.css"), _asset("validation.js")
-    return (
-        _environment()
-        .get_template("validation.html.j2")
-        .render(
-            policy=_policy(style, script),
-            style=style,
-            script=script,
-            r=results,
-            verdict=verdict,
-            profile=profile,
-            headline=HEADLINES[verdict.outcome] if results.get("reference") else _alone(verdict.outcome),
-            why=why(results, verdict, profile),
-            tiles=tuple(_tiles(results, verdict)),
-            checks=[_check_row(check) for check in sorted(verdict.checks, key=lambda one: _WORST.index(one.outcome))],
-            classes=[(one, _state(one.letter, results, verdict)) for one in CLASSES],
-            strip=strip,
-            lost={name: film.not_finite(frames) for name, frames in (clips or {}).items()},
-            errors=[_error_panel(name, rows, profile) for name, rows in _by_component(results)],
-            headroom=[_headroom_panel(row, profile) for row in _rows(results, "safety") if row.get("ranges")],
-            broken=[(row, _spans(row)) for row in _rows(results, "safety") if row.get("first_bad")],
-            metrics=metric_figures(results.get("video"), "candidate"),
-            chaos=metric_figures(results.get("video"), "control"),
-            command=_command(results),
-        )
-        .lstrip()  # what macros leave before the first line
-    )
+    values = {
+        "r": results,
+        "verdict": verdict,
+        "profile": profile,
+        "headline": HEADLINES[verdict.outcome] if results.get("reference") else _alone(verdict.outcome),
+        "why": why(results, verdict, profile),
+        "tiles": tuple(_tiles(results, verdict)),
+        "checks": [_check_row(check) for check in sorted(verdict.checks, key=lambda one: _WORST.index(one.outcome))],
+        "classes": [(one, _state(one.letter, results, verdict)) for one in CLASSES],
+        "strip": film.filmstrip(clips) if clips else None,
+        "lost": {name: film.not_finite(frames) for name, frames in (clips or {}).items()},
+        "errors": [_error_panel(name, rows, profile) for name, rows in _by_component(results)],
+        "headroom": [_headroom_panel(row, profile) for row in rows_of(results, "safety") if row.get("ranges")],
+        "broken": [(row, _spans(row)) for row in rows_of(results, "safety") if row.get("first_bad")],
+        "metrics": metric_figures(results.get("video"), "candidate"),
+        "chaos": metric_figures(results.get("video"), "control"),
+        "command": _command(results),
+    }
+    return page.render("validation.html.j2", ("validation.css",), values)
 
 
 def why(results: Results, verdict: Verdict, profile: Profile) -> str:
@@ -99,7 +84,7 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
     if not decided:
         return "Nothing was checked."
     if verdict.outcome != "PASS":
-        first = max(decided, key=lambda check: _used(check) or 0)
+        first = max(decided, key=lambda check: allowed_share(check) or 0)
         allowed = f" is {figure(first.value)} where {_limit(first)} is allowed" if first.value is not None else ""
         others = f" {len(decided)} checks ended so." if len(decided) > 1 else ""
         return f"{capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
@@ -107,42 +92,13 @@ def why(results: Results, verdict: Verdict, profile: Profile) -> str:
         return "No NaN and no overflow was found. Quality is not judged: there was no reference to compare with."
     warned = len(verdict.checks) - len(decided)
     counted = f"{len(decided)} checks of profile {profile.name} passed" + (f", {warned} warned" if warned else "")
-    tightest = max(decided, key=lambda check: _used(check) or 0)
-    if (used := _used(tightest)) is None:
+    tightest = max(decided, key=lambda check: allowed_share(check) or 0)
+    if (used := allowed_share(tightest)) is None:
         return f"{counted}."
     return f"{counted}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
 
 
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"figure": figure, "size": size, "capital": capital}
-    environment.tests["mapping_"] = lambda value: isinstance(value, Mapping)
-    return environment
-
-
-@cache
-def _asset(name: str) -> str:
-    return (resources.files("wanconv") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    def digest(text: str) -> str:
-        return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-    return (
-        f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _rows(results: Results, name: str) -> Sequence[Row]:
+def rows_of(results: Results, name: str) -> Sequence[Row]:
     value = results.get(name) or []
     assert isinstance(value, list)
     return value
@@ -154,11 +110,11 @@ def _alone(outcome: Outcome) -> str:
     )
 
 
-def _letter(check: Check) -> str:
+def letter_of(check: Check) -> str:
     return "" if check.name in _OF_THE_RUN else _CLASS_OF_CHECK.get(check.name, "E")
 
 
-def _used(check: Check) -> float | None:
+def allowed_share(check: Check) -> float | None:
     """Returns the share of the allowed that a check used; headroom is allowed downwards, errors upwards."""
     if check.value is None or check.limit is None:
         return None
@@ -173,7 +129,7 @@ def _limit(check: Check) -> str:
 def _check_row(check: Check) -> CheckRow:
     value = "–" if check.value is None else _room(check.value) if check.name == "activations" else figure(check.value)
     limit = "–" if check.limit is None else _limit(check)
-    return CheckRow(check, _letter(check), value, limit, _used(check))
+    return CheckRow(check, letter_of(check), value, limit, allowed_share(check))
 
 
 def _room(headroom: float) -> str:
@@ -183,7 +139,7 @@ def _room(headroom: float) -> str:
 
 def _state(letter: str, results: Results, verdict: Verdict) -> str:
     """Returns what this run says about one of the five classes: an outcome, or "not measured"."""
-    found = {check.outcome for check in verdict.checks if _letter(check) == letter}
+    found = {check.outcome for check in verdict.checks if letter_of(check) == letter}
     for outcome in _WORST[:-1]:
         if outcome in found:
             return outcome
@@ -191,7 +147,7 @@ def _state(letter: str, results: Results, verdict: Verdict) -> str:
         return "PASS" if results.get("storage") is not None else "not measured"
     keys = {"C": "op_internal", "D": "accumulators"}
     if letter in keys:  # these two speak only when something is wrong
-        measured = any(row.get(keys[letter]) is not None for row in _rows(results, "safety"))
+        measured = any(row.get(keys[letter]) is not None for row in rows_of(results, "safety"))
         return "PASS" if measured else "not measured"
     return "PASS" if found else "not measured"
 
@@ -200,11 +156,11 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
     """Yields label, figure and remark of what people look for first."""
     passed = sum(check.outcome == "PASS" for check in verdict.checks)
     yield "checks passed", f"{passed} of {len(verdict.checks)}", ""
-    errors = [check for check in verdict.checks if _letter(check) == "E" and check.value is not None]
+    errors = [check for check in verdict.checks if letter_of(check) == "E" and check.value is not None]
     if errors:
-        worst = max(errors, key=lambda check: _used(check) or 0)
+        worst = max(errors, key=lambda check: allowed_share(check) or 0)
         yield "largest error for its limit", figure(worst.value), f"{_limit(worst)}, {worst.where}"
-    rooms = [row for row in _rows(results, "safety") if isinstance(row.get("headroom"), int | float)]
+    rooms = [row for row in rows_of(results, "safety") if isinstance(row.get("headroom"), int | float)]
     if rooms:
         least = min(rooms, key=lambda row: float(row["headroom"]))
         yield "least headroom", _room(float(least["headroom"])), f"{least['component']} under {least['numerics']}"
@@ -214,14 +170,14 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
         if isinstance(reference, Mapping) and reference.get("nbytes"):
             remark = f"{candidate['nbytes'] / reference['nbytes']:.0%} of the reference"
         yield "size", size(candidate.get("nbytes")), remark
-    timed = [row for row in _rows(results, "runs") if row.get("seconds_per_step") is not None][-3:]  # the free run's
+    timed = [row for row in rows_of(results, "runs") if row.get("seconds_per_step") is not None][-3:]  # the free run's
     if timed:
         yield "time per step", f"{figure(timed[0]['seconds_per_step'])} s", str(timed[0]["model"])
 
 
 def _by_component(results: Results) -> list[tuple[str, list[Row]]]:
     found: dict[str, list[Row]] = {}
-    for row in _rows(results, "steps"):
+    for row in rows_of(results, "steps"):
         if row.get("blocks"):
             found.setdefault(str(row["component"]), []).append(row)
     return list(found.items())

@@ -26,6 +26,7 @@ from wanconv.verdict import Profile
 from wanconv.workshop.progress import Progress
 
 Clips = dict[str, NDArray[np.float32]]
+Kept = dict[str, tuple[Run, Json]]  # a reference's free runs by name, each with its row of `runs`
 
 _WORTH_THREADS = 1 << 20  # elements of a matrix
 
@@ -35,6 +36,8 @@ class Wanted:
     """What to run, beside the profile; None leaves it to the profile, and numerics to the model.
 
     `files` are the inputs that the user hands over; those that a network needs and that are not there are made up.
+    `kept` gets the reference's free runs and gives them to the next candidate: to be shared only among validations that
+    differ in nothing else.
     """
 
     numerics: str | None
@@ -47,6 +50,7 @@ class Wanted:
     memory_nbytes: int
     device: str
     files: Mapping[Input, Path] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
 
 
 class Measurement:
@@ -197,7 +201,11 @@ class Measurement:
         runs: dict[str, Run] = {}
         for number, (name, weights, noise) in enumerate(wanted):
             self.tell("generating with both models and a control", number, len(wanted))
-            runs[name] = self._generated(name, weights, noise, inputs)
+            found = self.wanted.kept.get(name) or self._generated(name, weights, noise, inputs)
+            if weights is self.reference:
+                self.wanted.kept[name] = found
+            runs[name], row = found
+            self.rows.runs.append(row)
         clips = {name: run.video.cpu().numpy() for name, run in runs.items() if run.video is not None}
         return {
             "frames": len(clips["reference"]),
@@ -207,7 +215,7 @@ class Measurement:
             "control": results.compare_videos(runs["reference"], runs["control"]),
         }, clips
 
-    def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> Run:
+    def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> tuple[Run, Json]:
         before = weights.read_nbytes
         with results.peak_anonymous() as peak:
             vae = generation.vae_of(weights if "vae" in weights.model.components else self.pair.having("vae")[0])
@@ -221,15 +229,12 @@ class Measurement:
 
             video = self.judged.film(sample, start, inputs.condition, replace(self.material, vae=vae))
             run = replace(sampled[-1], video=video)
-        self.rows.runs.append(
-            {
-                "model": name,
-                "seconds_per_step": run.seconds_per_step,
-                "peak_anonymous_nbytes": peak(),
-                "read_nbytes": weights.read_nbytes - before,
-            }
-        )
-        return run
+        return run, {
+            "model": name,
+            "seconds_per_step": run.seconds_per_step,
+            "peak_anonymous_nbytes": peak(),
+            "read_nbytes": weights.read_nbytes - before,
+        }
 
 
 def measure(

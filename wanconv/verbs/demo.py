@@ -1,49 +1,203 @@
-"""demo: the whole way on a tiny model: make a checkpoint, plan, convert, verify against the source, validate."""
+"""demo: the whole way on the small model that ships: verify, convert for four clients, prove, validate, break one, and
+compare them all on one page.
+"""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wanconv.report import Report
+import numpy as np
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.checkpoint.output import describe_output_error, write_file
+from wanconv.errors import CheckFailed
+from wanconv.families import identify
+from wanconv.report import Finding, Report, Table
 from wanconv.verbs import validate, verify
-from wanconv.verbs.convert import convert, preview
-from wanconv.workshop import synthetic
+from wanconv.verbs.convert import convert
+from wanconv.workshop import manifest, shipped
 from wanconv.workshop.job import Options
 from wanconv.workshop.progress import Progress
 
-_RECIPE = "experts-bf16-rest-fp16"
+if TYPE_CHECKING:
+    from wanconv.validation.comparison import Side
+    from wanconv.validation.measure import Clips, Kept
+
+PAGE = "demo.html"
+_NUMERICS = "diffusers"  # of all, so that all are held against one run of the source
+
+
+@dataclass(frozen=True, slots=True)
+class Baked:
+    """A conversion that the demo makes, for a client that reads it; `spoilt` is the tensor that is damaged in it."""
+
+    name: str
+    recipe: str
+    layout: str
+    spoilt: str = ""
+
+    @property
+    def summary(self) -> str:
+        return f"{self.recipe}, spoilt" if self.spoilt else f"for {self.layout}"
+
+
+CONVERSIONS = (
+    Baked("experts-bf16-rest-fp16", "experts-bf16-rest-fp16", "diffusers"),
+    Baked("fp8-scaled", "fp8-scaled", "comfyui"),
+    Baked("int8-row", "int8-row", "lightx2v"),
+    Baked("fp8-plain", "fp8-plain", "diffsynth"),
+    Baked("broken", "fp8-scaled", "comfyui", "expert.high/blocks.2.ffn.down.weight"),
+)
 
 
 def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> Report:
-    """Makes a tiny Wan 2.2 A14B in `folder`/source and its conversion in `folder`/converted; proves and judges it."""
-    source, converted, report = folder / "source", folder / "converted", folder / "report"
-    if not source.exists():
-        _make(source, progress)
-    options = Options(_RECIPE, layout="diffusers", out=converted, force=True)  # the folder is the demo's own
-    planned = preview(source, options)
-    written = convert(source, options, progress)
-    proof = verify.verify(converted, verify.Options(against=source), progress)
-    if proof.exit_code:
-        return proof
-    command = ("wanconv", "validate", str(converted), "--against", str(source), "--size", "128x128", "-o", str(report))
-    asked = validate.Options(against=source, size=(128, 128), out=report, command=command)
-    judged = validate.validate(converted, asked, progress)
+    """Makes the small model in `folder`/source, its conversions, their reports and the page that compares them.
+
+    The exit code is 0 where every conversion passes and the broken one does not.
+    """
+    from wanconv.validation.comparison import render  # imports torch
+
+    cover = verify.verify(shipped.make(folder / "source", progress), verify.Options(), progress)
+    kept: Kept = {}
+    sides: list[Side] = []
+    clips: Clips = {}
+    for baked in CONVERSIONS:
+        side, frames = _judged(folder, baked, _made(folder, baked, progress), kept, progress)
+        sides.append(side)
+        clips |= {"reference": frames["reference"], baked.name: frames["candidate"]}
+    title = f"a small {cover.figures['family']}, trained on coloured shapes that move"
+    write_file(folder / PAGE, render(title, sides, clips, _commands(folder)).encode())
+    return told(folder, f"a small trained {cover.figures['family']}, official layout; {cover.figures['cover']}", sides)
+
+
+def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
+    """Returns what came out, and where to look; 1 is the exit code unless all is as expected."""
+    from wanconv.validation.comparison import headline
+
+    whole = [side for side in sides if not side.damage]
+    first = folder / "converted" / whole[0].name
     figures = {
-        "source": f"{source}: a tiny {planned.figures['family']} with made-up numbers, official layout",
-        "converted": f"{converted}: {written.figures['recipe']}",
-        "verified": f"{proof.figures['cover']}; digests of {proof.figures['digests']}; every element within its bound",
-        "validated": f"{judged.figures['verdict']} by the profile {judged.figures['profile']}",
-        "look_at": f"{report / 'validation.html'}, {converted / 'README.md'}, {converted / 'wanconv.json'}",
-        "next": f"wanconv inspect {converted} --tensors · wanconv convert {source} -r fp8-plain -n · wanconv recipes",
+        "source": f"{folder / 'source'}: {what}",
+        "converted": ", ".join(str(folder / "converted" / side.name) for side in whole),
+        "verified": "; ".join(f"{side.name}: {side.proof}" for side in whole),
+        "validated": ", ".join(f"{side.name} {side.verdict.outcome}" for side in sides),
+        "broken": "; ".join(f"{side.damage}: {side.proof}" for side in sides if side.damage),
+        "look_at": f"{folder / PAGE}, {first / 'README.md'}, {first / manifest.NAME}",
+        "next": " · ".join(_commands(folder)),
     }
-    tables = (*planned.tables, *proof.tables, *judged.tables)
-    findings = (*written.findings, *judged.findings)
-    return Report("demo", "from a checkpoint to a proof", figures, tables, findings, exit_code=judged.exit_code)
+    findings = [
+        Finding("failure", side.name, _unexpected(side), f"look at {folder / side.link}", CheckFailed.code)
+        for side in sides
+        if not side.as_expected
+    ]
+    code = CheckFailed.exit_code if findings else 0
+    return Report("demo", headline(sides), figures, (_table(sides),), findings, exit_code=code)
 
 
-def _make(source: Path, progress: Progress) -> None:
-    """Makes the tiny model beside its place and moves it there: a run that is stopped leaves no half of it."""
-    unfinished = source.with_name("source.partial")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    synthetic.make(unfinished, synthetic.Options("wan2.2-t2v-a14b"), progress)
-    unfinished.rename(source)
+def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
+    """Returns the folder of a conversion; a spoilt one is a copy of its weights, as another tool would have left it."""
+    source, out = folder / "source", folder / "converted" / baked.name
+    if not baked.spoilt:
+        convert(source, Options(baked.recipe, layout=baked.layout, out=out, force=True), progress)
+        return out
+    out = folder / baked.name
+    whole = next(one for one in CONVERSIONS if (one.recipe, one.layout, one.spoilt) == (baked.recipe, baked.layout, ""))
+    own = shutil.ignore_patterns(manifest.NAME, "README.md")
+    try:
+        shutil.copytree(folder / "converted" / whole.name, out, ignore=own, dirs_exist_ok=True)
+        _double_scale(out, baked.spoilt)
+    except OSError as error:
+        raise describe_output_error(error, out) from error
+    return out
+
+
+def _double_scale(folder: Path, name: str) -> None:
+    """Doubles, in its file, the one scale that a tensor has."""
+    scale = identify(open_checkpoint(folder)).tensors[name].scales
+    assert scale is not None, "the recipe stores scales"
+    doubled = np.frombuffer(scale.read(), np.float32) * 2
+    with scale.file.open("r+b") as stream:
+        stream.seek(scale.offset)
+        stream.write(doubled.tobytes())
+
+
+def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Progress) -> "tuple[Side, Clips]":
+    """Returns what verify and validate say of a conversion, and the frames of the source and of what it generates."""
+    from wanconv.validation.comparison import Side
+
+    source, report = folder / "source", folder / "reports" / baked.name
+    proof = verify.verify(made, verify.Options(against=source), progress)
+    settings = {"--size": "x".join(map(str, shipped.SIZE)), "--frames": shipped.FRAMES, "--steps": shipped.STEPS}
+    words = [
+        str(word) for pair in {**settings, "--prompt": shipped.PROMPT, "--numerics": _NUMERICS}.items() for word in pair
+    ]
+    asked = validate.Options(
+        against=source,
+        numerics=_NUMERICS,
+        steps=shipped.STEPS,
+        size=shipped.SIZE,
+        frames=shipped.FRAMES,
+        prompt=shipped.PROMPT,
+        out=report,
+        command=("wanconv", "validate", str(made), "--against", str(source), *words, "-o", str(report)),
+        kept=kept,
+    )
+    found = validate.judged(made, asked, progress)
+    side = Side(
+        baked.name,
+        baked.summary,
+        found.results,
+        found.verdict,
+        found.profile,
+        _proof(proof),
+        _failures(proof),
+        f"reports/{baked.name}/validation.html",
+        f"{baked.spoilt} has its scale doubled" if baked.spoilt else "",
+    )
+    return side, found.clips
+
+
+def _failures(proof: Report) -> list[str]:
+    return [f"{finding.where} {finding.message}" for finding in proof.findings if finding.severity == "failure"]
+
+
+def _proof(report: Report) -> str:
+    """Returns what verify said, in a few words."""
+    if wrong := len(_failures(report)):
+        return f"{wrong} tensor{'s' if wrong > 1 else ''} out of bounds"
+    (table,) = (table for table in report.tables if "tensors" in table.columns)
+    return f"all {sum(int(str(row[table.columns.index('tensors')])) for row in table.rows)} tensors within their bounds"
+
+
+def _unexpected(side: "Side") -> str:
+    if side.damage:
+        return f"{side.damage}, and verify and validate do not both say so"
+    return f"{side.verdict.outcome}; {side.proof}"
+
+
+def _table(sides: "Sequence[Side]") -> Table:
+    from wanconv.validation.comparison import figures
+
+    rows = []
+    for side in sides:
+        of = figures(side, None)
+        error, psnr = (_rounded(value) for value in (of.error, of.psnr_db))
+        outcome = "within bounds" if side.proven else "out of bounds"
+        rows.append((side.name, side.summary, of.nbytes, f"{of.share:.0%}", outcome, side.verdict.outcome, error, psnr))
+    columns = ("conversion", "what", "bytes", "of the source", "verify", "validate", "noise error", "PSNR dB")
+    return Table("conversions", columns, tuple(rows))
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _commands(folder: Path) -> list[str]:
+    source, first = folder / "source", folder / "converted" / CONVERSIONS[0].name
+    return [
+        f"wanconv inspect {first} --tensors",
+        f"wanconv convert {source} -r fp8-plain -n",
+        "wanconv recipes",
+    ]

@@ -4,7 +4,7 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from wanconv.workshop.fp16 import sample
 from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
-    from wanconv.validation.measure import Clips, Wanted
+    from wanconv.validation.measure import Clips, Kept, Wanted
     from wanconv.validation.tasks import Input
 
 Json = dict[str, object]
@@ -32,7 +32,10 @@ Json = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `validate` is asked for; None leaves the choice to the profile or the model."""
+    """What `validate` is asked for; None leaves the choice to the profile or the model.
+
+    `kept` is handed from one validation to the next of several with the same reference and the same settings.
+    """
 
     against: Path | None = None
     profile: str = "standard"
@@ -52,6 +55,20 @@ class Options:
     expert: Expert | None = None
     exclude: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    kept: "Kept" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A verdict, and what it stands on: saved results, the profile's limits, the frames of the free run."""
+
+    results: Json
+    verdict: Verdict
+    profile: Profile
+    clips: "Clips"
+
+    def report(self) -> Report:
+        return _report(self.results, self.verdict, self.profile)
 
 
 def recheck(path: Path, profile_name: str) -> Report:
@@ -63,6 +80,11 @@ def recheck(path: Path, profile_name: str) -> Report:
 
 def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
+    return judged(path, options, progress).report()
+
+
+def judged(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Judged:
+    """Returns the verdict on a model with all that was measured; raises as `validate` does."""
     from wanconv.validation.measure import cannot_judge, measure  # imports torch
     from wanconv.validation.tasks import check_inputs
 
@@ -90,7 +112,7 @@ def validate(path: Path, options: Options, progress: Progress = lambda what, don
     found = judge(results, profile)
     if options.out is not None:
         _write(options.out, results, found, profile, clips)
-    return _report(results, found, profile)
+    return Judged(results, found, profile, clips)
 
 
 def _check(options: Options) -> None:
@@ -137,6 +159,7 @@ def _wanted(options: Options) -> "Wanted":
         options.memory_nbytes,
         options.device,
         _files(options),
+        options.kept,
     )
 
 

@@ -1,0 +1,78 @@
+"""Whether verdicts mean something: limits that one half of the clips sets, and verdicts that the other half judges."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tiny_model.conversions import Row
+from tiny_model.measured import Clips
+
+DROP = 2.0  # points of captions that a PASS may cost
+NEAR_DB = 1.0  # that a clip may be below the control's and still at its level
+AMOUNTS = (0.02, 0.1, 0.4)  # how far scales are moved
+WHOLE = (("bf16", "diffusers"), ("int8-row", "lightx2v"), ("fp8-scaled", "comfyui"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A conversion, and the clips that its numbers make."""
+
+    row: Row
+    clips: Clips
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Of one format: the largest error of a whole conversion, and the least that cost captions; what stands between."""
+
+    format: str
+    whole: float
+    harmful: float | None
+    limit: float
+
+    @property
+    def fits(self) -> bool:
+        return self.whole <= self.limit and (self.harmful is None or self.limit < self.harmful)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict beside what the other half of the clips shows. `drop` is in points, `near` at the control's level."""
+
+    row: Row
+    drop: float
+    psnr_db: float
+    near: bool
+
+    @property
+    def wrong(self) -> str:
+        if self.row.verdict == "PASS" and self.drop > DROP:
+            return "passed, and captions were lost"
+        if self.row.verdict == "FAIL" and self.drop <= 0 and self.near:
+            return "failed, and nothing moved"
+        return ""
+
+
+def limits(found: Sequence[Measured], reference: Clips, gates: Mapping[str, float]) -> list[Limit]:
+    """Returns what the even parts say about each format's limit on the error of a predicted noise."""
+    made = []
+    for name in dict.fromkeys(one.row.format for one in found):
+        own = [one for one in found if one.row.format == name]
+        whole = max((one.row.error for one in own if not one.row.spoilt), default=0.0)
+        harmful = [one.row.error for one in own if _drop(one.clips, reference, 0) > DROP]
+        made.append(Limit(name, whole, min(harmful, default=None), gates[name]))
+    return made
+
+
+def judged(found: Sequence[Measured], reference: Clips, control: Clips) -> list[Judged]:
+    """Returns every verdict beside the odd parts."""
+    level = control.middle_psnr_db - NEAR_DB
+    return [
+        Judged(one.row, _drop(one.clips, reference, 1), one.clips.middle_psnr_db, one.clips.middle_psnr_db >= level)
+        for one in found
+    ]
+
+
+def _drop(clips: Clips, reference: Clips, half: int) -> float:
+    """Returns the captions lost, in points, over the clips that both have."""
+    ours, theirs = clips.hits(half), reference.hits(half)
+    return 100 * (sum(theirs[: len(ours)]) - sum(ours)) / len(ours)

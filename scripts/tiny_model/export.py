@@ -1,0 +1,91 @@
+"""Writes the trained networks as wanconv/tiny holds them: official names, fp32, configs, tokenizer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tiny_model.networks import DIMS, DIT, TEXT, VAE, WORDS
+from wanconv.families import targets
+from wanconv.tensors import Architecture
+
+EXPERTS = {"expert.high": "high_noise_model", "expert.low": "low_noise_model"}
+TOKENIZER = "google/umt5-xxl"
+
+
+def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes the networks, by component (`expert.high`, `expert.low`, `text_encoder`, `vae`) and canonical name."""
+    for component, name in EXPERTS.items():
+        _save(folder / name / "diffusion_pytorch_model.safetensors", DIT, weights[component])
+        _json(folder / name / "config.json", _config())
+    _save(folder / "vae.safetensors", VAE, weights["vae"])
+    _save(folder / "text_encoder.safetensors", TEXT, weights["text_encoder"])
+    for file, value in _tokenizer().items():
+        _json(folder / TOKENIZER / file, value)
+
+
+def _save(path: Path, architecture: Architecture, weights: Mapping[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for target in targets(architecture, "official", DIMS[architecture.name]):
+        (source,) = target.sources
+        tensors[target.name] = weights[source].detach().cpu().float().reshape(target.shape).contiguous()
+    assert len(tensors) == len(weights)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _config() -> Mapping[str, object]:
+    dims = DIMS[DIT.name]
+    return {
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.33.0",
+        "dim": dims["d"],
+        "eps": 1e-06,
+        "ffn_dim": dims["ffn"],
+        "freq_dim": dims["freq"],
+        "in_dim": 16,
+        "model_type": "t2v",
+        "num_heads": dims["heads"],
+        "num_layers": dims["n"],
+        "out_dim": 16,
+        "text_len": 512,
+    }
+
+
+def _tokenizer() -> Mapping[str, object]:
+    """Returns the files of a tokenizer of whole words; what it does not know becomes <unk>."""
+    special = WORDS[:3]
+    vocabulary = [[token, 0.0] for token in special] + [[f"\u2581{word}", -1.0] for word in WORDS[3:]]
+    prefix = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": index, "content": token, **flags} for index, token in enumerate(special)],
+        "pre_tokenizer": prefix,
+        "decoder": prefix,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, end],
+            "pair": [first, second],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+        },
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
+    }
+    config = {
+        "tokenizer_class": "T5TokenizerFast",
+        "model_max_length": 512,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_ids": 0,
+    }
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}

@@ -1,0 +1,121 @@
+"""scripts/quality: its clips are the engine's, equal numbers share them, and its page says what was measured."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import digests
+
+from wanconv.engine.sampling import official_grid, task_of
+from wanconv.validation import generation
+from wanconv.validation.captions import captions
+from wanconv.validation.tasks import setting
+from wanconv.validation.weights import ModelWeights
+from wanconv.verbs.convert import convert
+from wanconv.workshop import shipped
+from wanconv.workshop.job import Options
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+calibration, conversions, measured, paired, tables = (
+    importlib.import_module(f"tiny_model.{name}")
+    for name in ("calibration", "conversions", "measured", "paired", "tables")
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PART = measured.PART
+
+
+def test_its_clips_are_those_of_the_engine(trained: Path) -> None:
+    model, cpu = conversions.opened(trained), torch.device("cpu")
+    task, grid = task_of(model.family.name), official_grid(3, 12.0)
+    chosen = setting(model, task, grid, shipped.SIZE, shipped.FRAMES, 5, "cpu")
+    with ModelWeights(model, 1 << 30, cpu) as weights:
+        tokens = generation.tokens_of([model], str(captions()[40]))
+        assert tokens is not None
+        contexts = generation.text_encoder(weights, torch.float32).encode(tokens)
+        wanted = generation.generate(weights, chosen, contexts, generation.noise(chosen)).latents
+        frames = generation.vae_of(weights).decode(wanted)
+    made = paired.loaded(model, model, cpu)
+    found = paired.latents(made, [40, 3], paired.noise([5, 6]), grid)
+    assert torch.allclose(found[:1], wanted, atol=2e-4)
+    assert torch.allclose(next(paired.decoded(made, found)), frames, atol=2e-3)
+
+
+def test_equal_numbers_have_one_digest_and_scales_that_moved_another(trained: Path, tmp_path: Path) -> None:
+    convert(trained, Options("keep", layout="comfyui", out=tmp_path / "keep", jobs=1))
+    one, other = (conversions.digest_of(conversions.opened(folder)) for folder in (trained, tmp_path / "keep"))
+    assert one == other
+    conversions.convert_again(trained, tmp_path / "whole", "fp8-scaled+comfyui")
+    conversions.convert_again(trained, tmp_path / "spoilt", "fp8-scaled+comfyui+0.1")
+    whole, spoilt = (conversions.opened(tmp_path / name).tensors for name in ("whole", "spoilt"))
+    moved = {
+        name for name, tensor in whole.items() if tensor.scales and spoilt[name].scales.read() != tensor.scales.read()
+    }
+    assert len(moved) == 100  # ten linears in each of five blocks of two experts
+    assert all(spoilt[name].pieces[0].ref.read() == whole[name].pieces[0].ref.read() for name in whole)
+    again = conversions.convert_again(trained, tmp_path / "again", "fp8-scaled+comfyui+0.1")
+    assert again is None
+    assert digests(tmp_path / "again") == digests(tmp_path / "spoilt")
+
+
+def row(verdict: str, error: float, spoilt: float = 0.0) -> Any:
+    return conversions.Row(
+        "fp8-scaled", "comfyui", f"{error}", 5_000_000, "fp8_e4m3fn", error, error, verdict, "", spoilt
+    )
+
+
+def clips(hits: Sequence[bool], psnr_db: float) -> Any:
+    """Returns figures of two rounds, in each of which the same captions are shown."""
+    seen = [str(caption) if hit else "" for caption, hit in zip(captions(), hits, strict=True)] * 2
+    return measured.Clips(tuple(seen), (psnr_db,) * len(seen), (0.9,) * PART)
+
+
+ALL, FEWER = [True] * PART, [True] * (PART - 5) + [False] * 5
+
+
+@pytest.mark.parametrize(
+    ("verdict", "hits", "psnr_db", "wrong"),
+    [
+        ("PASS", ALL, 30.0, ""),
+        ("PASS", FEWER, 30.0, "passed, and captions were lost"),
+        ("FAIL", FEWER, 30.0, ""),
+        ("FAIL", ALL, 30.0, ""),
+        ("FAIL", ALL, 99.5, "failed, and nothing moved"),
+    ],
+)
+def test_a_verdict_is_wrong_where_clips_say_the_opposite(
+    verdict: str, hits: list[bool], psnr_db: float, wrong: str
+) -> None:
+    one = calibration.Measured(row(verdict, 0.03), clips(hits, psnr_db))
+    (found,) = calibration.judged([one], clips(ALL, float("inf")), clips(ALL, 100.0))
+    assert found.wrong == wrong
+
+
+def test_a_limit_fits_between_whole_conversions_and_the_first_harmful_one() -> None:
+    both = [
+        calibration.Measured(row("PASS", 0.03), clips(ALL, 30.0)),
+        calibration.Measured(row("FAIL", 0.3, 0.4), clips(FEWER, 20.0)),
+    ]
+    (limit,) = calibration.limits(both, clips(ALL, float("inf")), {"fp8_e4m3fn": 0.08})
+    assert (limit.whole, limit.harmful, limit.fits) == (0.03, 0.3, True)
+    assert not replace(limit, limit=0.4).fits
+
+
+def test_the_page_has_a_row_for_each_recipe_and_what_its_layouts_make_of_it() -> None:
+    other = replace(row("PASS", 0.03), layout="comfyui-legacy")
+    all_clips = {"reference": clips(ALL, float("inf")), "control": clips(ALL, 100.0), "0.03": clips(FEWER, 31.0)}
+    damaged = [calibration.Measured(row("FAIL", 0.3, 0.4), clips(FEWER, 20.0))]
+    found = tables.Found([row("PASS", 0.03), other], all_clips, damaged, 10_000_000)
+    page = tables.page(found, "scripts/quality --steps 8", 8)
+    assert "`scripts/quality --steps 8`" in page
+    assert f"{2 * PART} clips" in page
+    cells = ("`fp8-scaled`", "`comfyui`, `comfyui-legacy`", "50%", "0.03", "0.03", "PASS", "31.0", "0.9000")
+    line = f"| {' | '.join(cells)} | 96.0 % (-4.0; −10 +0) |"
+    assert line in page
+    assert "**fp8-scaled+comfyui passed, and captions were lost" in page
+    assert "scales off by 40% | FAIL" in page

@@ -1,0 +1,137 @@
+"""The small model that ships: how its clips are drawn and told apart, how it is trained, and what it is."""
+
+import importlib
+import itertools
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from wanconv.checkpoint import open_checkpoint
+from wanconv.engine.numerics import FP32
+from wanconv.engine.text import NEGATIVE_PROMPT, tokenize
+from wanconv.families import identify
+from wanconv.validation import generation
+from wanconv.validation.captions import Caption, captions, classify
+from wanconv.validation.forced import denoiser
+from wanconv.validation.weights import ModelWeights
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "wanconv" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def training() -> Iterator[Any]:
+    """The package that trains, beside the scripts; its modules are attributes."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    for name in ("clips", "networks", "legs", "export"):
+        importlib.import_module(f"tiny_model.{name}")
+    yield sys.modules["tiny_model"]
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+def test_the_same_seed_draws_the_same_clips(training: Any) -> None:
+    (first, which), (again, same), (other, _) = (training.clips.drawn(seed, 4) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert torch.equal(which, same)
+    assert not torch.equal(first, other)
+
+
+def test_the_classifier_recovers_the_caption_of_every_drawn_clip(training: Any) -> None:
+    video = training.clips.draw(captions(), torch.Generator().manual_seed(3))
+    pixels = ((video * 0.5 + 0.5) * 255).round().byte().permute(0, 2, 3, 4, 1).numpy()
+    assert [classify(clip) for clip in pixels] == captions()
+
+
+def test_the_classifier_sees_nothing_in_a_plain_clip() -> None:
+    assert classify(torch.full((5, 48, 48, 3), 128, dtype=torch.uint8).numpy()) is None
+
+
+def test_a_caption_reads_as_its_prompt() -> None:
+    assert str(Caption("red", "square", "moves left")) == "a red square moves left"
+
+
+def test_a_leg_that_is_stopped_goes_on_to_the_same_weights(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legs = training.legs
+    stages = {
+        "vae": replace(legs.STAGES["vae"], steps=2, batch=1),
+        "base": replace(legs.STAGES["base"], steps=2, batch=2),
+        "high": replace(legs.STAGES["high"], steps=1, batch=2),
+    }
+    ends = []
+    for name, minutes in (("at once", 1e6), ("in legs", 4 / 60)):  # a second passes whenever the time is looked at
+        for leg_number in itertools.count():
+            monkeypatch.setattr(legs.time, "monotonic", partial(next, itertools.count()))
+            leg = legs.Leg(tmp_path / name, "cpu", 0, 4, stages)
+            if legs.train(leg, minutes):
+                break
+        assert (leg_number > 1) == (name == "in legs")
+        ends.append(leg.weights)
+    assert _flat(ends[0]).keys() == _flat(ends[1]).keys()
+    assert [key for key, value in _flat(ends[0]).items() if not torch.equal(value, _flat(ends[1])[key])] == []
+
+
+def _flat(weights: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{stage}/{name}": value for stage, named in weights.items() for name, value in named.items()}
+
+
+def test_the_latents_statistics_are_the_official_ones(training: Any) -> None:
+    config = AutoencoderKLWan(base_dim=8).config
+    assert list(training.networks.LATENTS_MEAN) == list(config.latents_mean)
+    assert list(training.networks.LATENTS_STD) == list(config.latents_std)
+
+
+def test_the_shipped_model_is_whole_and_small() -> None:
+    model = identify(open_checkpoint(FOLDER))
+    assert model.family.name == "wan2.2-t2v-a14b"
+    assert model.release is None
+    assert set(model.components) == set(model.family.components)
+    assert {tensor.dtype for tensor in model.tensors.values()} == {"fp32"}
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12_000_000
+
+
+def test_training_computes_what_the_engine_computes(training: Any) -> None:
+    networks, model = training.networks, identify(open_checkpoint(FOLDER))
+    folder = generation.tokenizer_folder([model])
+    assert folder is not None
+    prompts = tokenize(folder, ["a red square moves left", NEGATIVE_PROMPT, ""])
+    words = torch.tensor([prompt + [0] * (networks.TOKENS - len(prompt)) for prompt in prompts])
+    latents, timestep = (
+        torch.randn(3, 16, 5, 6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([999, 880, 3]),
+    )
+    video, _ = training.clips.drawn(4, 1)
+    with ModelWeights(model, 1 << 30, torch.device("cpu")) as weights, torch.inference_mode():
+        contexts = generation.text_encoder(weights, torch.float32).encode(prompts)
+        theirs = denoiser(model, "expert.low", FP32).denoise(
+            partial(weights.tensors, "expert.low"), latents, timestep, contexts
+        )
+        wan = networks.denoiser("cpu")
+        wan.load_state_dict(_named(weights, "expert.low"))
+        context = networks.encode_text(_named(weights, "text_encoder"), words)
+        velocity = networks.velocity(wan, latents, timestep.float(), context, (words != 0).sum(1))
+        vae, encoded = _named(weights, "vae"), generation.vae_of(weights).encode(video)
+        middle, deviation = (
+            torch.tensor(values).view(-1, 1, 1, 1) for values in (networks.LATENTS_MEAN, networks.LATENTS_STD)
+        )
+        decoded = generation.vae_of(weights).decode(encoded)
+        assert (contexts[:, : networks.TOKENS] - context).abs().max() < 1e-4
+        assert (theirs - velocity).abs().max() < 1e-4
+        assert (encoded * deviation + middle - networks.encode(vae, video)[:, :16]).abs().max() < 1e-4
+        shown = (networks.decode(vae, encoded * deviation + middle)[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
+        assert (decoded - shown).abs().max() < 1e-4
+
+
+def _named(weights: ModelWeights, component: str) -> dict[str, Tensor]:
+    """Returns every tensor of a component by its canonical name."""
+    names = [name.partition("/")[2] for name in weights.model.components[component].tensors]
+    return {name: weights.tensors(component, name)[name] for name in names}
