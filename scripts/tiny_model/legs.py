@@ -6,7 +6,6 @@ alone, so that legs change nothing.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from tiny_model import clips, networks
 from tiny_model.networks import DIT, LATENTS_MEAN, LATENTS_STD, TEXT, TOKENS, VAE, WORDS, Weights
+from torch import Tensor, nn
+
 from wanconv.validation.captions import captions
 
 BOUNDARY, SHIFT = 0.875, 12.0  # of Wan 2.2 T2V-A14B
@@ -71,7 +70,7 @@ class Leg:
     def save(self) -> None:
         beside = self.file.with_suffix(".new")
         torch.save({"weights": self.weights, "current": self.current}, beside)
-        os.replace(beside, self.file)
+        beside.replace(self.file)
 
     def tell(self, **row: object) -> None:
         with (self.folder / "log.jsonl").open("a") as log:
