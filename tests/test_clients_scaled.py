@@ -248,7 +248,7 @@ BLOCKS = "{dit,expert.*}/blocks.**"
     ("lightx2v", [(BLOCKS, TENSOR)], "lightx2v does not read fp8_e4m3fn with a scale of each tensor: its"),
     ("lightx2v", [("{dit,expert.*}/blocks.*.ffn.*.weight", ROW)], "LightX2V reads all block weights"),
     ("lightx2v", [("**.head.proj.weight", ROW)], "LightX2V reads all block weights"),
-    ("diffusers", [(BLOCKS, TENSOR)], "diffusers does not read fp8_e4m3fn with a scale of each tensor: tor"),
+    ("diffusers", [(BLOCKS, TENSOR)], "diffusers does not read fp8_e4m3fn with a scale of each tensor: of "),
     ("diffusers", [(BLOCKS, ROW.replace("e4m3fn", "e5m2"))], "diffusers does not read fp8_e5m2 with a scale"),
     ("official", [(BLOCKS, ROW)], "official does not read fp8_e4m3fn with a scale of each row: it wou"),
     ("diffsynth", [(BLOCKS, ROW)], "diffsynth does not read fp8_e4m3fn with a scale of each row: it kno"),
