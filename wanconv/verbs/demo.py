@@ -48,7 +48,7 @@ CONVERSIONS = (
     Baked("fp8-scaled", "fp8-scaled", "comfyui"),
     Baked("int8-row", "int8-row", "lightx2v"),
     Baked("fp8-plain", "fp8-plain", "diffsynth"),
-    Baked("broken", "fp8-scaled", "comfyui", "expert.high/blocks.2.ffn.down.weight"),
+    Baked("broken", "fp8-scaled", "comfyui", "expert.high/blocks.0.self_attn.v.weight"),
 )
 
 

@@ -21,8 +21,8 @@ from wanconv.plan import Slot, lay_out
 from wanconv.workshop.progress import Progress, total
 
 # what it was trained to generate
-SIZE, FRAMES, STEPS = (48, 48), 17, 20
-PROMPT = "a red square moves left"
+SIZE, FRAMES, STEPS = (48, 48), 17, 12
+PROMPT = "a green circle bounces"
 _OFFICIAL = LAYOUTS["official"]
 # file in the package -> what it becomes in an official folder
 _PICKLED = {
