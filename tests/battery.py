@@ -129,7 +129,7 @@ SUITES = (
            f"{CRASH}::test_any_call_may_fail_once_while_it_downloads_and_converts",
            f"{CRASH}::test_any_call_may_fail_while_a_finished_out_is_replaced",
            f"{DOWNLOAD}::test_any_call_may_fail_once_and_the_same_command_goes_on"),
-          lambda scale: 600 if scale.every_error else 400,
+          lambda scale: 450 if scale.every_error else 300,
           "Each mkdir, open, write, fsync, rename, unlink and rmdir of `convert`, `convert hf://…` and `download` "
           "fails with EIO or ENOSPC, or is its last: a refusal or a right output, and the rerun is identical."),
     Suite("any system call fails once",

@@ -82,6 +82,7 @@ class Hub:
         self.visibility = 0  # of a repository that a client has made, in ModelScope's numbers
         self.head = self.commit(files)
         self.after_listing: Callable[[], object] = lambda: None
+        self.after_chunk: Callable[[int], object] = lambda sent: None  # of a payload: how much of it has been sent
         self.lock = threading.Lock()
         self._servers = [_serve(self, origin) for origin in ("hub", "payload")]
         self.endpoint, self.payload = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -456,6 +457,8 @@ class _Handler(BaseHTTPRequestHandler):
             chunk = body[start : start + step]
             self.wfile.write(chunk)
             self.logged.sent.append(len(chunk))
+            if is_payload:
+                self.hub.after_chunk(start + len(chunk))
             if is_payload and (delay := 1 / faults.drip if faults.drip else faults.chunk_delay_s):
                 self.wfile.flush()
                 time.sleep(delay)
