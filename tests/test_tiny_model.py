@@ -105,7 +105,10 @@ def test_training_computes_what_the_engine_computes(training: Any) -> None:
     assert folder is not None
     prompts = tokenize(folder, ["a red square moves left", NEGATIVE_PROMPT, ""])
     words = torch.tensor([prompt + [0] * (networks.TOKENS - len(prompt)) for prompt in prompts])
-    latents, timestep = torch.randn(3, 16, 5, 6, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([999, 880, 3])
+    latents, timestep = (
+        torch.randn(3, 16, 5, 6, 6, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([999, 880, 3]),
+    )
     video, _ = training.clips.drawn(4, 1)
     with ModelWeights(model, 1 << 30, torch.device("cpu")) as weights, torch.inference_mode():
         contexts = generation.text_encoder(weights, torch.float32).encode(prompts)
