@@ -110,10 +110,11 @@ def test_the_page_has_a_row_for_each_recipe_and_what_its_layouts_make_of_it() ->
     other = replace(row("PASS", 0.03), layout="comfyui-legacy")
     all_clips = {"reference": clips(ALL, float("inf")), "control": clips(ALL, 100.0), "0.03": clips(FEWER, 31.0)}
     damaged = [calibration.Measured(row("FAIL", 0.3, 0.4), clips(FEWER, 20.0))]
-    found = tables.Found([row("PASS", 0.03), other], all_clips, damaged, 10_000_000)
+    found = tables.Found([row("PASS", 0.03), other], all_clips, damaged, 10_000_000, "d6df5745")
     page = tables.page(found, "scripts/quality --steps 8", 8)
     assert "`scripts/quality --steps 8`" in page
     assert f"{2 * PART} clips" in page
+    assert "numbers d6df5745" in page
     cells = ("`fp8-scaled`", "`comfyui`, `comfyui-legacy`", "50%", "0.03", "0.03", "PASS", "31.0", "0.9000")
     line = f"| {' | '.join(cells)} | 96.0 % (-4.0; −10 +0) |"
     assert line in page

@@ -6,14 +6,15 @@ from math import isfinite
 
 from tiny_model import calibration
 from tiny_model.calibration import AMOUNTS, DROP, NEAR_DB, Judged, Limit, Measured
-from tiny_model.conversions import Row
+from tiny_model.conversions import Row, digest_of
 from tiny_model.measured import CONTROL, REFERENCE, Clips, Place, clips_of
 
+from wanconv.tensors import Model
 from wanconv.verdict import load_profile
 
 _INTRODUCTION = """# What each conversion does to pictures
 
-The small model that ships with wanconv (`wanconv/tiny/`), converted by every recipe for every client that reads the
+The small model that ships with wanconv (`wanconv/tiny/`, numbers {digest}), converted by every recipe for every client that reads the
 result, as `{command}` measured it: {seeds} clips of each model, with the same seeds and captions for all, {steps}
 steps, computed in float32. What differs is what the files hold; a client's own arithmetic comes on top of it.
 
@@ -54,25 +55,25 @@ points of the odd rounds' captions, and a FAIL that lost none with clips as near
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Everything that was measured; `clips` by digest, and `reference` and `control`."""
+    """Everything that was measured; `clips` by digest, and `reference` and `control`; `digest` is the source's."""
 
     rows: Sequence[Row]
     clips: Mapping[str, Clips]
     damaged: Sequence[Measured]
     source_nbytes: int
+    digest: str
 
     @property
     def whole(self) -> list[Measured]:
         return [Measured(row, self.clips[row.digest]) for row in self.rows]
 
 
-def found(
-    place: Place, rows: Sequence[Row], spoilt: Sequence[Row], rounds: int, damaged: int, source_nbytes: int
-) -> Found:
+def found(place: Place, rows: Sequence[Row], spoilt: Sequence[Row], rounds: int, damaged: int, source: Model) -> Found:
     """Returns what so many whole rounds of clips say."""
     names = [REFERENCE, CONTROL, *dict.fromkeys(row.digest for row in rows)]
     clips = {name: clips_of(place, name, rounds) for name in names}
-    return Found(rows, clips, [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt], source_nbytes)
+    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt]
+    return Found(rows, clips, both, sum(tensor.nbytes for tensor in source.tensors.values()), digest_of(source))
 
 
 def page(found: Found, command: str, steps: int) -> str:
@@ -80,7 +81,11 @@ def page(found: Found, command: str, steps: int) -> str:
     both, control = [*found.whole, *found.damaged], found.clips[CONTROL]
     reference = found.clips[REFERENCE]
     head = _INTRODUCTION.format(
-        command=command, seeds=len(reference.seen), steps=steps, megabytes=found.source_nbytes / 1e6
+        command=command,
+        seeds=len(reference.seen),
+        steps=steps,
+        megabytes=found.source_nbytes / 1e6,
+        digest=found.digest,
     )
     lines = [
         "| recipe | layouts | size | noise error | block | verdict | PSNR (dB) | SSIM | captions |",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wanconv.validation.measure import Clips, Kept
 
 PAGE = "demo.html"
+_FACTOR = 4  # of the scale that is spoilt: as if it were another tensor's
 _NUMERICS = "diffusers"  # of all, so that all are held against one run of the source
 
 
@@ -107,20 +108,20 @@ def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
     own = shutil.ignore_patterns(manifest.NAME, "README.md")
     try:
         shutil.copytree(folder / "converted" / whole.name, out, ignore=own, dirs_exist_ok=True)
-        _double_scale(out, baked.spoilt)
+        _spoil_scale(out, baked.spoilt)
     except OSError as error:
         raise describe_output_error(error, out) from error
     return out
 
 
-def _double_scale(folder: Path, name: str) -> None:
-    """Doubles, in its file, the one scale that a tensor has."""
+def _spoil_scale(folder: Path, name: str) -> None:
+    """Multiplies, in its file, the one scale that a tensor has."""
     scale = identify(open_checkpoint(folder)).tensors[name].scales
     assert scale is not None, "the recipe stores scales"
-    doubled = np.frombuffer(scale.read(), np.float32) * 2
+    wrong = np.frombuffer(scale.read(), np.float32) * np.float32(_FACTOR)
     with scale.file.open("r+b") as stream:
         stream.seek(scale.offset)
-        stream.write(doubled.tobytes())
+        stream.write(wrong.tobytes())
 
 
 def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Progress) -> "tuple[Side, Clips]":
@@ -154,7 +155,7 @@ def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Prog
         _proof(proof),
         _failures(proof),
         f"reports/{baked.name}/validation.html",
-        f"{baked.spoilt} has its scale doubled" if baked.spoilt else "",
+        f"{baked.spoilt} has {_FACTOR} times its scale" if baked.spoilt else "",
     )
     return side, found.clips
 
