@@ -87,12 +87,19 @@ def convert_again(source: Path, folder: Path, name: str) -> None:
 
 
 def folder_of(source: Path, state: Path, digest: str) -> Path:
-    """Returns the folder of a model with these numbers, which is made again where it is gone."""
-    name = (state / "digests" / digest).read_text()
+    """Returns the folder of a model with these numbers, which is made again where none is there."""
+    names = [row.name for row in _with_digest(state, digest)]
+    name = next((name for name in names if (state / "converted" / name).exists()), names[0])
     folder = state / "converted" / name
     if not folder.exists():
         convert_again(source, folder, name)
     return folder
+
+
+def _with_digest(state: Path, digest: str) -> list[Row]:
+    files = sorted((state / "rows").glob("*.json"))
+    known = [json.loads(file.read_bytes()) for file in files]
+    return [Row(**one) for one in known if one is not None and one["digest"] == digest]
 
 
 def _kept(state: Path, name: str, make: Callable[[], Row | None]) -> Row | None:
@@ -115,33 +122,36 @@ def _made(source: Path, state: Path, name: str, layout: str) -> Row | None:
 
 
 def _judged(source: Path, state: Path, folder: Path, name: str, layout: str, amount: float) -> Row:
-    profile = state / f"{_PROFILE}-without-video.toml"
-    text = (Path(verdict.__file__).parent / "profiles" / f"{_PROFILE}.toml").read_text()
-    write_file(profile, text.replace("video = true", "video = false").encode())
-    asked = validate.Options(
-        against=source, profile=str(profile), size=shipped.SIZE, frames=shipped.FRAMES, prompt=shipped.PROMPT
-    )
-    found = validate.judged(folder, asked)
+    """Returns the row of a folder; what equals an earlier one is gone then, and has that one's figures."""
+    model = opened(folder)
+    digest, nbytes = digest_of(model), sum(tensor.nbytes for tensor in model.tensors.values())
+    if alike := _with_digest(state, digest):
+        shutil.rmtree(folder)
+        return replace(alike[0], recipe=name, layout=layout, nbytes=nbytes, spoilt=amount)
+    found = validate.judged(folder, _asked(source, state))
     steps = found.results["steps"]
     assert isinstance(steps, list)
-    model = opened(folder)
-    digest = digest_of(model)
-    mark = state / "digests" / digest
-    if mark.exists() and mark.read_text() != folder.name:
-        shutil.rmtree(folder)
-    else:
-        write_file(mark, folder.name.encode())
     return Row(
         name,
         layout,
         digest,
-        sum(tensor.nbytes for tensor in model.tensors.values()),
+        nbytes,
         str(steps[0]["format"]),
-        max(_number(row["relative_l2"]) for row in steps),
-        max(_number(block["forced_relative_l2"]) for row in steps for block in row["blocks"]),
+        max(_number(one["relative_l2"]) for one in steps),
+        max(_number(block["forced_relative_l2"]) for one in steps for block in one["blocks"]),
         found.verdict.outcome,
         "; ".join(f"{one.name}, {one.where}" for one in found.verdict.checks if one.outcome in ("FAIL", "NOT FINITE")),
         amount,
+    )
+
+
+def _asked(source: Path, state: Path) -> validate.Options:
+    """Returns what validate is asked for: the standard profile without its free run, which is made here."""
+    profile = state / f"{_PROFILE}-without-video.toml"
+    text = (Path(verdict.__file__).parent / "profiles" / f"{_PROFILE}.toml").read_text()
+    write_file(profile, text.replace("video = true", "video = false").encode())
+    return validate.Options(
+        against=source, profile=str(profile), size=shipped.SIZE, frames=shipped.FRAMES, prompt=shipped.PROMPT
     )
 
 

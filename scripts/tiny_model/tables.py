@@ -14,9 +14,9 @@ from wanconv.verdict import load_profile
 
 _INTRODUCTION = """# What each conversion does to pictures
 
-The small model that ships with wanconv (`wanconv/tiny/`, numbers {digest}), converted by every recipe for every client that reads the
-result, as `{command}` measured it: {seeds} clips of each model, with the same seeds and captions for all, {steps}
-steps, computed in float32. What differs is what the files hold; a client's own arithmetic comes on top of it.
+The small model that ships with wanconv (`wanconv/tiny/`, numbers {digest}), converted by every recipe for every client
+that reads the result, as `{command}` measured it: {seeds} clips of each model, with the same seeds and captions for
+all, {steps} steps, computed in float32. What differs is what the files hold; a client's own arithmetic comes on top.
 
 It is a model of {megabytes:.1f} MB that knows coloured shapes. How formats rank here says something about how they rank
 elsewhere; how much a large model loses has to be measured on that model: `wanconv validate`.
@@ -28,8 +28,8 @@ _LEGEND = """
   the first {ssim} clips. ∞: every clip is the source's.
 - **captions**: clips in which a classifier that knows no model reads the caption's colour, shape and motion, all three;
   in brackets the change in points, and the clips that were lost and won.
-- Layouts that decode to the same numbers share a row, and rows with the same numbers the same clips: they are told by a
-  digest of all weights as a client reads them. Sizes are the smallest of a row's layouts.
+- Layouts that decode to the same numbers share a row, and rows with the same numbers share verdict and clips: they are
+  told by a digest of all weights as a client reads them. Sizes are the smallest of a row's layouts.
 - **control**: the source once more, its start noise one unit in the last place away: what is as far off as that is not
   the conversion's doing.
 """
