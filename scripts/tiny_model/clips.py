@@ -30,13 +30,13 @@ def draw(wanted: Sequence[Caption], generator: torch.Generator, device: torch.de
     level = 0.15 + 0.7 * random[8]
     slope = 0.12 * random[9] * (random[10] < 0.5)  # half of the backgrounds are plain
     angle = 2 * torch.pi * random[11]
-    radii, centres, colours, shapes, level = (
-        part.to(device) for part in (radii, centres, colours, shapes, level)
-    )
+    radii, centres, colours, shapes, level = (part.to(device) for part in (radii, centres, colours, shapes, level))
     slopes = torch.stack((slope * angle.cos(), slope * angle.sin())).to(device)
     along = (torch.arange(SIDE, device=device) + 0.5) / SIDE
-    background = level[:, None, None] + slopes[0, :, None, None] * (along - 0.5) + (
-        slopes[1, :, None, None] * (along[:, None] - 0.5)
+    background = (
+        level[:, None, None]
+        + slopes[0, :, None, None] * (along - 0.5)
+        + (slopes[1, :, None, None] * (along[:, None] - 0.5))
     )
     inside = _inside(radii, centres, shapes)  # (N, FRAMES, SIDE, SIDE)
     picture = torch.lerp(

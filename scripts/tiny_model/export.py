@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from tiny_model.networks import DIMS, DIT, TEXT, VAE, WORDS
 from torch import Tensor
 
-from tiny_model.networks import DIMS, DIT, TEXT, VAE, WORDS
 from wanconv.families import targets
 from wanconv.tensors import Architecture
 

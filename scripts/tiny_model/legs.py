@@ -6,7 +6,6 @@ alone, so that legs change nothing.
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from tiny_model import clips, networks
 from tiny_model.networks import DIT, LATENTS_MEAN, LATENTS_STD, TEXT, TOKENS, VAE, WORDS, Weights
+from torch import Tensor, nn
+
 from wanconv.validation.captions import captions
 
 BOUNDARY, SHIFT = 0.875, 12.0  # of Wan 2.2 T2V-A14B
@@ -71,7 +70,7 @@ class Leg:
     def save(self) -> None:
         beside = self.file.with_suffix(".new")
         torch.save({"weights": self.weights, "current": self.current}, beside)
-        os.replace(beside, self.file)
+        beside.replace(self.file)
 
     def tell(self, **row: object) -> None:
         with (self.folder / "log.jsonl").open("a") as log:
@@ -85,7 +84,10 @@ def train(leg: Leg, minutes: float) -> bool:
     leg.folder.mkdir(parents=True, exist_ok=True)
     leg.read()
     made: dict[str, Callable[[Leg], Callable[[Weights, int], Tensor]]] = {
-        "vae": _vae_loss, "base": _flow_loss, "high": _flow_loss, "low": _flow_loss
+        "vae": _vae_loss,
+        "base": _flow_loss,
+        "high": _flow_loss,
+        "low": _flow_loss,
     }
     for name in leg.stages:
         if name in leg.weights:
@@ -171,7 +173,9 @@ def _vae_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
         chosen = torch.randint(len(pool), (batch,), generator=generator).to(leg.device)
         video = _cropped(pool[chosen], step, generator).float() / 127.5 - 1
         # in this order of memory a CPU trains narrow convolutions seventeen times as fast
-        latents = networks.encode(weights, video.contiguous(memory_format=torch.channels_last_3d))[:, : networks.CHANNELS]
+        latents = networks.encode(weights, video.contiguous(memory_format=torch.channels_last_3d))[
+            :, : networks.CHANNELS
+        ]
         noise = torch.randn(latents.shape, generator=generator).to(leg.device)
         error = networks.decode(weights, latents + _NOISE * deviation * noise) - video
         coloured = video.amax(1, keepdim=True) - video.amin(1, keepdim=True) > 0.3

@@ -133,7 +133,7 @@ def _resnet(w: Weights, name: str, x: Tensor) -> Tensor:
 
 def _middle(w: Weights, name: str, x: Tensor) -> Tensor:
     x = _resnet(w, f"{name}.resnets.0", x)
-    batch, channels, frames, height, width = x.shape
+    batch, _, frames, height, width = x.shape
     y = x.transpose(1, 2).flatten(0, 1)  # (B F, C, H, W)
     y = F.conv2d(_norm(w, f"{name}.attn.norm_in", y), w[f"{name}.attn.qkv.weight"], w[f"{name}.attn.qkv.bias"])
     q, k, v = y.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)  # (B F, 1, H W, C)

@@ -28,8 +28,8 @@ SHAPES = tuple(FILLED)
 MOTIONS = (*DIRECTIONS, "grows", "shrinks", "bounces")
 
 _FAINT = 0.2  # a frame that differs less from its background's grey shows nothing
-_TURNED = 1.8  # factor of the area that is no move any more
-_FAR = 0.12  # of the clip's width
+_FAR = 0.12  # of the clip's width: from here on, a centroid's way is a move
+_TURNED = 1.8  # factor of the area from which on it grows or shrinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,11 @@ def classify(clip: NDArray[np.uint8]) -> Caption | None:
 
 
 def _motion(path: NDArray[np.float64], area: NDArray[np.int64]) -> str:
+    """Returns the motion: where the centroid ends decides first, as an area is less sure than a place."""
+    way = path[-2:].mean(axis=0) - path[:2].mean(axis=0)
+    if np.abs(way).max() >= _FAR:
+        return max(DIRECTIONS, key=lambda name: float(way @ np.array(DIRECTIONS[name])))
     growth = area[-3:].mean() / area[:3].mean()
     if growth > _TURNED or growth < 1 / _TURNED:
         return "grows" if growth > 1 else "shrinks"
-    way = path[-2:].mean(axis=0) - path[:2].mean(axis=0)
-    if np.abs(way).max() < _FAR:
-        return "bounces"
-    return max(DIRECTIONS, key=lambda name: float(way @ np.array(DIRECTIONS[name])))
+    return "bounces"
