@@ -61,8 +61,7 @@ class Workspace:
     def finish(self, out: Path, force: bool) -> Path | None:
         """Makes the folder appear as OUT. Returns where `force` put what stood there and was not wanconv's alone."""
         with writing(self.folder):
-            self._prune()
-            self._look_for_all()
+            self._prune(self._read_back())
             sync_folders(self.folder)
             if self.private.exists():
                 shutil.rmtree(self.private)
@@ -86,22 +85,22 @@ class Workspace:
         for entry in sorted(self.folder.iterdir(), key=self.private.__eq__):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _look_for_all(self) -> None:
-        """Raises OutputError where somebody has taken away, behind our back, what the manifest lists."""
-        known = manifest.read(self.folder)
-        assert known is not None, "_prune has read it"
+    def _read_back(self) -> set[str]:
+        """Returns what the manifest lists; raises OutputError where it cannot be read, and where others have taken
+        away, behind our back, what it lists."""
+        known = _manifest(self.folder)
+        if known is None:
+            raise OutputError(f"{self.folder} cannot be read back", "check the disk, then run the same command again")
         gone = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
         if gone:
             raise OutputError(
                 f"{self.folder} was changed by others while it was written: {gone[0]} is not as it was",
                 f"remove {self.folder}, and run the same command again when nothing else touches it",
             )
+        return _names(known)
 
-    def _prune(self) -> None:
+    def _prune(self, listed: set[str]) -> None:
         """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
-        listed = _listed(self.folder)
-        if not listed:
-            raise OutputError(f"{self.folder} cannot be read back", "check the disk, then run the same command again")
         for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
             if path == self.private or self.private in path.parents:
                 continue
@@ -205,10 +204,7 @@ def _resumed(folder: Path, key: str, done: str, force: bool) -> Workspace:
 
 def _is_complete(folder: Path, done: str) -> bool:
     """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
-    try:
-        known = manifest.read(folder)
-    except InputError:
-        return False
+    known = _manifest(folder)
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, lambda nbytes: None)
 
 
@@ -227,11 +223,20 @@ def _aside(out: Path) -> Path:
 
 def _listed(folder: Path) -> set[str]:
     """Returns the files that a folder's manifest lists, and itself; none where there is no manifest of ours."""
+    known = _manifest(folder)
+    return set() if known is None else _names(known)
+
+
+def _manifest(folder: Path) -> manifest.Json | None:
+    """Returns a folder's manifest; None where there is none that can be read."""
     try:
-        known = manifest.read(folder)
+        return manifest.read(folder)
     except InputError:
-        known = None
-    return set() if known is None else {manifest.NAME, *(file.path for file in manifest.files(known))}
+        return None
+
+
+def _names(known: manifest.Json) -> set[str]:
+    return {manifest.NAME, *(file.path for file in manifest.files(known))}
 
 
 def _is_ours_alone(folder: Path) -> bool:
