@@ -72,9 +72,10 @@ class ImageEmbedding(nn.Module):
         self.add_module("in", Linear(image, image, numerics.linear))  # a keyword
         self.out = Linear(d, image, numerics.linear)
         self.norm_out = LayerNorm(d, numerics.modulation, _IMAGE_EPSILON)
-        self.positions = positions
+        self.positions, self.dtype = positions, numerics.residual
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)  # clients that keep the residual stream narrow hand CLIP's tokens over so
         if self.positions:
             x = x + self.position_embedding.to(x.dtype)
         y: Tensor = self.norm_out(self.out(F.gelu(self.get_submodule("in")(self.norm_in(x)))))
