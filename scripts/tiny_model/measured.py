@@ -41,7 +41,7 @@ class Clips:
     ssim: tuple[float, ...]
 
     def hits(self, half: int | None = None) -> tuple[bool, ...]:
-        """Returns which clips show their caption's colour and motion: all, or those of even parts (0) or odd ones (1)."""
+        """Returns which clips show colour and motion of their caption: all, or those of even (0) or odd (1) parts."""
         right = ((words[0], words[2]) == (wanted[0], wanted[2]) for words, wanted in self._words())
         return tuple(hit for index, hit in enumerate(right) if half is None or index // PART % 2 == half)
 
