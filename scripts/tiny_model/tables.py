@@ -7,7 +7,7 @@ from math import isfinite
 from tiny_model import calibration
 from tiny_model.calibration import AMOUNTS, DROP, NEAR_DB, Judged, Limit, Measured
 from tiny_model.conversions import Row, digest_of
-from tiny_model.measured import CONTROL, REFERENCE, Clips, Place, clips_of
+from tiny_model.measured import CONTROL, PART, REFERENCE, Clips, Place, clips_of
 
 from wanconv.tensors import Model
 from wanconv.verdict import load_profile
@@ -43,6 +43,9 @@ the table stand damaged ones: every scale of the block weights (in bf16, every r
 | format | whole conversions, up to | limit of the profile | harmful from | |
 |---|---|---|---|---|
 """
+_TOO_FEW = """
+Verdicts are held against clips where there are two rounds of them; this page was written after one.
+"""
 _VERDICTS = """
 {passed} conversions and damaged models passed and {failed} failed. Wrong would be a PASS that lost more than {drop:g}
 points of the odd rounds' captions, and a FAIL that lost none with clips as near to the source's as the control's
@@ -72,7 +75,7 @@ def found(place: Place, rows: Sequence[Row], spoilt: Sequence[Row], rounds: int,
     """Returns what so many whole rounds of clips say."""
     names = [REFERENCE, CONTROL, *dict.fromkeys(row.digest for row in rows)]
     clips = {name: clips_of(place, name, rounds) for name in names}
-    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt]
+    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt] if damaged else []
     return Found(rows, clips, both, sum(tensor.nbytes for tensor in source.tensors.values()), digest_of(source))
 
 
@@ -109,6 +112,8 @@ def page(found: Found, command: str, steps: int) -> str:
     )
     ends = [_LEGEND.format(ssim=len(reference.ssim)), f"Of the source's clips, the classifier reads right: {words}.\n"]
     text = head + "\n" + "\n".join(lines) + "\n" + "".join(ends)
+    if len(reference.seen) < 2 * PART:
+        return text + _TOO_FEW
     limits = calibration.limits(both, reference, load_profile("standard").noise_relative_l2)
     return text + _calibration(found, limits, calibration.judged(both, reference, control))
 
