@@ -120,3 +120,13 @@ def test_the_page_has_a_row_for_each_recipe_and_what_its_layouts_make_of_it() ->
     assert line in page
     assert "**fp8-scaled+comfyui passed, and captions were lost" in page
     assert "scales off by 40% | FAIL" in page
+
+
+def test_a_page_after_one_round_judges_no_verdict() -> None:
+    few = measured.Clips(tuple(map(str, captions())), (100.0,) * PART, (1.0,) * PART)
+    found = tables.Found(
+        [row("PASS", 0.03)], {"reference": few, "control": few, "0.03": few}, [], 10_000_000, "d6df5745"
+    )
+    page = tables.page(found, "scripts/quality", 8)
+    assert "this page was written after one" in page
+    assert "Wrong would be" not in page

@@ -30,7 +30,7 @@ def test_the_tour_can_be_taken(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, "error" in done.stderr) == (0, False), done.stderr
-    assert "digests            13 files by wanconv.json" in done.stdout
+    assert "digests            14 files by wanconv.json" in done.stdout
     assert "digests            2 files by SHA256SUMS" in done.stdout
     assert (tmp_path / "demo-output" / "baked" / "wanconv.json").exists()
 

@@ -5,7 +5,7 @@ Kept by parts of one clip per caption, so that a run that was stopped goes on.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,8 +41,8 @@ class Clips:
     ssim: tuple[float, ...]
 
     def hits(self, half: int | None = None) -> tuple[bool, ...]:
-        """Returns which clips show their caption: all, or those of even parts (0) or odd ones (1)."""
-        right = (seen == str(captions()[index % PART]) for index, seen in enumerate(self.seen))
+        """Returns which clips show colour and motion of their caption: all, or those of even (0) or odd (1) parts."""
+        right = ((words[0], words[2]) == (wanted[0], wanted[2]) for words, wanted in self._words())
         return tuple(hit for index, hit in enumerate(right) if half is None or index // PART % 2 == half)
 
     def share(self, half: int | None = None) -> float:
@@ -51,9 +51,13 @@ class Clips:
 
     def word(self, place: int) -> float:
         """Returns how often colour (0), shape (1) or motion (2) is right, in percent."""
-        wanted = [str(captions()[index % PART]).split(maxsplit=3)[1:] for index in range(len(self.seen))]
-        found = [seen.split(maxsplit=3)[1:] or ["", "", ""] for seen in self.seen]
-        return 100 * fmean(one[place] == other[place] for one, other in zip(wanted, found, strict=True))
+        return 100 * fmean(words[place] == wanted[place] for words, wanted in self._words())
+
+    def _words(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Yields colour, shape and motion as they are seen in each clip, and as its caption says."""
+        for index, seen in enumerate(self.seen):
+            wanted = captions()[index % PART]
+            yield seen.split(maxsplit=3)[1:] or ["", "", ""], [wanted.colour, wanted.shape, wanted.motion]
 
     @property
     def middle_psnr_db(self) -> float:

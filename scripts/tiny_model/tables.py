@@ -7,7 +7,7 @@ from math import isfinite
 from tiny_model import calibration
 from tiny_model.calibration import AMOUNTS, DROP, NEAR_DB, Judged, Limit, Measured
 from tiny_model.conversions import Row, digest_of
-from tiny_model.measured import CONTROL, REFERENCE, Clips, Place, clips_of
+from tiny_model.measured import CONTROL, PART, REFERENCE, Clips, Place, clips_of
 
 from wanconv.tensors import Model
 from wanconv.verdict import load_profile
@@ -26,8 +26,8 @@ _LEGEND = """
   models fed the same inputs; **block**: the largest of what a single block adds.
 - **PSNR**: of a clip against that of the source with the same seed, the median of all; **SSIM**: of luma, the mean over
   the first {ssim} clips. ∞: every clip is the source's.
-- **captions**: clips in which a classifier that knows no model reads the caption's colour, shape and motion, all three;
-  in brackets the change in points, and the clips that were lost and won.
+- **captions**: clips in which a classifier that knows no model reads the caption's colour and its motion; in brackets
+  the change in points, and the clips lost and won. Its shape is not asked for: this model has not learned shapes.
 - Layouts that decode to the same numbers share a row, and rows with the same numbers share verdict and clips: they are
   told by a digest of all weights as a client reads them. Sizes are the smallest of a row's layouts.
 - **control**: the source once more, its start noise one unit in the last place away: what is as far off as that is not
@@ -42,6 +42,9 @@ the table stand damaged ones: every scale of the block weights (in bf16, every r
 
 | format | whole conversions, up to | limit of the profile | harmful from | |
 |---|---|---|---|---|
+"""
+_TOO_FEW = """
+Verdicts are held against clips where there are two rounds of them; this page was written after one.
 """
 _VERDICTS = """
 {passed} conversions and damaged models passed and {failed} failed. Wrong would be a PASS that lost more than {drop:g}
@@ -72,7 +75,7 @@ def found(place: Place, rows: Sequence[Row], spoilt: Sequence[Row], rounds: int,
     """Returns what so many whole rounds of clips say."""
     names = [REFERENCE, CONTROL, *dict.fromkeys(row.digest for row in rows)]
     clips = {name: clips_of(place, name, rounds) for name in names}
-    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt]
+    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt] if damaged else []
     return Found(rows, clips, both, sum(tensor.nbytes for tensor in source.tensors.values()), digest_of(source))
 
 
@@ -109,6 +112,8 @@ def page(found: Found, command: str, steps: int) -> str:
     )
     ends = [_LEGEND.format(ssim=len(reference.ssim)), f"Of the source's clips, the classifier reads right: {words}.\n"]
     text = head + "\n" + "\n".join(lines) + "\n" + "".join(ends)
+    if len(reference.seen) < 2 * PART:
+        return text + _TOO_FEW
     limits = calibration.limits(both, reference, load_profile("standard").noise_relative_l2)
     return text + _calibration(found, limits, calibration.judged(both, reference, control))
 

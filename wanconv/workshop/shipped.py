@@ -22,7 +22,7 @@ from wanconv.workshop.progress import Progress, total
 
 # what it was trained to generate
 SIZE, FRAMES, STEPS = (48, 48), 17, 12
-PROMPT = "a green circle bounces"
+PROMPT = "a red circle moves left"
 _OFFICIAL = LAYOUTS["official"]
 # file in the package -> what it becomes in an official folder
 _PICKLED = {
