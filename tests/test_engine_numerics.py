@@ -50,7 +50,7 @@ def test_the_preset_rounds_where_diffusers_does(preset: str, variant: str) -> No
         if not set(name.split(".")) & set(model._keep_in_fp32_modules):
             parameter.data = parameter.data.to(dtype)
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # of a slice, torch's linear on a CPU rounds the product before it adds the bias
+        if isinstance(module, nn.Linear):  # of a slice, torch's linear on a CPU rounds twice: without and with its bias
             module.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
     padded = F.pad(context, (0, 0, 0, 512 - context.shape[1])).to(dtype)
     with Imitation(), torch.no_grad():
