@@ -220,7 +220,7 @@ def test_any_system_call_on_the_target_may_fail_once(
         strace = [
             "strace",
             "-f",
-            "--seccomp-bpf",
+            *(() if what == "SIGKILL" else ("--seccomp-bpf",)),  # with it, strace 6.1 sends no signal
             "-o",
             str(log),
             *(part for path in paths for part in ("-P", str(path))),
