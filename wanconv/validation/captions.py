@@ -49,11 +49,6 @@ def captions() -> list[Caption]:
     return [Caption(colour, shape, motion) for colour in COLOURS for shape in SHAPES for motion in MOTIONS]
 
 
-def directed() -> list[Caption]:
-    """Returns the captions of one of the four directions."""
-    return [caption for caption in captions() if caption.motion in DIRECTIONS]
-
-
 def classify(clip: NDArray[np.uint8]) -> Caption | None:
     """Returns what a clip (frames, height, width, 3) shows; None where nothing differs from the background."""
     pixels = clip.astype(np.float64) / 255
