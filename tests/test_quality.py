@@ -46,6 +46,14 @@ def test_its_clips_are_those_of_the_engine(trained: Path) -> None:
     assert torch.allclose(next(paired.decoded(made, found)), frames, atol=2e-3)
 
 
+def test_a_conversion_that_says_no_heads_has_those_of_its_source(trained: Path, tmp_path: Path) -> None:
+    conversions.convert_again(trained, tmp_path / "out", "fp32+comfyui")
+    source, model = (conversions.opened(folder) for folder in (trained, tmp_path / "out"))
+    both = [paired.loaded(one, source, torch.device("cpu")) for one in (source, model)]
+    clips = [paired.latents(one, [0], paired.noise([0]), official_grid(2, 12.0)) for one in both]
+    assert torch.equal(*clips)
+
+
 def test_equal_numbers_have_one_digest_and_scales_that_moved_another(trained: Path, tmp_path: Path) -> None:
     convert(trained, Options("keep", layout="comfyui", out=tmp_path / "keep", jobs=1))
     one, other = (conversions.digest_of(conversions.opened(folder)) for folder in (trained, tmp_path / "keep"))

@@ -5,7 +5,7 @@ padding token for all. Everything is float32: what differs between two models is
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from wanconv.engine import text
 from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
 from wanconv.families import DENOISERS, identify
+from wanconv.layouts.sizes import heads
 from wanconv.tensors import Model
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
@@ -43,9 +44,10 @@ def opened(folder: Path) -> Model:
     return identify(open_checkpoint(folder))
 
 
-def loaded(model: Model, tokenizer: Model, device: torch.device) -> Generator:
-    """Returns a model's generator. The tokenizer is another model's: not every layout has one."""
-    folder = generation.tokenizer_folder([tokenizer])
+def loaded(model: Model, source: Model, device: torch.device) -> Generator:
+    """Returns a model's generator. Tokenizer and heads are its source's: not every layout has them."""
+    model = _with_heads(model, source)
+    folder = generation.tokenizer_folder([source])
     assert folder is not None, "the source has one"
     prompts = text.tokenize(folder, [*map(str, captions()), text.NEGATIVE_PROMPT])
     with ModelWeights(model, _MEMORY_NBYTES, device) as weights:
@@ -62,6 +64,16 @@ def loaded(model: Model, tokenizer: Model, device: torch.device) -> Generator:
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     contexts = contexts[:, : int(lengths.max())].to(device)
     return Generator(denoisers, vae, contexts.clone(), lengths.to(device))
+
+
+def _with_heads(model: Model, source: Model) -> Model:
+    components = {
+        name: replace(component, dims={**component.dims, "heads": heads(source, source.components[name])})
+        if name in DENOISERS
+        else component
+        for name, component in model.components.items()
+    }
+    return replace(model, components=components)
 
 
 def _decoded(weights: ModelWeights, component: str) -> dict[str, Tensor]:
