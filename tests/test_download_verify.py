@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,20 +145,24 @@ def test_one_file_has_no_list_at_a_hub(pristine: Path) -> None:
         verify(pristine / VAE, Options(hub="recorded"))
 
 
+def have_downloaded(hub: Hub, homes: Mapping[str, str], client: str, *words: str) -> None:
+    """Has a hub's own client download the repository."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(client)), "download", "owner/name", *words],
+        env={**os.environ, **hub.environment(), **homes},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_hugging_faces_client_downloads_is_verified_offline(hub: Hub, pristine: Path, tmp_path: Path) -> None:
-    client = str(Path(sys.executable).with_name("hf"))
-    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home")}
+    homes = {"HF_HOME": str(tmp_path / "home")}
     excluded = ("--exclude", "examples/*", "--exclude", "*.onnx")
     for place in (("--local-dir", str(tmp_path / "local")), ()):
-        done = subprocess.run(
-            [client, "download", "owner/name", *place, *excluded],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        have_downloaded(hub, homes, "hf", *place, *excluded)
     cached = tmp_path / "home" / "hub" / "models--owner--name" / "snapshots" / hub.head
     files = len(hub.files) - 2
     for folder in (tmp_path / "local", cached):
@@ -174,19 +178,9 @@ def test_what_modelscopes_client_downloads_is_verified_by_the_hubs_list(
     hub: Hub, pristine: Path, tmp_path: Path
 ) -> None:
     """It records no digest, so offline there is nothing to hold the files against; its cache's path names the model."""
-    client = str(Path(sys.executable).with_name("ms-hub"))
     homes = {"MODELSCOPE_HOME": str(tmp_path / "home"), "MODELSCOPE_CACHE": str(tmp_path / "cache")}
-    environment = {**os.environ, **hub.environment(), **homes}
     for place in (("--local-dir", str(tmp_path / "local")), ()):
-        done = subprocess.run(
-            [client, "download", "owner/name", *place],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        have_downloaded(hub, homes, "ms-hub", *place)
     cached = tmp_path / "cache" / "models" / "owner--name" / "snapshots" / "master"
     assert said(verify(cached, Options()), "warning")[0][1].startswith("no digest is known")
     for folder, which in ((tmp_path / "local", "ms://owner/name"), (cached, "recorded")):

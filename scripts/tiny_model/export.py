@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wanconv.families import targets
 from wanconv.tensors import Architecture
+from wanconv.workshop.synthetic import SPECIAL, tokenizer_files
 
 EXPERTS = {"expert.high": "high_noise_model", "expert.low": "low_noise_model"}
 TOKENIZER = "google/umt5-xxl"
@@ -22,7 +23,9 @@ def write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         _json(folder / name / "config.json", _config())
     _save(folder / "vae.safetensors", VAE, weights["vae"])
     _save(folder / "text_encoder.safetensors", TEXT, weights["text_encoder"])
-    for file, value in _tokenizer().items():
+    # whole words; what it does not know becomes <unk>
+    words = [(f"\u2581{word}", -1.0) for word in WORDS[len(SPECIAL) :]]
+    for file, value in tokenizer_files(words).items():
         _json(folder / TOKENIZER / file, value)
 
 
@@ -57,35 +60,3 @@ def _config() -> Mapping[str, object]:
         "out_dim": 16,
         "text_len": 512,
     }
-
-
-def _tokenizer() -> Mapping[str, object]:
-    """Returns the files of a tokenizer of whole words; what it does not know becomes <unk>."""
-    special = WORDS[:3]
-    vocabulary = [[token, 0.0] for token in special] + [[f"\u2581{word}", -1.0] for word in WORDS[3:]]
-    prefix = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
-    first, second = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [{"id": index, "content": token, **flags} for index, token in enumerate(special)],
-        "pre_tokenizer": prefix,
-        "decoder": prefix,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [first, end],
-            "pair": [first, second],
-            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
-        },
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
-    }
-    config = {
-        "tokenizer_class": "T5TokenizerFast",
-        "model_max_length": 512,
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "extra_ids": 0,
-    }
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}

@@ -25,6 +25,7 @@ from wanconv.plan import Slot, lay_out
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 from wanconv.workshop.progress import Progress, total
 
+SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in
 _POOL_NUMEL = 1 << 22
 _BESIDE = ("wan-vace", "wan-animate")  # some of their blocks have another one, of a list of its own, beside them
@@ -173,40 +174,39 @@ class _Values:
 
 
 def _tokenizer(layout: Layout, wanted: Sequence[str], dims: Mapping[str, Mapping[str, int]]) -> dict[str, bytes]:
-    """Returns a tokenizer of letters in the place and of the kind that UMT5's has (T5TokenizerFast, Unigram)."""
+    """Returns a tokenizer of letters in the place and of the kind that UMT5's has."""
     if "text_encoder" not in wanted:
         return {}
-    folder = layout.folders["tokenizer"]
-    special = ["<pad>", "</s>", "<unk>"]
     letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"-()"]
-    vocabulary = [[token, 0.0] for token in special] + [
-        [letter, -float(rank)] for rank, letter in enumerate(letters, 1)
-    ]
-    assert len(vocabulary) <= dims["text_encoder"]["vocab"]
+    files = tokenizer_files([(letter, -float(rank)) for rank, letter in enumerate(letters, 1)])
+    assert len(SPECIAL) + len(letters) <= dims["text_encoder"]["vocab"]
+    folder = layout.folders["tokenizer"]
+    return {f"{folder}/{name}": json.dumps(value, indent=1).encode() + b"\n" for name, value in files.items()}
+
+
+def tokenizer_files(pieces: Sequence[tuple[str, float]]) -> dict[str, object]:
+    """Returns the files of a T5TokenizerFast (Unigram): its pieces with their scores, behind SPECIAL."""
     prefix = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
     tokenizer = {
         "version": "1.0",
-        "added_tokens": [
-            {
-                "id": index,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index, token in enumerate(special)
-        ],
+        "added_tokens": [{"id": index, "content": token, **flags} for index, token in enumerate(SPECIAL)],
         "pre_tokenizer": prefix,
         "decoder": prefix,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "single": [first, end],
+            "pair": [first, second],
             "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
         },
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocabulary, "byte_fallback": False},
+        "model": {
+            "type": "Unigram",
+            "unk_id": 2,
+            "vocab": [*([token, 0.0] for token in SPECIAL), *map(list, pieces)],
+            "byte_fallback": False,
+        },
     }
     config = {
         "tokenizer_class": "T5TokenizerFast",
@@ -216,5 +216,4 @@ def _tokenizer(layout: Layout, wanted: Sequence[str], dims: Mapping[str, Mapping
         "unk_token": "<unk>",
         "extra_ids": 0,
     }
-    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
-    return {f"{folder}/{name}": json.dumps(value, indent=1).encode() + b"\n" for name, value in files.items()}
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": config}
