@@ -16,6 +16,7 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import Refused, Unrecognised
 from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
+from wanconv.plan import contents
 from wanconv.report import Report
 from wanconv.tensors import DTYPES
 from wanconv.validation.weights import ModelWeights
@@ -118,7 +119,7 @@ def test_a_file_holds_payload_and_scales_as_the_loader_views_them(storage: str, 
 
 def test_the_plan_counts_every_byte_and_says_what_a_card_adds(storage: str, tiny: Tiny) -> None:
     plan = prepare(tiny(A14B), Options(storage, layout="comfyui"))
-    held = sum(slot.nbytes for slots in plan.slots.values() for slot in slots)
+    held = sum(slot.nbytes for slots in contents(plan.model, plan.recipe, plan.layout).slots.values() for slot in slots)
     assert sum(step.nbytes for step in plan.steps) == held
     (said,) = [each for each in plan.findings if "Blackwell" in each.message]
     assert (said.severity, said.where) == ("note", storage)

@@ -206,7 +206,7 @@ class Release:
         return self.dims["heads"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 

@@ -84,11 +84,17 @@ def block_of(role: Role, index: int | None) -> int | None:
     return index if letter_of(role.name) == "n" else None
 
 
-def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> list[Target]:
+def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> tuple[Target, ...]:
     """Returns what a scheme wants on disk, in the table's order; roles without a home there are left out.
 
     Sizes that `dims` does not know are the released ones (CLIP's text half, read from a hub file).
     """
+    return _targets(architecture, scheme, tuple(dims.items()))
+
+
+@cache
+def _targets(architecture: Architecture, scheme: Scheme, sizes: tuple[tuple[str, int], ...]) -> tuple[Target, ...]:
+    dims = dict(sizes)
     assert scheme in architecture.schemes, f"{architecture.name} has no {scheme} names"
     slots: dict[str, tuple[Role, Spelling, dict[int, str]]] = {}
     for role, index in numbered(architecture, dims):
@@ -96,7 +102,7 @@ def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int])
         if spelling is not None:
             _, _, sources = slots.setdefault(fill(spelling.name, index), (role, spelling, {}))
             sources[spelling.parts[0]] = fill(role.name, index)
-    return [
+    return tuple(
         Target(
             name=name,
             shape=shape_on_disk(role, spelling, {**architecture.full, **dims}),
@@ -105,7 +111,7 @@ def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int])
             optional=spelling.optional,
         )
         for name, (role, spelling, sources) in slots.items()
-    ]
+    )
 
 
 def expand(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> dict[str, Shape]:

@@ -50,9 +50,10 @@ def _below(prefix: str, column: Column) -> Column:
 def _spell(column: Column, leaf: str) -> Spelling | None:
     if column is None:
         return None
-    spelling = Spelling(column) if isinstance(column, str) else column
-    aliases = tuple(_join(alias, leaf) for alias in spelling.aliases)
-    return replace(spelling, name=_join(spelling.name, leaf), aliases=aliases)
+    if isinstance(column, str):
+        return Spelling(_join(column, leaf))
+    aliases = tuple(_join(alias, leaf) for alias in column.aliases)
+    return replace(column, name=_join(column.name, leaf), aliases=aliases)
 
 
 def _join(name: str, leaf: str) -> str:

@@ -1,12 +1,13 @@
 """Plan, then execute: what a conversion will do, decided and explained before a byte is read."""
 
-from wanconv.plan.build import plan
+from wanconv.plan.build import contents, plan
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import roles_of, some
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
-from wanconv.plan.types import Output, Plan, Step
+from wanconv.plan.types import Contents, Output, Plan, Step
 
 __all__ = [
+    "Contents",
     "Output",
     "Plan",
     "Slot",
@@ -14,6 +15,7 @@ __all__ = [
     "by_component",
     "by_lora",
     "by_rule",
+    "contents",
     "conversion_memory",
     "lay_out",
     "plan",

@@ -14,7 +14,7 @@ from wanconv.plan.findings import findings_of
 from wanconv.plan.outputs import excluding, outputs_of
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
-from wanconv.plan.types import Output, Plan, Step
+from wanconv.plan.types import Contents, Plan
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, Component, Model
@@ -32,45 +32,62 @@ def plan(
     `overflowing` are canonical tensors whose values are known to exceed their rule's format: they take its fallback.
     """
     refusals: list[Refused] = []
-    steps: dict[str, Step] = {}
+    held = _contents(model, recipe, layout, overflowing, refusals)
     images: list[Image] = []
-    outputs: dict[str, Output] = {}
     documents: dict[str, bytes] = {}
     findings: list[Finding] = []
-    with _collected(refusals):
-        steps = steps_of(model, recipe, layout, overflowing)
-    if layout.refused and model.family.name in layout.refused:
-        raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
-    stored: dict[str, list[Stored]] = {}
-    slots_by_component: dict[str, list[Slot]] = {}
-    for component in model.components.values():
-        with _collected(refusals):
-            made, tensors, left_out = outputs_of(component, layout, steps)
-            stored[component.name] = tensors
-            slots = slots_by_component[component.name] = [
-                *(output.slot for output in made),
-                *_attached(model, component, layout),
-                *_marker(component, layout, tensors),
-            ]
+    for name, component in model.components.items():
+        if name in held.slots:
             limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
-            metadata = layout.metadata(component.name, tensors)
-            files, index = lay_out(_place(model, component, layout), slots, limit, metadata)
-            outputs |= {output.slot.key: output for output in made if output.slot.constant is None}
-            images += files
-            documents |= index
-            findings += left_out
+            with _collected(refusals):
+                place, metadata = _place(model, component, layout), layout.metadata(name, held.stored[name])
+                files, index = lay_out(place, held.slots[name], limit, metadata)
+                images += files
+                documents |= index
     with _collected(refusals):
-        derived, copies, left_out = beside(model, layout, {name: stored.get(name, []) for name in model.components})
-        findings = findings_of(model, recipe, layout, list(steps.values())) + findings + left_out
+        derived, copies, left_out = beside(
+            model, layout, {name: held.stored.get(name, []) for name in model.components}
+        )
+        findings = [*findings_of(model, recipe, layout, list(held.steps.values())), *held.findings, *left_out]
     if shard_nbytes and layout.shard_nbytes is None:
         sentence = f"the {layout.name} layout has one file per component: --shard-size changes nothing"
         findings.append(Finding("warning", layout.name, sentence))
     if refusals:
         raise _all_of(refusals)
     documents |= derived
-    return Plan(
-        model, recipe, layout, tuple(images), outputs, documents, copies, tuple(findings), stored, slots_by_component
-    )
+    return Plan(model, recipe, layout, tuple(images), held.outputs, documents, copies, tuple(findings))
+
+
+def contents(model: Model, recipe: Recipe, layout: Layout) -> Contents:
+    """Returns what the files of a plan hold, without the files; or raises Refused with every reason at once."""
+    refusals: list[Refused] = []
+    held = _contents(model, recipe, layout, frozenset(), refusals)
+    if refusals:
+        raise _all_of(refusals)
+    return held
+
+
+def _contents(
+    model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str], refusals: list[Refused]
+) -> Contents:
+    """Returns what the files hold of the components for which there is no refusal, and adds those to `refusals`."""
+    held = Contents({}, {}, {}, {}, [])
+    with _collected(refusals):
+        held.steps.update(steps_of(model, recipe, layout, overflowing))
+    if layout.refused and model.family.name in layout.refused:
+        raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
+    for name, component in model.components.items():
+        with _collected(refusals):
+            made, tensors, left_out = outputs_of(component, layout, held.steps)
+            held.stored[name] = tensors
+            held.slots[name] = [
+                *(output.slot for output in made),
+                *_attached(model, component, layout),
+                *_marker(component, layout, tensors),
+            ]
+            held.outputs.update({output.slot.key: output for output in made if output.slot.constant is None})
+            held.findings.extend(left_out)
+    return held
 
 
 @contextmanager

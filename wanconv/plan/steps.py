@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from wanconv import recipe as recipes
 from wanconv.errors import Refused
@@ -13,23 +14,24 @@ from wanconv.plan.files import not_held
 from wanconv.plan.findings import some
 from wanconv.plan.types import Step
 from wanconv.recipe import Recipe, Rule
-from wanconv.tensors import DTYPES, Component, Container, Model, ModelTensor, Packing
+from wanconv.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing
 
 
 def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
     """Returns canonical name -> step for every tensor of the model; raises Refused for those that no format takes."""
     unread: dict[str, list[str]] = {}  # reason -> tensors
     containers = {name: _container(component, layout) for name, component in model.components.items()}
-    dims = {name: component.dims for name, component in model.components.items()}
-    decided = recipes.assign(recipe, model.family.name, vocabulary(model.family, dims))
+    dims = tuple((name, tuple(component.dims.items())) for name, component in model.components.items())
+    decided = _decided(recipe, model.family, dims)
     overflowing = _with_companions(model, layout, overflowing)
     steps: dict[str, Step] = {}
     problems: list[str] = []
+    scales = [_scale(rule, layout) for rule in recipe.rules]
     overrides = layout.overrides_for(model.family)
     for name, tensor in model.tensors.items():
         index = decided[name]
         rule = recipe.rules[index]
-        chosen, scale, fallback, reason = rule.format, _scale(rule, layout), rule.fallback, ""
+        chosen, scale, fallback, reason = rule.format, scales[index], rule.fallback, ""
         if chosen == "keep" and tensor.quantized:
             chosen, scale = tensor.dtype, _kept_scale(tensor.packing, layout)
         refusal = FORMATS[chosen].refuses(tensor.numbers, tensor.role.kind, tensor.shape, scale)
@@ -66,6 +68,14 @@ def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozense
             [some(names) for names in unread.values()],
         )
     return steps
+
+
+@lru_cache(maxsize=1)  # inspect asks for every client
+def _decided(
+    recipe: Recipe, family: Family, dims: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+) -> Mapping[str, int]:
+    """Returns canonical name -> index of the rule that decides it."""
+    return recipes.assign(recipe, family.name, vocabulary(family, {name: dict(sizes) for name, sizes in dims}))
 
 
 def _scale(rule: Rule, layout: Layout) -> str:

@@ -80,11 +80,22 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
+class Contents:
+    """What the output files hold: by canonical name the steps, by key the outputs.
 
     By component, `stored` are its tensors as they would be called without scales, `slots` all that its files hold.
     """
+
+    steps: dict[str, Step]
+    outputs: dict[str, Output]
+    stored: dict[str, Sequence[Stored]]
+    slots: dict[str, Sequence[Slot]]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source)."""
 
     model: Model
     recipe: Recipe
@@ -94,8 +105,6 @@ class Plan:
     documents: Mapping[str, bytes]
     copies: Mapping[str, Path]
     findings: tuple[Finding, ...]
-    stored: Mapping[str, Sequence[Stored]]
-    slots: Mapping[str, Sequence[Slot]]
 
     @property
     def steps(self) -> Iterator[Step]:

@@ -1,6 +1,6 @@
 """Whether a folder is what a client reads: its headers held against those that a conversion for it would write.
 
-The plan of `keep` for the layout says every name, dtype, shape and place, and refuses what the client does not read. So
+What `keep` stores in the layout says every name, dtype and shape, and refuses what the client does not read. So
 the rules are the layout's own, in one place; whether they are the client's is what the tests with its loader show.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from wanconv.errors import CheckFailed, Refused
 from wanconv.families import is_input_scale, same_meaning
 from wanconv.layouts import Json, Layout
-from wanconv.plan import Plan, Slot, plan, some
+from wanconv.plan import Contents, Slot, contents, some
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model, TensorRef
@@ -19,11 +19,13 @@ from wanconv.tensors import Component, Model, TensorRef
 def check_client(model: Model, layout: Layout) -> list[Finding]:
     """Returns a failure for everything that the client of `layout` would not find as it expects it."""
     try:
-        made = plan(model, load("keep"), layout)
+        held = contents(model, load("keep"), layout)
     except Refused as refusal:
         reason = refusal.message.removeprefix(f"the {layout.name} layout does not take this recipe: ")
         return [_failure(layout.name, reason)]
-    return [finding for component in model.components.values() for finding in _component(component, made)]
+    return [
+        finding for component in model.components.values() for finding in _component(model, component, layout, held)
+    ]
 
 
 def why_not(model: Model, layout: Layout) -> str:
@@ -89,18 +91,18 @@ def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[F
         yield _failure(part.path, f"{layout.name} looks for {place.prefix}{place.stem}.pth")
 
 
-def _component(component: Component, made: Plan) -> Iterator[Finding]:
-    layout, part = made.layout, component.part
-    yield from _misplaced(made.model, component, layout)
+def _component(model: Model, component: Component, layout: Layout, held: Contents) -> Iterator[Finding]:
+    part = component.part
+    yield from _misplaced(model, component, layout)
     attached = layout.attached.get(component.name, ("", ""))[0]
-    expected = {slot.name: slot for slot in made.slots[component.name] if slot.name != attached}
+    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name != attached}
     found = {
         name: ref
         for name, ref in part.tensors.items()
-        if name != attached and not any(is_input_scale(packing, ref) for packing in layout.packings)
+        if name != attached and not (ref.numel == 1 and any(is_input_scale(each, ref) for each in layout.packings))
     }
     yield from _differences(found, expected, layout)
-    stored = made.stored[component.name]
+    stored = held.stored[component.name]
     for key, value in layout.metadata(component.name, stored).items():
         if key == "format" or (key in layout.restated and key not in part.metadata):
             continue
