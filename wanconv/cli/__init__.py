@@ -1,5 +1,6 @@
 """The command line: parse, call one verb, render its Report."""
 
+import gc
 import os
 import signal
 import sys
@@ -8,6 +9,9 @@ from contextlib import suppress
 
 def main() -> None:
     """Runs the command line; an interrupt is quiet from the first moment, while the libraries still load."""
+    # libraries and headers are hundreds of thousands of objects that stay: to look through them for garbage again and
+    # again is a sixth of importing torch
+    gc.set_threshold(50_000)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from wanconv.cli.app import run
