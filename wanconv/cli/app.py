@@ -496,6 +496,6 @@ def _usage_error(error: typer.TyperException) -> UsageError:
     option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
     message, _, command_guess = (error.message if option else error.format_message()).partition(" Did you mean ")
     guess = command_guess.rstrip("?") or nearest(option, getattr(error, "possibilities", None) or ())
-    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word, not ours
+    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29), not ours
     command = context.command_path if context else "wanconv"
     return UsageError(message, f"did you mean {guess}?" if guess else f"run {command} --help")
