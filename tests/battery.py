@@ -287,14 +287,15 @@ wanconv {version} on {machine}.
 
 
 def page(results: Sequence[Result], scale: str, before: str = "") -> str:
-    """Returns docs/reliability.md; what the page said `before` of the other scale stays."""
+    """Returns docs/reliability.md; what the page said `before` of the other scale, and of suites not run, stays."""
     sections = {one.partition("\n")[0]: one for one in before.split("\n## ")[1:]}
     python, torch = platform.python_version(), version("torch")
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {python}, torch {torch}"
+    known = {line.split(" | ")[0]: line for line in sections.get(scale.capitalize(), "").splitlines()}
     rows = [
         f"| {one.suite.title} | {one.cases:,} | {one.passed:,} | {one.seconds:.0f} | {one.verdict} |"
         if one.cases or one.skipped
-        else f"| {one.suite.title} | | | | not run |"
+        else known.get(f"| {one.suite.title}", f"| {one.suite.title} | | | | not run |")
         for one in results
     ]
     head = SECTION.format(scale=scale.capitalize(), version=version("wanconv"), machine=machine)

@@ -94,3 +94,11 @@ def test_a_run_at_one_scale_leaves_what_the_page_says_of_the_other() -> None:
     assert [part.partition("\n")[0] for part in parts[1:]] == ["Quick", "Nightly", "What each proves"]
     assert parts[1] == first.split("\n## ")[1]
     assert page(quick, "quick", both) == both
+
+
+def test_what_an_earlier_run_showed_of_a_suite_stays_until_it_is_run_again(tmp_path: Path) -> None:
+    pickles = next(suite for suite in SUITES if suite.title.startswith("pickles"))
+    ran = [judge(pickles, SCALES["quick"], junit(tmp_path, ("test_pickles", "test_x", "")))]
+    first = page(ran, "quick")
+    assert page([judge(pickles, SCALES["quick"], [])], "quick", first) == first
+    assert "| not run |" in page([judge(pickles, SCALES["quick"], [])], "quick")
