@@ -378,6 +378,13 @@ def validate(
         Path | None,
         typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship", callback=at_home),
     ] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with alexnet-owt-7be5be79.pth and LPIPS' alex.pth: compare clips by LPIPS, too.",
+            callback=at_home,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
@@ -394,6 +401,7 @@ def validate(
     verbose: Verbose = False,
 ) -> None:
     """Run the same short generation with both models and judge: PASS, FAIL, NOT FINITE or CANNOT JUDGE."""
+    from wanconv.validation.backbone import Backbone
     from wanconv.verbs import validate as verbs
 
     if recheck is not None:
@@ -410,6 +418,7 @@ def validate(
         image=image,
         last_image=last_image,
         audio=audio,
+        lpips=None if lpips is None else Backbone(lpips),
         memory_nbytes=nbytes(memory, "--memory"),
         device=device,
         out=out,

@@ -24,6 +24,7 @@ _LUMA = "luma as BT.601 weighs R'G'B' (0.299, 0.587, 0.114)"
 _WARP = "Lai et al. 2018 (arXiv:1808.00449), E_warp along the reference's flow, without their occlusion mask"
 _BLACK = "FFmpeg blackdetect's defaults: luma <= 0.10 in 98 % of the pixels"
 _FROZEN = "FFmpeg freezedetect's default noise, -60 dB: mean |frame - previous| <= 0.001; of any duration"
+_LPIPS = "Zhang et al. 2018 (arXiv:1801.03924), v0.1 on AlexNet; frames at their own size"
 
 # fmt: off
 _METRICS = (
@@ -41,7 +42,8 @@ _METRICS = (
     Metric("flicker_ratio",     "1",      "near 1", "mean |frame - previous|, the candidate's / the reference's"),
     Metric("black_frames",      "frames", "lower",  f"{_BLACK}; {_LUMA}"),
     Metric("frozen_frames",     "frames", "lower",  _FROZEN),
-    Metric("lpips",             "1",      "lower",  "Zhang et al. 2018 (arXiv:1801.03924)"),
+    Metric("lpips",             "1",      "lower",  f"{_LPIPS}; mean over frames"),
+    Metric("lpips_max",         "1",      "lower",  f"{_LPIPS}; the worst frame"),
 )
 # fmt: on
 METRICS: Mapping[str, Metric] = {each.name: each for each in _METRICS}

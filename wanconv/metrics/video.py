@@ -1,5 +1,5 @@
-"""How far a candidate clip is from its reference, on decoded float frames: PSNR, SSIM, warp error, flicker; black and
-frozen frames of one clip.
+"""How far a candidate clip is from its reference, on decoded float frames: PSNR, SSIM, LPIPS, warp error, flicker;
+black and frozen frames of one clip.
 
 Two H.264 files cannot be compared so: their encoder's error is larger than a conversion's. Frames are checked once, by
 `clip`, which gives a Clip to every metric or says which frames hold NaN or infinity. Frames must be checked before they
@@ -12,7 +12,6 @@ infinite or undefined is None, which JSON can hold and no threshold lets pass un
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log10, prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wanconv.metrics.flow import optical_flow, warp
+from wanconv.metrics.perceptual import SMALLEST, Perceptual, distance
 
 Frames = Tensor | npt.NDArray[np.floating[Any]]
 
@@ -97,6 +97,15 @@ class Flicker:
 
 
 @dataclass(frozen=True, slots=True)
+class Lpips:
+    """Mean over frames, the worst frame, and each frame's LPIPS."""
+
+    lpips: float
+    lpips_max: float
+    frames_lpips: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NotComputed:
     """A metric without a value, and why."""
 
@@ -112,7 +121,7 @@ class VideoComparison:
     ssim: Ssim
     warp: WarpError | None
     flicker: Flicker | None
-    lpips: NotComputed
+    lpips: Lpips | NotComputed
     black_frames: tuple[int, ...]
     frozen_frames: tuple[int, ...]
     reference_black_frames: tuple[int, ...]
@@ -143,8 +152,8 @@ def clip(frames: Frames) -> Clip | NonFiniteFrames:
     return Clip(values)
 
 
-def compare(reference: Clip, candidate: Clip, backbone: Path | None = None) -> VideoComparison:
-    """Returns every metric of two clips.
+def compare(reference: Clip, candidate: Clip, network: Perceptual | None = None) -> VideoComparison:
+    """Returns every metric of two clips, LPIPS where its network is handed in.
 
     Raises ValueError where lengths or sizes differ, and below 11 x 11 pixels, SSIM's window.
     """
@@ -154,7 +163,7 @@ def compare(reference: Clip, candidate: Clip, backbone: Path | None = None) -> V
         ssim=ssim(reference, candidate),
         warp=warp_error(reference, candidate) if moves else None,
         flicker=flicker(reference, candidate) if moves else None,
-        lpips=lpips(reference, candidate, backbone),
+        lpips=lpips(reference, candidate, network),
         black_frames=black_frames(candidate),
         frozen_frames=frozen_frames(candidate),
         reference_black_frames=black_frames(reference),
@@ -228,15 +237,16 @@ def frozen_frames(frames: Clip) -> tuple[int, ...]:
     return tuple(index for index, change in enumerate(_changes(frames), 1) if change <= FROZEN_CHANGE)
 
 
-def lpips(reference: Clip, candidate: Clip, backbone: Path | None = None) -> NotComputed:
-    """Returns why there is no LPIPS: wanconv brings no network for it and never makes up a value.
-
-    Its place, once a forward can be held against an independent one. Raises ValueError when a backbone is handed in.
-    """
+def lpips(reference: Clip, candidate: Clip, network: Perceptual | None = None) -> Lpips | NotComputed:
+    """Returns the LPIPS of each pair of frames, or why there is none: wanconv brings no network for it."""
     _check(reference, candidate)
-    if backbone is not None:
-        raise ValueError(f"LPIPS is not computed in this version, so it cannot use {backbone}: leave it out")
-    return NotComputed("lpips", "not computed: no backbone")
+    if network is None:
+        return NotComputed("lpips", "not computed: no backbone")
+    H, W = reference.frames.shape[1:3]
+    if min(H, W) < SMALLEST:
+        return NotComputed("lpips", f"not computed: AlexNet takes {SMALLEST} x {SMALLEST} pixels or more")
+    frames = tuple(distance(network, one, other) for one, other in zip(reference, candidate, strict=True))
+    return Lpips(sum(frames) / len(frames), max(frames), frames)
 
 
 def _tensor(frames: Frames) -> Tensor:

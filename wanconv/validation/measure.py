@@ -14,6 +14,7 @@ from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
 from wanconv.families import DENOISERS
 from wanconv.layouts.sizes import heads
+from wanconv.metrics.perceptual import Perceptual
 from wanconv.tensors import Component, Model
 from wanconv.validation import generation, results, speech, tasks
 from wanconv.validation.encoders import Encoders
@@ -37,7 +38,7 @@ class Wanted:
 
     `files` are the inputs that the user hands over; those that a network needs and that are not there are made up.
     `kept` gets the reference's free runs and gives them to the next candidate: to be shared only among validations that
-    differ in nothing else.
+    differ in nothing else. `perceptual` is LPIPS' network, where the user handed it over.
     """
 
     numerics: str | None
@@ -51,6 +52,7 @@ class Wanted:
     device: str
     files: Mapping[Input, Path] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
+    perceptual: Perceptual | None = None
 
 
 class Measurement:
@@ -211,8 +213,8 @@ class Measurement:
             "frames": len(clips["reference"]),
             "fps": self.setting.task.fps,
             "size": list(self.setting.size),
-            "candidate": results.compare_videos(runs["reference"], runs["candidate"]),
-            "control": results.compare_videos(runs["reference"], runs["control"]),
+            "candidate": results.compare_videos(runs["reference"], runs["candidate"], self.wanted.perceptual),
+            "control": results.compare_videos(runs["reference"], runs["control"], self.wanted.perceptual),
         }, clips
 
     def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> tuple[Run, Json]:

@@ -18,6 +18,7 @@ from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
+from wanconv.metrics.perceptual import Perceptual
 from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation
@@ -289,7 +290,7 @@ def _incident(incident: Incident | None) -> Json | None:
 # --- the free run
 
 
-def compare_videos(reference: Run, candidate: Run) -> Json:
+def compare_videos(reference: Run, candidate: Run, network: Perceptual | None = None) -> Json:
     """Returns every video metric as JSON values; where a clip is not finite, whose it is."""
     assert reference.video is not None
     assert candidate.video is not None
@@ -298,7 +299,7 @@ def compare_videos(reference: Run, candidate: Run) -> Json:
     if isinstance(first, video_metrics.NonFiniteFrames) or isinstance(second, video_metrics.NonFiniteFrames):
         bad = [isinstance(one, video_metrics.NonFiniteFrames) for one in clips]
         return {"not_finite": [whose for whose, is_bad in zip(("reference", "candidate"), bad, strict=True) if is_bad]}
-    return asdict(video_metrics.compare(first, second))
+    return asdict(video_metrics.compare(first, second, network))
 
 
 def one_ulp_away(start: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ _METRICS = {
     "ssim_luma_min": "SSIM of luma, worst frame",
     "ssim_rgb": "SSIM of RGB",
     "lpips": "LPIPS",
+    "lpips_max": "LPIPS of the worst frame",
     "warp_error": "Flow-warp error",
     "reference_warp_error": "Flow-warp error of the reference",
     "excess_warp_error": "Flow-warp error beyond the reference's",

@@ -18,12 +18,14 @@ from wanconv.layouts import source_layout
 from wanconv.naming import nearest
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
+from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Check, Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
 from wanconv.workshop.fp16 import sample
 from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
+    from wanconv.metrics.perceptual import Perceptual
     from wanconv.validation.measure import Clips, Kept, Wanted
     from wanconv.validation.tasks import Input
 
@@ -49,6 +51,7 @@ class Options:
     image: Path | None = None
     last_image: Path | None = None
     audio: Path | None = None
+    lpips: Backbone | None = None
     memory_nbytes: int = 2 << 30
     device: str = "cpu"
     out: Path | None = None
@@ -90,6 +93,7 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
 
     profile = load_profile(options.profile)
     _check(options)
+    perceptual = _perceptual(options, profile)
     candidate = identify(open_checkpoint(path, options.exclude), options.expert)
     check_inputs(candidate.family, _files(options))
     reference = None if options.against is None else _reference(options.against, options.expert)
@@ -103,7 +107,8 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
     }
     clips: Clips = {}
     if not results["cannot_judge"]:
-        results["settings"], measured, clips = measure(candidate, reference, profile, _wanted(options), progress)
+        wanted = _wanted(options, perceptual)
+        results["settings"], measured, clips = measure(candidate, reference, profile, wanted, progress)
         results |= measured
     merged = _merged(path) if reference is not None else []
     results["notes"] = [*_stale(path, candidate, progress), *merged, *_list(results["notes"])]
@@ -145,7 +150,18 @@ def _reference(path: Path, expert: Expert | None) -> Model:
     return identify(checkpoint, expert) if expert is not None and "dit" in model.components else model
 
 
-def _wanted(options: Options) -> "Wanted":
+def _perceptual(options: Options, profile: Profile) -> "Perceptual | None":
+    """Returns LPIPS' network where it is handed over; raises UsageError where there will be no clips to compare."""
+    if options.lpips is None:
+        return None
+    if options.against is None or not profile.video:
+        why = "without --against" if options.against is None else f"under profile {profile.name}"
+        hint = "name a reference" if options.against is None else "use --profile standard"
+        raise UsageError(f"--lpips compares clips, and {why} there are none", hint)
+    return options.lpips.read()
+
+
+def _wanted(options: Options, perceptual: "Perceptual | None") -> "Wanted":
     from wanconv.validation.measure import Wanted
 
     return Wanted(
@@ -160,6 +176,7 @@ def _wanted(options: Options) -> "Wanted":
         options.device,
         _files(options),
         options.kept,
+        perceptual,
     )
 
 
