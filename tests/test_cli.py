@@ -143,6 +143,7 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf16 --report none", "--report is for denoisers that break in fp16", "leave it out"),
         (f"validate source --seed {2**64}", f"{2**64} is not in the range", "run wanconv validate --help"),
         ("validate source --seed -1", "-1 is not in the range", "run wanconv validate --help"),
+        ("validate source --steps 1001", "1001 is not in the range 1<=x<=1000", "run wanconv validate --help"),
         ("recipes --on source", "--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC"),
         (
             "verify hf://a/b",

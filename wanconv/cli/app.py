@@ -359,7 +359,9 @@ def validate(
         ),
     ] = None,
     full_length: Annotated[bool, typer.Option("--full-length", help="One more step at the task's own length.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the profile's")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Sampling steps.", show_default="the profile's")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WxH, such as 832x480.", show_default="the profile's")] = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="4 n + 1, or 4 n per clip of S2V.", show_default="the profile's")
