@@ -9,6 +9,7 @@ import torch
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import identify
 from wanconv.tensors import Model
+from wanconv.validation.forced import compare_tensor
 from wanconv.validation.weights import ModelWeights
 
 CPU = torch.device("cpu")
@@ -45,3 +46,12 @@ def test_a_block_that_was_read_ahead_and_is_not_wanted_does_no_harm(model: Model
         assert weights.tensors("dit", "blocks.2").keys() == {
             name.replace("blocks.1", "blocks.2") for name in weights.tensors("dit", "blocks.1")
         }
+
+
+def test_numbers_that_storing_made_zero_are_counted_and_those_that_were_zero_are_not(model: Model) -> None:
+    nan = float("nan")
+    tensor = model.tensors["dit/patch_embedding.bias"]
+    source = torch.tensor([0.0, 1.0, 2.0**-30, -0.0, nan, 3.0], dtype=torch.float32)
+    stored = torch.tensor([0.0, 0.0, 0.0, 1.0, -0.0, nan], dtype=torch.float16)
+    runs = [(source, stored), (source, source), (source[:2].view(2, 1), stored[:2].view(2, 1))]
+    assert compare_tensor(tensor, tensor, runs).flushed_share * tensor.numel == pytest.approx(3 + 0 + 1)
