@@ -51,11 +51,11 @@ def _paths(wanted: Sequence[Caption], random: Tensor) -> tuple[Tensor, Tensor]:
     """Returns radii (N, FRAMES) and centres (N, FRAMES, 2), in pixels."""
     time = torch.linspace(0, 1, FRAMES)
     motions = [caption.motion for caption in wanted]
-    radius = 6 + 3 * random[0]
+    radius = 7.5 + 2.5 * random[0]
     radii = radius[:, None].expand(-1, FRAMES).clone()
     small, large = 4.5 + 1.5 * random[0], 10.5 + 2.5 * random[1]
     growth = small[:, None] + (large - small)[:, None] * time
-    way = 14 + 6 * random[2]
+    way = 13 + 5 * random[2]
     margin = _REACH * radius + 1
     free = margin[:, None] + (SIDE - 2 * margin)[:, None] * random[3:5].T  # anywhere, (N, 2)
     start = margin + (SIDE - 2 * margin - way) * random[12]  # with the way before it

@@ -15,14 +15,18 @@ import torch
 import torch.nn.functional as F
 from tiny_model import clips, networks
 from tiny_model.networks import DIT, LATENTS_MEAN, LATENTS_STD, TEXT, TOKENS, VAE, WORDS, Weights
+from tiny_model.optimizer import Optimizer
 from torch import Tensor, nn
 
-from wanconv.validation.captions import captions
+from wanconv.validation.captions import SHAPES, captions
 
 BOUNDARY, SHIFT = 0.875, 12.0  # of Wan 2.2 T2V-A14B
-_SHAPE = 5.0  # how much more a shape's error weighs than its background's, which is nine tenths of a clip
-_NOISE = 0.12  # on the latents that are decoded, in deviations: the denoisers' are not exact
-_PULL = 2e-3  # of the latents towards the official mean and deviation
+_INSIDE, _EDGE = 4.0, 6.0  # how much more a shape's error weighs than its background's, and more than that at its edge
+_CONTRAST = 10.0  # how sure a pixel is that has all of the shape's colour
+_CERTAIN = 8.0  # how much more it matters near an edge which side a pixel is on
+_NOISE = 0.5  # at most, on the latents that are decoded, in deviations: the denoisers' are not exact
+_PROBE, _PROBE_NOISE = 0.3, 1.0  # weight of the probe, and the most noise, in deviations, that it reads through
+_PULL = 1e-2  # of the latents towards the official mean and deviation
 _UNCONDITIONAL = 0.1
 _DECAY = 0.999  # of the average of the weights that is kept
 
@@ -39,7 +43,7 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
-    "vae": Stage(5000, 32, 1.5e-3),
+    "vae": Stage(5000, 14, 1.5e-3),
     "base": Stage(12000, 1024, 1.5e-3),
     "high": Stage(4000, 1024, 7e-4, (BOUNDARY, 1.0), "base"),
     "low": Stage(4000, 1024, 7e-4, (0.0, BOUNDARY), "base"),
@@ -106,6 +110,8 @@ def _begin(leg: Leg, name: str) -> Weights:
         start = {key: value for key, value in leg.weights[stage.after].items() if not key.startswith("text/")}
     elif name == "vae":
         start = networks.initial(VAE, leg.seed)
+        start |= {"probe.weight": torch.zeros(1 + len(SHAPES), networks.CHANNELS, 1, 3, 3)}
+        start |= {"probe.bias": torch.zeros(1 + len(SHAPES))}
     else:
         start = networks.initial(DIT, leg.seed + 1)
         start |= {f"text/{key}": value for key, value in networks.initial(TEXT, leg.seed + 2).items()}
@@ -122,20 +128,17 @@ def _run(leg: Leg, name: str, made: Callable[..., Callable[[Weights, int], Tenso
         leg.current["average"] = {key: value.clone() for key, value in begun.items()}
     weights: Weights = {key: nn.Parameter(value) for key, value in leg.current["weights"].items()}
     average: Weights = leg.current["average"]
-    optimizer = torch.optim.AdamW(weights.values(), lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    optimizer = Optimizer(weights, stage.rate)
     if leg.current["optimizer"]:
         optimizer.load_state_dict(leg.current["optimizer"])
     loss_of = made(leg, name)
     step, begin, losses = leg.current["step"], time.monotonic(), []
     while step < stage.steps and time.monotonic() < deadline:
         rate = stage.rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / stage.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         loss = loss_of(weights, step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0, foreach=True)
-        optimizer.step()
+        optimizer.step(rate)
         step += 1
         decay = min(_DECAY, step / (10 + step))
         with torch.no_grad():
@@ -163,8 +166,9 @@ def _seed(leg: Leg, name: str, step: int) -> int:
 
 
 def _vae_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
-    """Returns the error of clips that are decoded from noisy latents."""
-    pool, _ = _drawn(leg, 1000, min(leg.clips, 4096))
+    """Returns the error of clips that are decoded from noisy latents, and of what a probe reads in the latents."""
+    pool, which = _drawn(leg, 1000, min(leg.clips, 4096))
+    shapes = torch.tensor([SHAPES.index(caption.shape) for caption in captions()], device=leg.device)[which]
     batch = leg.stages[name].batch
     middle, deviation = _statistics(leg.device)
 
@@ -176,21 +180,76 @@ def _vae_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
         latents = networks.encode(weights, video.contiguous(memory_format=torch.channels_last_3d))[
             :, : networks.CHANNELS
         ]
-        noise = torch.randn(latents.shape, generator=generator).to(leg.device)
-        error = networks.decode(weights, latents + _NOISE * deviation * noise) - video
-        coloured = video.amax(1, keepdim=True) - video.amin(1, keepdim=True) > 0.3
+        spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
+        noise, further = (
+            spread * torch.randn(latents.shape, generator=generator).to(leg.device) for _ in ("decoder", "probe")
+        )
+        level, level_further = torch.rand(2, len(video), 1, 1, 1, 1, generator=generator).to(leg.device)
+        decoded = networks.decode(weights, latents + _NOISE * level**2 * noise)
+        seen = latents + _PROBE_NOISE * level_further * further
         pull = (((latents - middle) / deviation) ** 2).mean()
-        return ((1 + _SHAPE * coloured) * (error.abs() + error**2)).mean() + _PULL * pull
+        probe = _probe_error(weights, seen, video, shapes[chosen][: len(video)])
+        return _picture_error(decoded, video) + _PROBE * probe + _PULL * pull
 
     return loss
 
 
+def _picture_error(decoded: Tensor, video: Tensor) -> Tensor:
+    """Returns how far pixels are off, and how many are on the wrong side of the shape's edge; edges weigh most."""
+    share = _coloured(video)
+    inside = (share > 0.5).float()
+    edge = F.max_pool2d(inside, 5, 1, 2) + F.max_pool2d(-inside, 5, 1, 2)
+    error = decoded - video
+    off = ((1 + _INSIDE * inside + _EDGE * edge)[:, None] * (error.abs() + error**2)).mean()
+    sure = _CONTRAST * (_saturation(decoded) / _saturation(video).amax((1, 2, 3), keepdim=True).clamp(min=0.6) - 0.5)
+    side = F.binary_cross_entropy_with_logits(sure, inside, reduction="none")
+    return off + ((1 + _CERTAIN * edge) * side).mean()
+
+
+def _probe_error(weights: Weights, latents: Tensor, video: Tensor, shapes: Tensor) -> Tensor:
+    """Returns how badly one convolution tells from noisy latents which cells a shape covers, and which shape it is."""
+    share = F.avg_pool2d(_coloured(video), 8)  # (B, F, h, w)
+    share = torch.cat((share[:, :1], share[:, 1:].unflatten(1, (-1, 4)).mean(2)), dim=1)
+    cells = torch.where(share > 0.2, shapes.view(-1, 1, 1, 1) + 1, 0)
+    cells = cells.masked_fill((share > 0.02) & (share <= 0.2), -100)  # neither
+    guessed = F.conv3d(latents, weights["probe.weight"], weights["probe.bias"], padding=(0, 1, 1))
+    rare = torch.ones(guessed.shape[1], device=guessed.device)
+    rare[0] = 0.3
+    return F.cross_entropy(guessed, cells, weight=rare)
+
+
+def _saturation(video: Tensor) -> Tensor:
+    """Returns what a shape's pixels have and a background's have not, as backgrounds are grey.  # (B, F, H, W)"""
+    return video.amax(1) - video.amin(1)
+
+
+def _coloured(video: Tensor) -> Tensor:
+    """Returns how much of each pixel the shape covers."""
+    saturation = _saturation(video)
+    return saturation / saturation.amax((1, 2, 3), keepdim=True).clamp(min=0.6)
+
+
 def _cropped(video: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Returns whole clips, or in every other step 9 frames of 32 x 32 pixels."""
-    if step % 2:
-        return video
-    top, left, first = (int(torch.randint(size, (1,), generator=generator)) for size in (17, 17, 9))
-    return video[:, :, first : first + 9, top : top + 32, left : left + 32]
+    """Returns 9 frames of 24 x 24 or 32 x 32 pixels around each shape, or in every 16th step a few whole clips.
+
+    Plain background teaches little, and edges are what is hard: small crops have more of them.
+    """
+    if step % 16 == 15:
+        return video[: max(1, len(video) // 5)]
+    side = 32 if step % 3 == 0 else 24
+    crops = []
+    for clip in video[: max(1, len(video) * 24**2 // side**2)]:
+        first, *moved = (int(torch.randint(size, (1,), generator=generator)) for size in (9, 13, 13))
+        part = clip[:, first : first + 9]
+        coloured = (part.amax(0).int() - part.amin(0).int() > 60).any(0)
+        places = coloured.nonzero().float()  # rows of (y, x)
+        middle = (places.amin(0) + places.amax(0)) / 2
+        top, left = (
+            min(clips.SIDE - side, max(0, int(place) - side // 2 + move - 6))
+            for place, move in zip(middle.tolist(), moved, strict=True)
+        )
+        crops.append(part[:, :, top : top + side, left : left + side])
+    return torch.stack(crops)
 
 
 def _statistics(device: str) -> tuple[Tensor, Tensor]:
@@ -215,6 +274,7 @@ def _bytes(video: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
 def _normalise(leg: Leg) -> None:
     """Folds into the outermost layers of the latents what gives them the official mean and deviation per channel."""
     weights = leg.weights["vae"]
+    del weights["probe.weight"], weights["probe.bias"]
     pool, _ = _drawn(leg, 2000, min(leg.clips, 2048))
     modes = _modes(weights, pool)
     mean, deviation = modes.mean(dim=(0, 2, 3, 4)), modes.std(dim=(0, 2, 3, 4))
