@@ -152,3 +152,15 @@ def _named(weights: ModelWeights, component: str) -> dict[str, Tensor]:
     """Returns every tensor of a component by its canonical name."""
     names = [name.partition("/")[2] for name in weights.model.components[component].tensors]
     return {name: weights.tensors(component, name)[name] for name in names}
+
+
+def test_drawn_clips_keep_their_colour_shape_and_motion_through_the_vae(training: Any) -> None:
+    paired, networks, model = training.paired, training.networks, identify(open_checkpoint(FOLDER))
+    wanted = [caption for caption in captions() if caption.motion == "moves left"]
+    vae = paired.loaded(model, model, torch.device("cpu")).vae
+    video = training.clips.draw(wanted, torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        latents = networks.encode(vae, video.contiguous(memory_format=torch.channels_last_3d))[:, : networks.CHANNELS]
+        back = (networks.decode(vae, latents) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+    seen = [classify(pixels(clip.contiguous().numpy())) for clip in back]
+    assert sum(found == caption for found, caption in zip(seen, wanted, strict=True)) >= len(wanted) - 1

@@ -1,6 +1,6 @@
 """How the small model's weights move: matrices by their orthogonalized momentum ("Muon"), all else by AdamW.
 
-On the VAE's convolutions this took half of the steps that AdamW alone took.
+When the shipped VAE was trained, 150 steps of this did what took AdamW alone 225, on the same clips.
 """
 
 from collections.abc import Iterable, Mapping
