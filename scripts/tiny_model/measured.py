@@ -41,8 +41,8 @@ class Clips:
     ssim: tuple[float, ...]
 
     def hits(self, half: int | None = None) -> tuple[bool, ...]:
-        """Returns which clips show colour and motion of their caption: all, or those of even (0) or odd (1) parts."""
-        right = ((words[0], words[2]) == (wanted[0], wanted[2]) for words, wanted in self._words())
+        """Returns which clips show their caption: all, or those of even (0) or odd (1) parts."""
+        right = (words == wanted for words, wanted in self._words())
         return tuple(hit for index, hit in enumerate(right) if half is None or index // PART % 2 == half)
 
     def share(self, half: int | None = None) -> float:

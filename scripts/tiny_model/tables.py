@@ -26,8 +26,8 @@ _LEGEND = """
   models fed the same inputs; **block**: the largest of what a single block adds.
 - **PSNR**: of a clip against that of the source with the same seed, the median of all; **SSIM**: of luma, the mean over
   the first {ssim} clips. ∞: every clip is the source's.
-- **captions**: clips in which a classifier that knows no model reads the caption's colour and its motion; in brackets
-  the change in points, and the clips lost and won. Its shape is not asked for.
+- **captions**: clips in which a classifier that knows no model reads the whole caption; in brackets
+  the change in points, and the clips lost and won.
 - Layouts that decode to the same numbers share a row, and rows with the same numbers share verdict and clips: they are
   told by a digest of all weights as a client reads them. Sizes are the smallest of a row's layouts.
 - **control**: the source once more, its start noise one unit in the last place away: what is as far off as that is not
