@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wanconv.formats import blocks, microscaled, scaled
-from wanconv.formats.plain import TORCH_DTYPES, decode
+from wanconv.formats.plain import CHUNK, TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.reader import Reader, Sources, read_block_scales, read_scales
 
@@ -108,12 +108,18 @@ class ModelWeights:
             return blocks.decode(values).view(tensor.shape).to(self._device)
         if tensor.packing is not None:  # a linear layer's, so never transposed
             return scaled.decode(values.view(tensor.shape), read_scales(self._sources, tensor)).to(self._device)
-        values = values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)
-        return _decoded(values, tensor.dtype).to(self._device)
+        values = _decoded(values, tensor.dtype).to(self._device)
+        return values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)
 
 
 def _decoded(values: Tensor, dtype: str) -> Tensor:
-    return decode(values).to(_DECODED[dtype]) if dtype in _DECODED else values
+    """Returns the numbers of plain fp8 in fp16, those of other dtypes as they are."""
+    if dtype not in _DECODED:
+        return values
+    out = torch.empty(values.shape, dtype=_DECODED[dtype])
+    for piece, part in zip(values.view(-1).split(CHUNK), out.view(-1).split(CHUNK), strict=True):
+        part.copy_(decode(piece))  # the whole of a large matrix would take 0.6 GB more on the way
+    return out
 
 
 def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTensor]]:
