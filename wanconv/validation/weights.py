@@ -117,7 +117,8 @@ def _decoded(values: Tensor, dtype: str) -> Tensor:
     if dtype not in _DECODED:
         return values
     out = torch.empty(values.shape, dtype=_DECODED[dtype])
-    for piece, part in zip(values.view(-1).split(CHUNK), out.view(-1).split(CHUNK), strict=True):
+    parts = (torch.split(each.view(-1), CHUNK) for each in (values, out))
+    for piece, part in zip(*parts, strict=True):
         part.copy_(decode(piece))  # the whole of a large matrix would take 0.6 GB more on the way
     return out
 
