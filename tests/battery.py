@@ -274,7 +274,7 @@ HEAD = """# Reliability
 What `scripts/battery` showed of wanconv. `--quick` takes minutes, and CI runs the same as part of all tests;
 `--nightly` tries more of everything. Seconds are summed over a suite's tests, which run on every core. A suite fails
 with any of its tests, and where it tries less than [tests/battery.py](../tests/battery.py) promises; what a machine
-lacks for one is named.
+lacks for one is named. A run of some suites leaves the others' rows as they are.
 """
 
 SECTION = """## {scale}
