@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wanconv.formats import blocks, microscaled, scaled
-from wanconv.formats.plain import CHUNK, TORCH_DTYPES, decode
+from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.reader import Reader, Sources, read_block_scales, read_scales
 
@@ -114,13 +114,7 @@ class ModelWeights:
 
 def _decoded(values: Tensor, dtype: str) -> Tensor:
     """Returns the numbers of plain fp8 in fp16, those of other dtypes as they are."""
-    if dtype not in _DECODED:
-        return values
-    out = torch.empty(values.shape, dtype=_DECODED[dtype])
-    parts = (torch.split(each.view(-1), CHUNK) for each in (values, out))
-    for piece, part in zip(*parts, strict=True):
-        part.copy_(decode(piece))  # the whole of a large matrix would take 0.6 GB more on the way
-    return out
+    return decode(values, _DECODED[dtype]) if dtype in _DECODED else values
 
 
 def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTensor]]:
