@@ -14,7 +14,7 @@ def main() -> None:
     gc.set_threshold(50_000)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from wanconv.cli.app import run
+        from wanconv.cli.run import run
 
         run(sys.argv[1:])
     except KeyboardInterrupt:

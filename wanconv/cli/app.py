@@ -1,8 +1,6 @@
 """The commands: one thin function each, with its options and examples."""
 
-import io
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wanconv import __version__
-from wanconv.cli.console import SETTINGS, fail, is_shown, progress, show
+from wanconv.cli.console import is_shown, progress, show
 from wanconv.cli.options import (
     ComfyuiGeneration,
     Exclude,
@@ -32,8 +30,7 @@ from wanconv.cli.options import (
     pixels,
     repository_of,
 )
-from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
-from wanconv.naming import nearest
+from wanconv.errors import UsageError
 
 app = typer.Typer(
     name="wanconv",
@@ -473,40 +470,3 @@ def demo(
     with progress() as tell:
         report = verb(folder, tell)
     show(report)
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Runs one command and exits; every WanconvError becomes a sentence, a hint and its exit code."""
-    SETTINGS.json = "--json" in arguments  # known before parsing: an error in the options is JSON, too
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
-    try:
-        _check_current_folder()
-        code = app(arguments, prog_name="wanconv", standalone_mode=False)
-    except WanconvError as error:
-        fail(error)
-    except typer.TyperException as error:
-        fail(_usage_error(error))
-    except MemoryError:
-        fail(OutputError("out of memory", "close other programs, or lower --jobs"))
-    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
-        fail(Interrupted("stopped"))
-    sys.exit(code)
-
-
-def _check_current_folder() -> None:
-    """Raises UsageError where the folder that relative paths start from has been removed."""
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise UsageError(f"there is no current folder: {error.strerror}", "change to one that exists") from None
-
-
-def _usage_error(error: typer.TyperException) -> UsageError:
-    """Returns Typer's complaint about the arguments as ours, with its guess as the hint."""
-    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
-    message, _, command_guess = (error.message if option else error.format_message()).partition(" Did you mean ")
-    guess = command_guess.rstrip("?") or nearest(option, getattr(error, "possibilities", None) or ())
-    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29), not ours
-    command = context.command_path if context else "wanconv"
-    return UsageError(message, f"did you mean {guess}?" if guess else f"run {command} --help")

@@ -1,0 +1,50 @@
+"""One run of the command line: the command that its arguments name, and an exit code for whatever comes of it."""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from wanconv.cli.app import app
+from wanconv.cli.console import SETTINGS, fail
+from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
+from wanconv.naming import nearest
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command and exits; every WanconvError becomes a sentence, a hint and its exit code."""
+    SETTINGS.json = "--json" in arguments  # known before parsing: an error in the options is JSON, too
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
+    try:
+        _check_current_folder()
+        code = app(arguments, prog_name="wanconv", standalone_mode=False)
+    except WanconvError as error:
+        fail(error)
+    except typer.TyperException as error:
+        fail(_usage_error(error))
+    except MemoryError:
+        fail(OutputError("out of memory", "close other programs, or lower --jobs"))
+    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+        fail(Interrupted("stopped"))
+    sys.exit(code)
+
+
+def _check_current_folder() -> None:
+    """Raises UsageError where the folder that relative paths start from has been removed."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UsageError(f"there is no current folder: {error.strerror}", "change to one that exists") from None
+
+
+def _usage_error(error: typer.TyperException) -> UsageError:
+    """Returns Typer's complaint about the arguments as ours, with its guess as the hint."""
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    message, _, command_guess = (error.message if option else error.format_message()).partition(" Did you mean ")
+    guess = command_guess.rstrip("?") or nearest(option, getattr(error, "possibilities", None) or ())
+    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29), not ours
+    command = context.command_path if context else "wanconv"
+    return UsageError(message, f"did you mean {guess}?" if guess else f"run {command} --help")
