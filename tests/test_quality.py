@@ -1,6 +1,7 @@
 """scripts/quality: its clips are the engine's, equal numbers share them, and its page says what was measured."""
 
 import importlib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ PART = measured.PART
 
 
 def test_its_clips_are_those_of_the_engine(trained: Path) -> None:
-    model, cpu = conversions.opened(trained), torch.device("cpu")
+    model, cpu = paired.opened(trained), torch.device("cpu")
     task, grid = task_of(model.family.name), official_grid(3, 12.0)
     chosen = setting(model, task, grid, shipped.SIZE, shipped.FRAMES, 5, "cpu")
     with ModelWeights(model, 1 << 30, cpu) as weights:
@@ -48,7 +49,7 @@ def test_its_clips_are_those_of_the_engine(trained: Path) -> None:
 
 def test_a_conversion_that_says_no_heads_has_those_of_its_source(trained: Path, tmp_path: Path) -> None:
     conversions.convert_again(trained, tmp_path / "out", "fp32+comfyui")
-    source, model = (conversions.opened(folder) for folder in (trained, tmp_path / "out"))
+    source, model = (paired.opened(folder) for folder in (trained, tmp_path / "out"))
     both = [paired.loaded(one, source, torch.device("cpu")) for one in (source, model)]
     clips = [paired.latents(one, [0], paired.noise([0]), official_grid(2, 12.0)) for one in both]
     assert torch.equal(*clips)
@@ -56,11 +57,11 @@ def test_a_conversion_that_says_no_heads_has_those_of_its_source(trained: Path, 
 
 def test_equal_numbers_have_one_digest_and_scales_that_moved_another(trained: Path, tmp_path: Path) -> None:
     convert(trained, Options("keep", layout="comfyui", out=tmp_path / "keep", jobs=1))
-    one, other = (conversions.digest_of(conversions.opened(folder)) for folder in (trained, tmp_path / "keep"))
+    one, other = (conversions.digest_of(paired.opened(folder)) for folder in (trained, tmp_path / "keep"))
     assert one == other
     conversions.convert_again(trained, tmp_path / "whole", "fp8-scaled+comfyui")
     conversions.convert_again(trained, tmp_path / "spoilt", "fp8-scaled+comfyui+0.1")
-    whole, spoilt = (conversions.opened(tmp_path / name).tensors for name in ("whole", "spoilt"))
+    whole, spoilt = (paired.opened(tmp_path / name).tensors for name in ("whole", "spoilt"))
     moved = {
         name for name, tensor in whole.items() if tensor.scales and spoilt[name].scales.read() != tensor.scales.read()
     }
@@ -104,14 +105,45 @@ def test_a_verdict_is_wrong_where_clips_say_the_opposite(
     assert found.wrong == wrong
 
 
-def test_a_limit_fits_between_whole_conversions_and_the_first_harmful_one() -> None:
-    both = [
-        calibration.Measured(row("PASS", 0.03), clips(ALL, 30.0)),
-        calibration.Measured(row("FAIL", 0.3, 0.4), clips(FEWER, 20.0)),
-    ]
-    (limit,) = calibration.limits(both, clips(ALL, float("inf")), {"fp8_e4m3fn": 0.08})
-    assert (limit.whole, limit.harmful, limit.fits) == (0.03, 0.3, True)
+HARMLESS = calibration.Measured(row("PASS", 0.03), clips(ALL, 30.0))
+DAMAGED = calibration.Measured(row("FAIL", 0.3, 0.4), clips(FEWER, 20.0))
+HARMFUL = calibration.Measured(row("FAIL", 0.2), clips(FEWER, 25.0))
+
+
+@pytest.mark.parametrize(
+    ("found", "between"),
+    [([HARMLESS, DAMAGED], (0.03, 0.3)), ([HARMLESS, HARMFUL, DAMAGED], (0.03, 0.2)), ([HARMFUL], (None, 0.2))],
+)
+def test_a_limit_fits_between_harmless_conversions_and_the_first_harmful_one(
+    found: list[Any], between: tuple[float | None, float]
+) -> None:
+    (limit,) = calibration.limits(found, clips(ALL, float("inf")), {"fp8_e4m3fn": 0.08})
+    assert (limit.harmless, limit.harmful, limit.fits) == (*between, True)
     assert not replace(limit, limit=0.4).fits
+
+
+def test_the_verdict_of_a_kept_row_is_that_of_the_limits_which_hold_now(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversions, "LAYOUTS", ("official", "diffsynth"))
+    monkeypatch.setattr(conversions.recipe, "names", lambda: ("bf16", "int8-row"))
+    rows = list(conversions.every(trained, tmp_path))
+    assert [(one.name, one.verdict) for one in rows] == [("bf16+official", "PASS"), ("bf16+diffsynth", "PASS")]
+    monkeypatch.setattr(conversions.validate, "judged", None)  # nothing is measured again
+    strict = replace(conversions.load_profile("standard"), noise_relative_l2={"bf16": 1e-6})
+    monkeypatch.setattr(conversions, "load_profile", lambda name: strict)
+    assert [one.verdict for one in conversions.every(trained, tmp_path)] == ["FAIL", "FAIL"]
+
+
+def test_a_folder_that_does_not_hold_its_rows_numbers_is_made_again(trained: Path, tmp_path: Path) -> None:
+    conversions.convert_again(trained, tmp_path / "converted" / "bf16+official", "bf16+official")
+    digest = conversions.digest_of(paired.opened(trained))
+    measured = {"digest": digest, "nbytes": 0, "results": {}}
+    conversions.keep(
+        json.dumps({"recipe": "", "measured": measured}).encode(), tmp_path / "rows" / "keep+official.json"
+    )
+    (tmp_path / "converted" / "bf16+official").rename(tmp_path / "converted" / "keep+official")
+    assert conversions.digest_of(paired.opened(conversions.folder_of(trained, tmp_path, digest))) == digest
 
 
 def test_the_page_has_a_row_for_each_recipe_and_what_its_layouts_make_of_it() -> None:

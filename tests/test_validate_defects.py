@@ -139,17 +139,21 @@ def test_99_of_100_defects_are_detected_and_9_of_10_named(
     trained_and_converted: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
-    rows = []
-    planted = [(defect, source, converted) for defect in defects()]
-    planted += [(defect, *trained_and_converted) for defect in defects()]
-    planted += [(defect, *looking) for defect in image_defects()]
-    for number, (defect, reference, clean) in enumerate(planted):
-        outcome, named, where = seen(defect, reference, clean, tmp_path / str(number))
-        rows.append((defect.kind, defect.place, outcome in BAD, named, outcome))
-        sys.stdout.write(f"| {defect.kind} | {defect.place} | {outcome} | {named} | {len(where)} |\n")  # with -s
-    assert len(rows) >= 60
-    assert sum(detected for _, _, detected, _, _ in rows) >= 0.99 * len(rows)
-    assert sum(named for _, _, _, named, _ in rows) >= 0.9 * len(rows)
+    for name, reference, clean, planted in (
+        ("made up", source, converted, defects()),
+        ("trained", *trained_and_converted, defects()),
+        ("images", *looking, image_defects()),
+    ):
+        rows = []
+        for number, defect in enumerate(planted):
+            outcome, named, where = seen(defect, reference, clean, tmp_path / f"{name} {number}")
+            rows.append((outcome in BAD, named))
+            sys.stdout.write(
+                f"| {name} | {defect.kind} | {defect.place} | {outcome} | {named} | {len(where)} |\n"
+            )  # -s
+        assert len(rows) >= 60
+        assert sum(detected for detected, _ in rows) >= 0.99 * len(rows), name
+        assert sum(named for _, named in rows) >= 0.9 * len(rows), name
 
 
 CLEAN = [

@@ -203,7 +203,12 @@ def test_the_coarsest_lossy_format_sets_the_limit(pairs: list[tuple[str, str]], 
 @pytest.mark.parametrize("name", profiles())
 def test_every_profile_has_a_limit_for_every_format(name: str) -> None:
     profile = load_profile(name)
-    for limits in (profile.noise_relative_l2, profile.weight_relative_l2, profile.component_relative_l2):
+    for limits in (
+        profile.noise_relative_l2,
+        profile.block_relative_l2,
+        profile.weight_relative_l2,
+        profile.component_relative_l2,
+    ):
         assert set(limits) >= {"exact", *FORMATS} - {"keep", "fp32"}
         assert all(limits["exact"] <= limit for limit in limits.values())
     assert (profile.name, profile.headroom_fail < profile.headroom_warn) == (name, True)

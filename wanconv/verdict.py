@@ -70,6 +70,7 @@ class Profile:
     video: bool
     accumulators: bool
     noise_relative_l2: Mapping[str, float]
+    block_relative_l2: Mapping[str, float]
     component_relative_l2: Mapping[str, float]
     weight_relative_l2: Mapping[str, float]
     headroom_fail: float
@@ -129,7 +130,7 @@ _KEYS: Mapping[str, Mapping[str, type | UnionType]] = {
     "run": {"steps": int, "frames": int, "size": str, "probes": list, "video": bool, "accumulators": bool},
     "headroom": {"fail": int | float, "warn": int | float},
 }
-_LIMITS = ("noise_relative_l2", "weight_relative_l2", "component_relative_l2")
+_LIMITS = ("noise_relative_l2", "block_relative_l2", "weight_relative_l2", "component_relative_l2")
 
 
 def _parse(name: str, text: str) -> Profile:
@@ -150,6 +151,7 @@ def _parse(name: str, text: str) -> Profile:
         video=run["video"],
         accumulators=run["accumulators"],
         noise_relative_l2=table["noise_relative_l2"],
+        block_relative_l2=table["block_relative_l2"],
         component_relative_l2=table["component_relative_l2"],
         weight_relative_l2=table["weight_relative_l2"],
         headroom_fail=headroom["fail"],
@@ -374,7 +376,7 @@ def _quality(results: Results, profile: Profile) -> Iterator[Check]:
     """Class E: how far apart the two models are, given the same inputs."""
     for row in _section(results, "steps"):
         yield _error("noise prediction", row, profile.noise_relative_l2, f"{row['component']} at t={row['timestep']}")
-    yield from _blocks(_section(results, "steps"), profile.noise_relative_l2)
+    yield from _blocks(_section(results, "steps"), profile.block_relative_l2)
     for row in _section(results, "components"):
         yield _error(str(row["what"]), row, profile.component_relative_l2, str(row["component"]))
 
@@ -420,8 +422,8 @@ def _video(results: Results) -> Iterator[Check]:
         assert isinstance(ours, Sequence)
         assert isinstance(theirs, Sequence)
         if len(ours) > len(theirs):
-            message = f"{what.replace('_', ' ')}, where the reference has {len(theirs)}"
-            yield Check("free run", "WARNING", float(len(ours)), float(len(theirs)), "candidate", message)
+            message = f"{len(ours)} {what.replace('_', ' ')}, where the reference has {len(theirs)}"
+            yield Check("free run", "WARNING", None, None, "candidate", message)
 
 
 def _error(name: str, row: Mapping[str, object], limits: Mapping[str, float], where: str) -> Check:

@@ -22,16 +22,17 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Of one format: the largest error of a whole conversion, and the least that cost captions; what stands between."""
+    """Of one format: the largest error of a conversion that cost no captions, the least that did, and the limit."""
 
     format: str
-    whole: float
+    harmless: float | None
     harmful: float | None
     limit: float
 
     @property
     def fits(self) -> bool:
-        return self.whole <= self.limit and (self.harmful is None or self.limit < self.harmful)
+        above = self.harmless is None or self.harmless <= self.limit
+        return above and (self.harmful is None or self.limit < self.harmful)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,9 @@ def limits(found: Sequence[Measured], reference: Clips, gates: Mapping[str, floa
     made = []
     for name in dict.fromkeys(one.row.format for one in found):
         own = [one for one in found if one.row.format == name]
-        whole = max((one.row.error for one in own if not one.row.spoilt), default=0.0)
         harmful = [one.row.error for one in own if _drop(one.clips, reference, 0) > DROP]
-        made.append(Limit(name, whole, min(harmful, default=None), gates[name]))
+        harmless = [one.row.error for one in own if not one.row.spoilt and _drop(one.clips, reference, 0) <= DROP]
+        made.append(Limit(name, max(harmless, default=None), min(harmful, default=None), gates[name]))
     return made
 
 

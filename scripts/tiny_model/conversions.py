@@ -1,31 +1,35 @@
-"""The conversions of the small model that are measured: every recipe in every layout, judged, a row each."""
+"""The conversions of the small model that are measured: every recipe in every layout, judged, a row each.
+
+What validate measured of each is kept, by the recipe's text; its verdict is found again whenever rows are read, so that
+it stands on the limits that hold then.
+"""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from tiny_model.paired import opened, tensors
 
 from wanconv import recipe, verdict
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import write_file
-from wanconv.errors import UsageError
-from wanconv.families import identify
+from wanconv.checkpoint.output import publish, write_file
+from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Model, TensorRef
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert
+from wanconv.verdict import judge, load_profile
 from wanconv.workshop import shipped
 from wanconv.workshop.job import Options
 
 _MEMORY_NBYTES = 1 << 30
-_PROFILE = "standard"
+PROFILE = "standard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +56,17 @@ class Row:
         return f"{self.recipe}+{self.layout}" + (f"+{self.spoilt:g}" if self.spoilt else "")
 
 
-def opened(folder: Path) -> Model:
-    return identify(open_checkpoint(folder))
-
-
 def every(source: Path, state: Path) -> Iterator[Row]:
-    """Yields a row for each recipe and layout that go together; of equal ones, one folder stays: `folder_of`."""
+    """Yields a row for each recipe and layout that go together; of equal numbers, one folder stays: `folder_of`."""
     for name, layout in product(recipe.names(), LAYOUTS):
-        if row := _kept(state, f"{name}+{layout}", partial(_made, source, state, name, layout)):
+        if row := _kept(state, f"{name}+{layout}", partial(_made, source, state, f"{name}+{layout}")):
             yield row
 
 
 def spoilt(source: Path, state: Path, whole: Row, amount: float) -> Row:
     """Returns the row of a conversion of which every scale, or every row without one, is off by so much on average."""
     name = replace(whole, spoilt=amount).name
-
-    def make() -> Row:
-        folder = state / "converted" / name
-        convert_again(source, folder, name)
-        return _judged(source, state, folder, whole.recipe, whole.layout, amount)
-
-    row = _kept(state, name, make)
+    row = _kept(state, name, partial(_made, source, state, name))
     assert row is not None
     return row
 
@@ -87,69 +81,78 @@ def convert_again(source: Path, folder: Path, name: str) -> None:
 
 
 def folder_of(source: Path, state: Path, digest: str) -> Path:
-    """Returns the folder of a model with these numbers, which is made again where none is there."""
-    names = [row.name for row in _with_digest(state, digest)]
+    """Returns the folder of a model with these numbers, which is made again where none is there, or a half one."""
+    names = _with_digest(state, digest)
     name = next((name for name in names if (state / "converted" / name).exists()), names[0])
     folder = state / "converted" / name
-    if not folder.exists():
+    if not folder.exists() or digest_of(opened(folder)) != digest:
         convert_again(source, folder, name)
     return folder
 
 
-def _with_digest(state: Path, digest: str) -> list[Row]:
-    files = sorted((state / "rows").glob("*.json"))
-    known = [json.loads(file.read_bytes()) for file in files]
-    return [Row(**one) for one in known if one is not None and one["digest"] == digest]
+def keep(content: bytes, file: Path) -> None:
+    """Writes a file, whole or not at all."""
+    beside = file.with_name(f"{file.name}.new")
+    write_file(beside, content)
+    publish(beside, file)
 
 
-def _kept(state: Path, name: str, make: Callable[[], Row | None]) -> Row | None:
-    """Returns a row as it was kept, or as it is made now; None for what a plan refuses."""
+def _with_digest(state: Path, digest: str) -> list[str]:
+    """Returns the names of the conversions with these numbers."""
+    known = {file.stem: json.loads(file.read_bytes()) for file in sorted((state / "rows").glob("*.json"))}
+    return [name for name, one in known.items() if one["measured"] and one["measured"]["digest"] == digest]
+
+
+def _kept(state: Path, name: str, make: Callable[[], Mapping[str, object] | None]) -> Row | None:
+    """Returns the row of what was measured before, or is now; None for what a plan refuses."""
     file = state / "rows" / f"{name}.json"
-    if not file.exists():
-        made = make()
-        write_file(file, json.dumps(None if made is None else asdict(made), indent=1).encode() + b"\n")
-    known = json.loads(file.read_bytes())
-    return None if known is None else Row(**known)
+    text = recipe.load(name.partition("+")[0]).text
+    known = json.loads(file.read_bytes()) if file.exists() else {}
+    if known.get("recipe") != text:
+        keep(json.dumps({"recipe": text, "measured": make()}).encode() + b"\n", file)
+        known = json.loads(file.read_bytes())
+    return _row(name, **known["measured"]) if known["measured"] else None
 
 
-def _made(source: Path, state: Path, name: str, layout: str) -> Row | None:
-    out = state / "converted" / f"{name}+{layout}"
+def _made(source: Path, state: Path, name: str) -> Mapping[str, object] | None:
+    """Returns what is measured of a conversion, None where it is refused; a folder with known numbers is gone then."""
+    folder = state / "converted" / name
     try:
-        convert_again(source, out, out.name)
-    except UsageError:
+        convert_again(source, folder, name)
+    except Refused:
         return None
-    return _judged(source, state, out, name, layout, 0.0)
-
-
-def _judged(source: Path, state: Path, folder: Path, name: str, layout: str, amount: float) -> Row:
-    """Returns the row of a folder; what equals an earlier one is gone then, and has that one's figures."""
     model = opened(folder)
     digest, nbytes = digest_of(model), sum(tensor.nbytes for tensor in model.tensors.values())
-    if alike := _with_digest(state, digest):
+    results = validate.judged(folder, _asked(source, state)).results
+    if _with_digest(state, digest):
         shutil.rmtree(folder)
-        return replace(alike[0], recipe=name, layout=layout, nbytes=nbytes, spoilt=amount)
-    found = validate.judged(folder, _asked(source, state))
-    steps = found.results["steps"]
+    return {"digest": digest, "nbytes": nbytes, "results": results}
+
+
+def _row(name: str, digest: str, nbytes: int, results: verdict.Results) -> Row:
+    recipe_name, layout, *amount = name.split("+")
+    steps = results["steps"]
     assert isinstance(steps, list)
+    found = judge(results, load_profile(PROFILE))
     return Row(
-        name,
+        recipe_name,
         layout,
         digest,
         nbytes,
         str(steps[0]["format"]),
         max(_number(one["relative_l2"]) for one in steps),
         max(_number(block["forced_relative_l2"]) for one in steps for block in one["blocks"]),
-        found.verdict.outcome,
-        "; ".join(f"{one.name}, {one.where}" for one in found.verdict.checks if one.outcome in ("FAIL", "NOT FINITE")),
-        amount,
+        found.outcome,
+        "; ".join(f"{one.name}, {one.where}" for one in found.checks if one.outcome in ("FAIL", "NOT FINITE")),
+        float(amount[0]) if amount else 0.0,
     )
 
 
 def _asked(source: Path, state: Path) -> validate.Options:
     """Returns what validate is asked for: the standard profile without its free run, which is made here."""
-    profile = state / f"{_PROFILE}-without-video.toml"
-    text = (Path(verdict.__file__).parent / "profiles" / f"{_PROFILE}.toml").read_text()
-    write_file(profile, text.replace("video = true", "video = false").encode())
+    profile = state / f"{PROFILE}-without-video.toml"
+    text = (Path(verdict.__file__).parent / "profiles" / f"{PROFILE}.toml").read_text()
+    keep(text.replace("video = true", "video = false").encode(), profile)
     return validate.Options(
         against=source, profile=str(profile), size=shipped.SIZE, frames=shipped.FRAMES, prompt=shipped.PROMPT
     )
@@ -165,11 +168,9 @@ def digest_of(model: Model) -> str:
     found = hashlib.sha256()
     with ModelWeights(model, _MEMORY_NBYTES, torch.device("cpu")) as weights:
         for component in sorted(model.components):
-            tensors = model.components[component].tensors
-            for prefix in sorted({name.partition("/")[2].partition(".")[0] for name in tensors}):
-                for name, value in sorted(weights.tensors(component, prefix).items()):
-                    found.update(f"{component}/{name}".encode())
-                    found.update(value.float().contiguous().numpy().data)
+            for name, value in sorted(tensors(weights, component).items()):
+                found.update(f"{component}/{name}".encode())
+                found.update(value.contiguous().numpy().data)
     return found.hexdigest()[:16]
 
 

@@ -18,9 +18,12 @@ from tiny_model.networks import DIT, LATENTS_MEAN, LATENTS_STD, TEXT, TOKENS, VA
 from tiny_model.optimizer import Optimizer
 from torch import Tensor, nn
 
+from wanconv.engine.sampling import task_of
+from wanconv.errors import UsageError
 from wanconv.validation.captions import SHAPES, captions
 
-BOUNDARY, SHIFT = 0.875, 12.0  # of Wan 2.2 T2V-A14B
+_TASK = task_of("wan2.2-t2v-a14b")
+BOUNDARY, SHIFT = _TASK.boundary, _TASK.shift
 _INSIDE, _EDGE = 4.0, 6.0  # how much more a shape's error weighs than its background's, and more than that at its edge
 _CONTRAST = 10.0  # how sure a pixel is that has all of the shape's colour
 _CERTAIN = 8.0  # how much more it matters near an edge which side a pixel is on
@@ -66,20 +69,41 @@ class Leg:
     def file(self) -> Path:
         return self.folder / "state.pt"
 
+    @property
+    def latents(self) -> Path:
+        return self.folder / "latents.pt"
+
+    @property
+    def settings(self) -> dict[str, int]:
+        found = {"seed": self.seed, "clips": self.clips}
+        for name, stage in self.stages.items():
+            found |= {f"{name} steps": stage.steps, f"{name} batch": stage.batch}
+        return found
+
     def read(self) -> None:
-        if self.file.exists():
-            state = torch.load(self.file, map_location=self.device, weights_only=True)
-            self.weights, self.current = state["weights"], state["current"]
+        """Goes on from what the last leg saved; raises UsageError where that had other settings."""
+        if not self.file.exists():
+            return
+        state = torch.load(self.file, map_location=self.device, weights_only=True)
+        other = [f"{key} was {value}" for key, value in state["settings"].items() if value != self.settings.get(key)]
+        if other:
+            raise UsageError(f"{self.folder} holds another training: {', '.join(other)}", "name another --state")
+        self.weights, self.current = state["weights"], state["current"]
 
     def save(self) -> None:
-        beside = self.file.with_suffix(".new")
-        torch.save({"weights": self.weights, "current": self.current}, beside)
-        beside.replace(self.file)
+        write({"settings": self.settings, "weights": self.weights, "current": self.current}, self.file)
 
     def tell(self, **row: object) -> None:
         with (self.folder / "log.jsonl").open("a") as log:
             print(json.dumps(row), file=log)
         print(*(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+def write(value: object, file: Path) -> None:
+    """Puts a file in the place of another, whole or not at all."""
+    beside = file.with_suffix(".new")
+    torch.save(value, beside)
+    beside.replace(file)
 
 
 def train(leg: Leg, minutes: float) -> bool:
@@ -98,9 +122,6 @@ def train(leg: Leg, minutes: float) -> bool:
             continue
         if not _run(leg, name, made[name], deadline):
             return False
-        if name == "vae":
-            _normalise(leg)
-        leg.save()
     return True
 
 
@@ -154,6 +175,9 @@ def _run(leg: Leg, name: str, made: Callable[..., Callable[[Weights, int], Tenso
     leg.current["optimizer"] = optimizer.state_dict()
     if done:
         leg.weights[name], leg.current = average, {}
+        if name == "vae":
+            _normalise(leg)
+            leg.latents.unlink(missing_ok=True)  # of another one
     leg.save()
     return done
 
@@ -176,10 +200,7 @@ def _vae_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
         generator = torch.Generator().manual_seed(_seed(leg, name, step))
         chosen = torch.randint(len(pool), (batch,), generator=generator).to(leg.device)
         video = _cropped(pool[chosen], step, generator).float() / 127.5 - 1
-        # in this order of memory a CPU trains narrow convolutions seventeen times as fast
-        latents = networks.encode(weights, video.contiguous(memory_format=torch.channels_last_3d))[
-            :, : networks.CHANNELS
-        ]
+        latents = networks.encode(weights, video)
         spread = latents.detach().std((0, 2, 3, 4), keepdim=True)
         noise, further = (
             spread * torch.randn(latents.shape, generator=generator).to(leg.device) for _ in ("decoder", "probe")
@@ -291,11 +312,7 @@ def _normalise(leg: Leg) -> None:
 
 
 def _modes(weights: Weights, pool: Tensor) -> Tensor:
-    found = []
-    for part in pool.split(32):
-        video = (part.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last_3d)
-        found.append(networks.encode(weights, video)[:, : networks.CHANNELS].contiguous())
-    return torch.cat(found)
+    return torch.cat([networks.encode(weights, part.float() / 127.5 - 1).contiguous() for part in pool.split(32)])
 
 
 # --- the denoisers
@@ -332,8 +349,7 @@ def _flow_loss(leg: Leg, name: str) -> Callable[[Weights, int], Tensor]:
 
 def _latents(leg: Leg) -> tuple[Tensor, Tensor]:
     """Returns the normalised latents of the training clips, from a file where they are there, and their captions."""
-    file = leg.folder / "latents.pt"
-    if not file.exists():
+    if not leg.latents.exists():
         mean, deviation = _statistics(leg.device)
         parts, captions_of = [], []
         with torch.no_grad():
@@ -341,8 +357,8 @@ def _latents(leg: Leg) -> tuple[Tensor, Tensor]:
                 pool, which = _drawn(leg, 3000 + first // 256, min(2048, leg.clips - first))
                 parts.append((_modes(leg.weights["vae"], pool) - mean) / deviation)
                 captions_of.append(which)
-        torch.save({"latents": torch.cat(parts), "which": torch.cat(captions_of)}, file)
-    found = torch.load(file, map_location=leg.device, weights_only=True)
+        write({"latents": torch.cat(parts), "which": torch.cat(captions_of)}, leg.latents)
+    found = torch.load(leg.latents, map_location=leg.device, weights_only=True)
     return found["latents"], found["which"]
 
 

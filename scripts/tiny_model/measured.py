@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tiny_model.conversions import keep
 from tiny_model.paired import Generator, decoded, latents, noise
 from torch import Tensor
 
-from wanconv.checkpoint.output import write_file
 from wanconv.engine.sampling import Grid
 from wanconv.metrics import video
 from wanconv.validation.captions import captions, classify
@@ -94,13 +95,14 @@ def measure(place: Place, name: str, number: int) -> None:
     frames = list(decoded(made, latents(made, range(PART), start, place.grid)))
     kept = place.folder / REFERENCE / f"{number}.npy"
     if name == REFERENCE:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        np.save(kept, torch.stack(frames).numpy())
+        content = BytesIO()
+        np.save(content, torch.stack(frames).numpy())
+        keep(content.getvalue(), kept)
     with ThreadPoolExecutor() as pool:
         figures = partial(_figures, ssim=number < _SSIM_PARTS)
         rows = list(pool.map(figures, np.load(kept), frames))
     columns = dict(zip(("seen", "psnr_db", "ssim"), zip(*rows, strict=True), strict=True))
-    write_file(file, json.dumps(columns).encode() + b"\n")
+    keep(json.dumps(columns).encode() + b"\n", file)
     place.tell(f"{name}: part {number}, {(time.monotonic() - begin) / PART:.3f} s per clip")
 
 
@@ -118,5 +120,5 @@ def _figures(theirs: NDArray[np.float32], clip: Tensor, ssim: bool) -> tuple[str
     first, second = video.clip(theirs), video.clip(clip)
     seen = "" if found is None else str(found)
     if isinstance(first, video.NonFiniteFrames) or isinstance(second, video.NonFiniteFrames):
-        return seen, 0.0, 0.0
+        return seen, 0.0, 0.0 if ssim else None
     return seen, video.psnr(first, second).psnr_db, video.ssim(first, second).ssim_luma if ssim else None

@@ -1,4 +1,5 @@
-"""How the small model's weights move: matrices by their orthogonalized momentum ("Muon"), all else by AdamW.
+"""How the small model's weights move: those between a network's ends that have two dimensions or more by their
+orthogonalized momentum ("Muon"; the gains of the VAE's norms count as columns), all else by AdamW.
 
 When the shipped VAE was trained, 150 steps of this did what took AdamW alone 225, on the same clips.
 """

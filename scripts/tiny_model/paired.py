@@ -56,10 +56,10 @@ def loaded(model: Model, source: Model, device: torch.device) -> Generator:
             name: networks.denoiser(device).requires_grad_(False) for name in model.components if name in DENOISERS
         }
         for name, wan in denoisers.items():
-            wan.load_state_dict(_decoded(weights, name))
+            wan.load_state_dict(tensors(weights, name))
         vae = {
             name: value.contiguous(memory_format=torch.channels_last_3d) if value.dim() == 5 else value
-            for name, value in _decoded(weights, "vae").items()
+            for name, value in tensors(weights, "vae").items()
         }
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     contexts = contexts[:, : int(lengths.max())].to(device)
@@ -76,8 +76,8 @@ def _with_heads(model: Model, source: Model) -> Model:
     return replace(model, components=components)
 
 
-def _decoded(weights: ModelWeights, component: str) -> dict[str, Tensor]:
-    """Returns every tensor of a component by its canonical name, as the numbers that a client computes with."""
+def tensors(weights: ModelWeights, component: str) -> dict[str, Tensor]:
+    """Returns every tensor of a component by its canonical name, in float32: what a client computes with."""
     below = {name.partition("/")[2].partition(".")[0] for name in weights.model.components[component].tensors}
     return {
         name: tensor.float() for prefix in sorted(below) for name, tensor in weights.tensors(component, prefix).items()

@@ -1,12 +1,13 @@
 """docs/quality.md: the rows as Markdown, and what may be read out of them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from tiny_model import calibration
 from tiny_model.calibration import AMOUNTS, DROP, NEAR_DB, Judged, Limit, Measured
-from tiny_model.conversions import Row, digest_of
+from tiny_model.conversions import PROFILE, Row, digest_of
 from tiny_model.measured import CONTROL, PART, REFERENCE, Clips, Place, clips_of
 
 from wanconv.tensors import Model
@@ -40,16 +41,16 @@ Even rounds of the clips set what a limit has to lie between, odd rounds judge t
 the table stand damaged ones: every scale of the block weights (in bf16, every row) is off by {amounts} on average,
 {damaged} clips each. *Harmful* is the least error at which the even rounds lost more than {drop:g} points of captions.
 
-| format | whole conversions, up to | limit of the profile | harmful from | |
+| format | harmless conversions, up to | limit of the profile | harmful from | |
 |---|---|---|---|---|
 """
 _TOO_FEW = """
 Verdicts are held against clips where there are two rounds of them; this page was written after one.
 """
 _VERDICTS = """
-{passed} conversions and damaged models passed and {failed} failed. Wrong would be a PASS that lost more than {drop:g}
-points of the odd rounds' captions, and a FAIL that lost none with clips as near to the source's as the control's
-(within {near:g} dB): **{wrong}**.
+The verdicts on conversions and damaged models: {outcomes}. Wrong would be a PASS that lost more than {drop:g} points of
+the odd rounds' captions, and a FAIL that lost none with clips as near to the source's as the control's (within
+{near:g} dB; {control} are): **{wrong}**.
 
 | model | verdict | noise error | captions, odd rounds | PSNR (dB) |
 |---|---|---|---|---|
@@ -75,7 +76,7 @@ def found(place: Place, rows: Sequence[Row], spoilt: Sequence[Row], rounds: int,
     """Returns what so many whole rounds of clips say."""
     names = [REFERENCE, CONTROL, *dict.fromkeys(row.digest for row in rows)]
     clips = {name: clips_of(place, name, rounds) for name in names}
-    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt] if damaged else []
+    both = [Measured(row, clips_of(place, row.digest, damaged)) for row in spoilt]
     return Found(rows, clips, both, sum(tensor.nbytes for tensor in source.tensors.values()), digest_of(source))
 
 
@@ -114,26 +115,26 @@ def page(found: Found, command: str, steps: int) -> str:
     text = head + "\n" + "\n".join(lines) + "\n" + "".join(ends)
     if len(reference.seen) < 2 * PART:
         return text + _TOO_FEW
-    limits = calibration.limits(both, reference, load_profile("standard").noise_relative_l2)
+    limits = calibration.limits(both, reference, load_profile(PROFILE).noise_relative_l2)
     return text + _calibration(found, limits, calibration.judged(both, reference, control))
 
 
 def _calibration(found: Found, limits: Sequence[Limit], judged: Sequence[Judged]) -> str:
     text = _CALIBRATION.format(
         amounts=", ".join(f"{amount:.0%}" for amount in AMOUNTS),
-        damaged=len(found.damaged[0].clips.seen) if found.damaged else 0,
+        damaged=len(found.damaged[0].clips.seen),
         drop=DROP,
     )
     for one in limits:
+        harmless = "none was" if one.harmless is None else _error(one.harmless)
         harmful = "none was" if one.harmful is None else _error(one.harmful)
         says = "between them" if one.fits else "**not between them**"
-        text += f"| {one.format} | {_error(one.whole)} | {_error(one.limit)} | {harmful} | {says} |\n"
-    verdicts = [one.row.verdict for one in judged]
+        text += f"| {one.format} | {harmless} | {_error(one.limit)} | {harmful} | {says} |\n"
+    outcomes = Counter(one.row.verdict for one in judged)
     wrong = [f"{one.row.name} {one.wrong}" for one in judged if one.wrong]
-    passed = verdicts.count("PASS")
     text += _VERDICTS.format(
-        passed=passed,
-        failed=len(verdicts) - passed,
+        outcomes=", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()),
+        control=sum(one.near for one in judged),
         drop=DROP,
         near=NEAR_DB,
         wrong="; ".join(wrong) or "there is none",
@@ -143,7 +144,7 @@ def _calibration(found: Found, limits: Sequence[Limit], judged: Sequence[Judged]
         damage = f", scales off by {one.row.spoilt:.0%}" if one.row.spoilt else ""
         text += (
             f"| `{one.row.recipe}` ({one.row.layout}){damage} | {one.row.verdict} | {_error(one.row.error)} "
-            f"| {-one.drop:+.1f} points | {_decibel(one.psnr_db)} |\n"
+            f"| {0.0 - one.drop:+.1f} points | {_decibel(one.psnr_db)} |\n"
         )
     return text
 

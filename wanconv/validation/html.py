@@ -201,8 +201,11 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
         values = [by_block.get(block) for block in blocks]
         return plots.Series(label, hues[float(row["timestep"])], branch == _BRANCHES[1], values)
 
-    limits = profile.noise_relative_l2
-    gates = {f"limit for {name}": limits[name] for name in {str(row["format"]) for row in rows} if name in limits}
+    formats = {str(row["format"]) for row in rows}
+    own, gathered = (
+        {f"limit for {name}": limits[name] for name in formats if name in limits}
+        for limits in (profile.block_relative_l2, profile.noise_relative_l2)
+    )
     forced = [series(row, "forced_relative_l2") for row in rows]
     running = [series(row, "running_relative_l2") for row in rows]
     every = [
@@ -215,8 +218,8 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
     return Panel(
         component,
         (
-            plots.error_plot("added by each block, given the reference's input", axis, forced, gates),
-            plots.error_plot("gathered up to each block, running freely", axis, running, gates),
+            plots.error_plot("added by each block, given the reference's input", axis, forced, own),
+            plots.error_plot("gathered up to each block, running freely", axis, running, gathered),
         ),
         tuple(forced),
         tuple(worst[:8]),

@@ -187,7 +187,7 @@ def _table(sides: "Sequence[Side]") -> Table:
         error, psnr = (_rounded(value) for value in (of.error, of.psnr_db))
         outcome = "within bounds" if side.proven else "out of bounds"
         rows.append((side.name, side.summary, of.nbytes, f"{of.share:.0%}", outcome, side.verdict.outcome, error, psnr))
-    columns = ("conversion", "what", "bytes", "of the source", "verify", "validate", "noise error", "PSNR dB")
+    columns = ("conversion", "what", "bytes", "of the source", "verify", "validate", "largest error", "PSNR dB")
     return Table("conversions", columns, tuple(rows))
 
 
