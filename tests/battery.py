@@ -103,7 +103,7 @@ SUITES = (
            f"{HOSTILE}::test_a_refusal_costs_less_than_a_second_and_200_mb"),
           lambda scale: 120,
           "Each through `inspect` and `convert`: a line with file and reason, a hint, exit code 3, no traceback; less "
-          "than a second of processor time and 200 MB beyond the start of Python."),
+          "than a second of processor time and 200 MB beyond a start of the command line."),
     Suite("mutants of safetensors headers",
           (f"{HEADERS}::test_a_mutant_is_refused_or_read_as_the_library_reads_it",),
           lambda scale: scale.header_mutants,
@@ -130,8 +130,9 @@ SUITES = (
            f"{CRASH}::test_any_call_may_fail_while_a_finished_out_is_replaced",
            f"{DOWNLOAD}::test_any_call_may_fail_once_and_the_same_command_goes_on"),
           lambda scale: 450 if scale.every_error else 300,
-          "Each mkdir, open, write, fsync, rename, unlink and rmdir of `convert`, `convert hf://…` and `download` "
-          "fails with EIO or ENOSPC, or is its last: a refusal or a right output, and the rerun is identical."),
+          "Each mkdir, open, write, fsync and rename of `convert`, `convert hf://…` and `download`, and each unlink "
+          "and rmdir of the first two fails with EIO or ENOSPC, or is its last: a refusal or a right output, and the "
+          "rerun is identical."),
     Suite("any system call fails once",
           (f"{CRASH}::test_any_system_call_on_the_target_may_fail_once",),
           lambda scale: 150 if scale.every_system_error else 40,
@@ -272,9 +273,9 @@ def show(results: Sequence[Result], console: Console) -> None:
 HEAD = """# Reliability
 
 What `scripts/battery` showed of wanconv. `--quick` takes minutes, and CI runs the same as part of all tests;
-`--nightly` tries more of everything. Seconds are summed over a suite's tests, which run on every core. A suite fails
-with any of its tests, and where it tries less than [tests/battery.py](../tests/battery.py) promises; what a machine
-lacks for one is named. A run of some suites leaves the others' rows as they are.
+`--nightly` tries more of what is random or long. Seconds are summed over a suite's tests, which run on every core. A
+suite fails with any of its tests, and where it tries less than [tests/battery.py](../tests/battery.py) promises; what a
+machine lacks for one is named. A run of some suites leaves the others' rows as they are.
 """
 
 SECTION = """## {scale}

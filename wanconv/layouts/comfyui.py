@@ -56,8 +56,8 @@ COMFYUI = Layout(
     derived=(),
     shard_nbytes=None,
     coarse={
-        "fp8_e4m3fn": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
-        "fp8_e5m2": "plain fp8 loses small weights: the same size with scales (fp8-scaled) is several times as exact",
+        "fp8_e4m3fn": "plain fp8 loses small weights, which the same size with scales (fp8-scaled) keeps",
+        "fp8_e5m2": "plain fp8 loses small weights, which the same size with scales (fp8-scaled) keeps",
     },
     packings=of_client("comfyui"),
     # comfy/sd1_clip.py runs text encoders on the same operations as denoisers
