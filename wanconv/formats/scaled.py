@@ -216,6 +216,12 @@ def decode(stored: Tensor, scales: Tensor) -> Tensor:
     return out
 
 
+def odd_scale(scales: Tensor) -> float | None:
+    """Returns the first scale that is no positive number; None where each is one."""
+    odd = scales[~((scales > 0) & torch.isfinite(scales))]
+    return odd[0].item() if len(odd) else None
+
+
 def bound(weight: Tensor, scales: Tensor, storage: str, *, clips: bool = False) -> Tensor:
     """Returns the worst |w - decode(encode(w))| per element of a 2-D float32 weight."""
     column = scales.view(-1, 1)

@@ -187,10 +187,10 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
 
 
 def _bad_scale(source: ModelTensor, stored: ModelTensor, sources: Sources) -> Finding | None:
-    """Returns a failure where one of the scales on either side is no positive number."""
+    """Returns a failure where one of the scales on either side is none."""
     sides = ((source, " in the source", "get the source again"), (stored, "", "convert again"))
     for tensor, where, fix in sides:
-        if tensor.scales is not None and (scale := odd_scale(read_scales(sources, tensor))) is not None:
+        if (scale := odd_scale(sources, tensor)) is not None:
             message = f"has a scale of {scale:.9g}{where}, and a scale is a positive number"
             return Finding("failure", tensor.name, message, fix, (CheckFailed if isfinite(scale) else NotFinite).code)
     return None
