@@ -143,10 +143,10 @@ def _compare_scaled(
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, columns = read_scales(sources, stored), source.shape[1]
     for start, count in row_runs(0, source.numel, columns):
-        rows = slice(start // columns, (start + count) // columns)
+        rows = slice(start // columns, start // columns + max(1, count // columns))
         violation, ratio = scaler.first_violation(
-            reader.values(source, start, count).view(-1, columns),
-            other.payload(stored, start, count).view(-1, columns),
+            reader.values(source, start, count).view(-1, min(count, columns)),
+            other.payload(stored, start, count).view(-1, min(count, columns)),
             scales if scales.numel() == 1 else scales[rows],
             start,
             clips=clips,

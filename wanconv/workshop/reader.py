@@ -140,8 +140,9 @@ def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
     end = first + count
     while first < end:
         rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
-        yield first, min(rest, end - first)
-        first += rest
+        count = min(rest, end - first, RUN)
+        yield first, count
+        first += count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
