@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.errors import Refused, Unrecognised
+from wanconv.errors import InputError, Refused, Unrecognised
 from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
 from wanconv.plan import contents
@@ -71,6 +71,19 @@ def decoded(folder: Path, component: str) -> dict[str, Tensor]:
 
 def failures(report: Report) -> dict[str, str]:
     return {finding.where: finding.message for finding in report.findings if finding.severity == "failure"}
+
+
+def turn(folder: Path, scales: str) -> float:
+    """Gives scales of a tensor the other sign, the one of the tensor or those of its blocks; returns the first."""
+    tensor = identify(open_checkpoint(folder)).tensors[UP]
+    assert tensor.whole is not None
+    assert tensor.scales is not None
+    ref, dtype = (tensor.whole, torch.float32) if scales == "tensor" else (tensor.scales, torch.float8_e4m3fn)
+    values = torch.frombuffer(bytearray(ref.read()), dtype=dtype).float()
+    with ref.file.open("r+b") as stream:
+        stream.seek(ref.offset)
+        stream.write(bytes((-values).to(dtype).view(torch.uint8).tolist()))
+    return -values[0].item()
 
 
 # written
@@ -273,3 +286,30 @@ def test_a_scale_that_is_nan_ends_a_conversion(storage: str, spoilt: Path, tmp_p
         with pytest.raises(Exception, match=r"ffn\.up\.weight") as raised:
             convert(spoilt, Options(recipe, layout="comfyui", out=tmp_path / recipe))
         assert getattr(raised.value, "exit_code", None) == 5
+
+
+@pytest.mark.parametrize("storage", ["nvfp4"], indirect=True)
+@pytest.mark.parametrize("turned", ["tensor", "blocks"])
+@pytest.mark.parametrize("recipe", ["keep", "bf16"])
+def test_scales_below_zero_are_refused_whether_carried_or_decoded_and_leave_nothing(
+    storage: str, turned: str, recipe: str, spoilt: Path, tmp_path: Path
+) -> None:
+    """Every number would have the other sign."""
+    scale = turn(spoilt, turned)
+    said = f"^{UP} has a scale of {scale:.9g}, and a scale is a positive number$"
+    with pytest.raises(InputError, match=said) as raised:
+        convert(spoilt, Options(recipe, layout="comfyui", out=tmp_path / "out"))
+    assert raised.value.exit_code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+
+
+@pytest.mark.parametrize("storage", ["nvfp4"], indirect=True)
+@pytest.mark.parametrize("turned", ["tensor", "blocks"])
+def test_scales_below_zero_fail_the_proof_on_either_side(
+    storage: str, turned: str, spoilt: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    whole = tools.copy(spoilt, tmp_path / "whole")
+    scale = turn(spoilt, turned)
+    for stored, source, where in ((spoilt, tiny(T2V), ""), (spoilt, whole, ""), (whole, spoilt, " in the source")):
+        said = failures(verify(stored, Check(against=source)))[UP]
+        assert said == f"has a scale of {scale:.9g}{where}, and a scale is a positive number"

@@ -24,6 +24,7 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop.job import Options
+from wanconv.workshop.reader import RUN
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"
@@ -381,6 +382,22 @@ def test_a_source_with_a_scale_that_is_none_is_refused_whether_carried_or_decode
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     report = verify(tmp_path / "source", Check(against=tmp_path / "source"))
     assert "dit/blocks.1.ffn.up.weight" in {one.where for one in report.findings if one.severity == "failure"}
+
+
+def test_a_row_longer_than_what_is_read_at_a_time_is_decoded_and_compared(tiny: Tiny, tmp_path: Path) -> None:
+    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "tiny"))
+    tensors, layer = contents([tmp_path / "tiny" / "diffusion_models" / "wan2.1-t2v.safetensors"]), "text_embedding.0"
+    payload = torch.randn(128, RUN + 100, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    tensors |= {f"{layer}.weight": payload, f"{layer}.weight_scale": torch.tensor(0.5)}
+    tensors[f"{layer}.comfy_quant"] = tensors["blocks.0.ffn.0.comfy_quant"].clone()
+    source, out = tmp_path / "source.safetensors", tmp_path / "out"
+    save_file(tensors, source)
+    convert(source, Options("bf16", layout="comfyui", out=out))
+    (file,) = tools.weight_files(out)
+    assert torch.equal(contents([file])[f"{layer}.weight"], (payload.float() * 0.5).bfloat16())
+    assert verify(out, Check(against=source)).exit_code == 0
+    assert verify(source, Check(against=source)).exit_code == 0  # payload with payload, in parts of a row
+    assert torch.equal(decoded(source, "dit")[f"{layer}.weight"], payload.float() * 0.5)
 
 
 def test_scales_that_are_none_are_told_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def test_a_part_in_fp16_is_refused_as_well_and_nothing_written(recipe: str, tiny
     with pytest.raises(Refused, match=rf"^recipe {recipe} stores the denoiser of cogvideox-5b in fp16, and "):
         convert(tiny("cogvideox-5b"), Options(recipe, out=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fp16_as_the_fallback_of_an_overflow_is_refused_as_well(tiny: Tiny, tmp_path: Path) -> None:
+    source, recipe = tools.copy(tiny("cogvideox-5b"), tmp_path / "source"), tmp_path / "mine.toml"
+    rule = '[[rule]]\nmatch = "dit/**"\nkind = "linear"\nformat = "fp8_e4m3fn"\nfallback = "fp16"\n'
+    recipe.write_text(f'schema = 1\nsummary = "mine"\n{rule}[[rule]]\nmatch = "**"\nformat = "bf16"\n')
+    file, weight = (
+        source / "transformer" / "diffusion_pytorch_model.safetensors",
+        "transformer_blocks.0.attn1.to_q.weight",
+    )
+    tools.poke(file, weight, 5, 500.0)
+    options = Options(str(recipe), layout="diffusers", out=tmp_path / "out")
+    with pytest.raises(Refused, match=r"^recipe mine stores the denoiser of cogvideox-5b in fp16, and "):
+        convert(source, options)
+    assert not (tmp_path / "out").exists()
+    convert(source, replace(options, allow_unsafe_fp16=True))
+    written = tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert str(tools.dtype_of(written, weight)) == "torch.float16"
 
 
 @pytest.mark.parametrize(

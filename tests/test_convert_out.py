@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
+from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.output import publish
 from wanconv.errors import DigestMismatch, OutputError, UsageError
+from wanconv.families import identify
+from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop.job import Options
@@ -134,6 +138,65 @@ def test_an_out_from_a_source_with_other_numbers_is_refused(source: Path, option
     with pytest.raises(UsageError, match=r"out was made from other numbers.*dit/blocks\.1\.ffn\.up\.weight"):
         convert(source, options)
     assert is_whole(tmp_path / "out", convert(source, replace(options, force=True)))
+
+
+def double(folder: Path) -> None:
+    """Doubles every number of a tensor; where it has scales in float32 or exponents, these alone."""
+    tensor = identify(open_checkpoint(folder)).tensors["dit/blocks.1.ffn.up.weight"]
+    ref = tensor.whole or tensor.scales or tensor.pieces[0].ref
+    with ref.file.open("r+b") as stream:
+        stream.seek(ref.offset)
+        if ref.dtype == "uint8":
+            stream.write(bytes(exponent + 1 for exponent in ref.read()))
+        else:
+            values = torch.frombuffer(bytearray(ref.read()), dtype=TORCH_DTYPES[ref.dtype]) * 2
+            stream.write(bytes(values.view(torch.uint8).tolist()))
+
+
+def check_doubled_is_seen(source: Path, options: Options) -> None:
+    """Asserts that a finished OUT is left as it is, and refused when its source was doubled."""
+    first, again = convert(source, options), convert(source, options)
+    assert (first.figures["outcome"], again.figures["outcome"]) == (
+        "written",
+        "was there already and is as it should be",
+    )
+    double(source)
+    with pytest.raises(UsageError, match=r"out was made from other numbers.*dit/blocks\.1\.ffn\.up\.weight"):
+        convert(source, options)
+
+
+SCALED = [
+    ("fp8-scaled", "comfyui"),
+    ("fp8-scaled", "comfyui-legacy"),
+    ("fp8-scaled", "lightx2v"),
+    ("fp8-scaled", "diffusers-single"),
+    ("int8-row", "diffusers"),
+    ("mxfp8", "comfyui"),
+    ("nvfp4", "comfyui"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "layout"), [*SCALED, ("searched", "comfyui"), ("gguf-q8_0", "gguf")])
+def test_an_out_from_a_source_of_twice_the_numbers_is_refused_though_its_scales_alone_differ(
+    source: Path, options: Options, tmp_path: Path, recipe: str, layout: str
+) -> None:
+    recipe = tiny.searched(tmp_path) if recipe == "searched" else recipe
+    check_doubled_is_seen(source, replace(options, recipe=recipe, layout=layout))
+
+
+@pytest.mark.parametrize(("recipe", "layout"), SCALED)
+def test_an_out_from_a_quantized_source_with_other_scales_is_refused(
+    source: Path, options: Options, tmp_path: Path, recipe: str, layout: str
+) -> None:
+    convert(source, Options(recipe, layout=layout, out=tmp_path / "quantized"))
+    check_doubled_is_seen(tmp_path / "quantized", replace(options, recipe="keep"))
+
+
+def test_one_scale_that_becomes_one_for_each_row_is_compared_as_well(
+    source: Path, options: Options, tmp_path: Path
+) -> None:
+    convert(source, Options("fp8-scaled", layout="comfyui", out=tmp_path / "quantized"))
+    check_doubled_is_seen(tmp_path / "quantized", replace(options, recipe="keep", layout="diffusers"))
 
 
 def test_an_out_from_a_source_with_another_sidecar_is_refused(source: Path, options: Options, tmp_path: Path) -> None:

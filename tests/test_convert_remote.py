@@ -234,6 +234,19 @@ def test_nan_in_a_source_leaves_nothing(hub: Hub, sharded: Path, options: Option
     assert there(options) == []
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_of_scales_that_is_none_is_refused_where_it_is_decoded(
+    hub: Hub, tiny: Tiny, options: Options, tmp_path: Path, scale: float
+) -> None:
+    convert(tiny("wan2.1-t2v-1.3b"), Options("nvfp4", layout="comfyui", out=tmp_path / "model"))
+    file = tmp_path / "model" / "diffusion_models" / "wan2.1-t2v.safetensors"
+    tinies.poke(file, "blocks.1.ffn.0.weight_scale_2", 0, scale)
+    hub.commit(files_below(tmp_path / "model"))
+    with pytest.raises(InputError, match=rf"ffn\.up\.weight has a scale of {scale:.9g}, and a scale is a positive"):
+        stream(replace(options, recipe="bf16"))
+    assert "out" not in there(options)
+
+
 def test_tied_copies_that_differ_are_refused(hub: Hub, options: Options, tmp_path: Path) -> None:
     folder = tinies.make(tmp_path / "tied", "wan2.1-t2v-1.3b", "dit", "text_encoder", layout="diffusers")
     file = folder / "text_encoder" / "model.safetensors"

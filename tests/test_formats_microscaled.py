@@ -1,6 +1,6 @@
 """MXFP8 and NVFP4 against comfy-kitchen and torchao, bit for bit, and against the bound that they state."""
 
-from math import inf, nan
+from math import inf, isfinite, nan
 
 import comfy_kitchen.tensor as kitchen
 import pytest
@@ -17,10 +17,10 @@ from wanconv.formats.microscaled import (
     Microscaler,
     bound,
     check_payload,
-    check_scales,
     covers,
     decode,
     encode,
+    odd_scale,
     tiled,
     untiled,
     whole_of,
@@ -212,15 +212,25 @@ def test_a_scale_of_the_tensor_that_makes_zeros_of_everything_is_none() -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_scales_that_are_nan_are_violations_and_fail_the_check(storage: str) -> None:
+def test_scales_that_are_nan_are_violations_and_are_none(storage: str) -> None:
     weight = torch.randn(32, 64, generator=seeded(13))
     payload, codes, whole = encode(weight, storage, "w")
     check_payload(payload.view(-1), storage, "w")
-    check_scales(codes, storage, "w")
+    assert odd_scale(codes, storage, whole) is None
     codes[0, 0] = INFINITE
     assert Microscaler(storage).first_violation(weight.view(-1), payload.view(-1), codes.view(-1), whole)[1] == inf
-    with pytest.raises(NotFinite, match=r"^1 scales of w are nan$"):
-        check_scales(codes, storage, "w")
+    odd = odd_scale(codes, storage)
+    assert odd is not None
+    assert not isfinite(odd)
+
+
+def test_a_scale_of_a_block_may_be_zero_and_not_below() -> None:
+    codes = torch.tensor([0x00, 0x80, 0x01, 0x7E], dtype=torch.uint8)  # 0, -0, the smallest and the largest
+    assert odd_scale(codes, "nvfp4") is None
+    assert odd_scale(torch.arange(255, dtype=torch.uint8), "mxfp8") is None  # all are exponents
+    assert odd_scale(torch.tensor([0x38, 0xBC, 0xB8], dtype=torch.uint8), "nvfp4") == -1.5
+    for whole in (0.0, -1.0, inf):
+        assert odd_scale(codes, "nvfp4", whole) == whole
 
 
 def test_nan_in_a_payload_fails_the_check() -> None:

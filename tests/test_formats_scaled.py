@@ -165,6 +165,21 @@ def test_scales_do_not_depend_on_how_the_rows_are_cut(storage: str) -> None:
     assert torch.equal(scales_of(whole, storage), scales_of(parts, storage))
 
 
+@pytest.mark.parametrize("storage", SCALED)
+def test_rows_that_others_wrote_may_be_longer_than_ours_and_have_their_numbers_and_places(storage: str) -> None:
+    weight, scales = random(2, 2 * MAX_ROW + 7), torch.tensor([0.25, 0.5])
+    payload = torch.empty(weight.shape, dtype=TORCH_DTYPES[storage])
+    Scaler().encode(weight[:, :1000], scales, payload[:, :1000])
+    payload[:, 1000:] = (weight[:, 1000:] / scales.view(-1, 1)).clamp(-127, 127).round().to(payload.dtype)
+    assert torch.equal(decode(payload, scales), payload.float() * scales.view(-1, 1))
+    exact = payload.float() * scales.view(-1, 1)
+    assert Scaler().first_violation(exact, payload, scales) == (None, 0.0)
+    exact[1, MAX_ROW + 5] += 1000.0
+    violation, _ = Scaler().first_violation(exact, payload, scales, start=1000)
+    assert violation is not None
+    assert violation.index == 1000 + 3 * MAX_ROW + 7 + 5
+
+
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize(
     ("kind", "shape", "reason"),

@@ -235,6 +235,17 @@ def test_another_lora_or_strength_is_another_conversion(source: Path, tmp_path: 
         convert(source, options)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "layout"), [("int8-row", "lightx2v"), ("fp8-scaled", "comfyui"), ("mxfp8", "comfyui")]
+)
+def test_a_finished_out_with_scales_of_merged_numbers_is_left(
+    recipe: str, layout: str, source: Path, tmp_path: Path
+) -> None:
+    options = Options(recipe, layout=layout, out=tmp_path / "out", loras=(f"{lora(tmp_path)}:0.7",))
+    convert(source, options)
+    assert convert(source, options).figures["outcome"] == "was there already and is as it should be"
+
+
 def test_nan_in_a_lora_leaves_no_out(source: Path, tmp_path: Path) -> None:
     bad = torch.zeros(256)
     bad[200] = float("nan")

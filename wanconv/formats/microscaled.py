@@ -185,16 +185,13 @@ def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> N
         )
 
 
-def check_scales(codes: Tensor, storage: str, name: str) -> None:
-    """Raises NotFinite for scales of blocks that are NaN or, in MXFP8, what clients take for infinity."""
-    if not codes.numel():
-        return
-    bad = codes == 0xFF if storage == "mxfp8" else codes.bitwise_and(0x7F) == 0x7F
-    if bad.any():
-        raise NotFinite(
-            f"{int(bad.sum())} scales of {name} are nan",
-            "get the file again and check its digest: no format stores NaN or infinity",
-        )
+def odd_scale(codes: Tensor, storage: str, whole: float = 1.0) -> float | None:
+    """Returns the first that is no scale: `whole` where it is no positive number, or the scale of a block that is NaN,
+    below zero or, in MXFP8, what clients take for infinity. None where all are scales: zero is one, of a block."""
+    if not 0.0 < whole < inf:
+        return whole
+    bad = codes == 0xFF if storage == "mxfp8" else (codes > 0x80) | (codes == 0x7F)
+    return _steps(codes[bad][:1], storage, 1.0).item() if bad.any() else None
 
 
 def tiled(codes: Tensor) -> Tensor:

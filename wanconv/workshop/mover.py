@@ -15,7 +15,7 @@ from wanconv.formats.scaled import Scaler, scales_of
 from wanconv.plan import Output, Plan, Step
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, TILE, ModelTensor, Piece, TensorRef
-from wanconv.workshop.reader import Reader, Sources, row_runs, runs, sound_scales
+from wanconv.workshop.reader import Reader, Sources, confirm_scale, odd_scale, row_runs, runs, sound_scales
 from wanconv.workshop.scales import Peaks, Searches
 from wanconv.workshop.source_files import Files, confirm_file
 
@@ -58,8 +58,7 @@ class Mover:
             for copy, canonical in component.tied:
                 self.compare_tied(copy, component.tensors[canonical])
             for tensor in component.tensors.values():
-                if tensor.scales is not None:
-                    sound_scales(self._sources, tensor)
+                confirm_scale(tensor, odd_scale(self._sources, tensor))
 
     def fill(self, key: str, start: int, view: memoryview) -> None:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
@@ -143,7 +142,7 @@ class Mover:
         if step.carried:
             assert tensor.scales is not None
             self._sources.read_into(tensor.scales, start, view)
-            microscaled.check_scales(out, step.dtype, tensor.name)
+            confirm_scale(tensor, microscaled.odd_scale(out, step.dtype))
             return
         rows, columns = tensor.shape[0], tensor.shape[1]
         strip = -(-columns // (DTYPES[step.dtype].block * TILE[1])) * TILE[0] * TILE[1]  # bytes of these rows

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # it imports torch, which a plan does without
 
 _READ_AHEAD_NBYTES = 2 << 30
 _SAMPLE_NBYTES = 1 << 16
+_SCALES_NBYTES = 1 << 5  # of scales that are found anew, for which whole rows are measured
 
 
 class Origin(Protocol):
@@ -86,17 +87,18 @@ class Here:
         return mover.fill
 
     def prove(self, made: Plan, folder: Path) -> None:
-        """The header of a fine-tune is that of its base: the middle of every tensor is made again and compared."""
+        """The header of a fine-tune is that of its base: the middle of every tensor is made again and compared, and of
+        its scales. These alone differ where the source's numbers are all larger than they were by one factor."""
         from wanconv.workshop.mover import Mover, NeedsFallback
 
         with Mover(made) as mover:
             for image in made.images:
                 with (folder / image.path).open("rb") as stream:
                     for payload in image.payloads:
-                        if made.outputs[payload.key].scales_of:  # the payload that they scale tells as much
-                            continue
-                        nbytes = min(payload.nbytes, _SAMPLE_NBYTES)
-                        start = (payload.nbytes - nbytes) // 2 // _SAMPLE_NBYTES * _SAMPLE_NBYTES
+                        scaled = made.outputs[payload.key].scales_of
+                        most = _SCALES_NBYTES if scaled and not scaled.carried else _SAMPLE_NBYTES
+                        nbytes = min(payload.nbytes, most)
+                        start = (payload.nbytes - nbytes) // 2 // most * most
                         sample = bytearray(nbytes)
                         stream.seek(payload.offset + start)
                         try:

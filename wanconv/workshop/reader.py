@@ -106,7 +106,7 @@ class Reader:
         """Returns the scales of a tensor that has some for each block, in the order of its numbers."""
         if self._blocks is None or self._blocks[0] is not tensor:
             self._blocks = None
-            self._blocks = tensor, read_block_scales(self._sources, tensor)
+            self._blocks = tensor, sound_block_scales(self._sources, tensor)
         return self._blocks[1]
 
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
@@ -140,8 +140,9 @@ def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
     end = first + count
     while first < end:
         rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
-        yield first, min(rest, end - first)
-        first += rest
+        count = min(rest, end - first, RUN)
+        yield first, count
+        first += count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,20 +174,36 @@ def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
     return torch.frombuffer(raw, dtype=torch.float32)
 
 
-def odd_scale(scales: torch.Tensor) -> float | None:
-    """Returns the first scale that is no positive number; None where each is one."""
-    odd = scales[~((scales > 0) & torch.isfinite(scales))]
-    return odd[0].item() if len(odd) else None
+def odd_scale(sources: Sources, tensor: ModelTensor) -> float | None:
+    """Returns the first of a tensor's scales that is none; None where each is one, or it has none beside it."""
+    if tensor.scales is None or tensor.packing is None:
+        return None
+    if tensor.packing.scale == "block":
+        beside = read_block_scales(sources, tensor)
+        return microscaled.odd_scale(beside.codes, tensor.dtype, beside.whole)
+    return scaled.odd_scale(read_scales(sources, tensor))
 
 
-def sound_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
-    """Returns read_scales(); raises NotFinite or InputError where one is no positive number.
+def confirm_scale(tensor: ModelTensor, odd: float | None) -> None:
+    """Raises NotFinite or InputError for a scale that is none, where there is one.
 
     No quantizer writes such: what it covers would be lost, or turned around.
     """
-    scales = read_scales(sources, tensor)
-    if (scale := odd_scale(scales)) is not None:
-        error = InputError if isfinite(scale) else NotFinite
-        message = f"{tensor.name} has a scale of {scale:.9g}, and a scale is a positive number"
+    if odd is not None:
+        error = InputError if isfinite(odd) else NotFinite
+        message = f"{tensor.name} has a scale of {odd:.9g}, and a scale is a positive number"
         raise error(message, "get the file again and check its digest, or convert the checkpoint that it was made from")
+
+
+def sound_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
+    """Returns read_scales(); raises as confirm_scale() does."""
+    scales = read_scales(sources, tensor)
+    confirm_scale(tensor, scaled.odd_scale(scales))
+    return scales
+
+
+def sound_block_scales(sources: Sources, tensor: ModelTensor) -> BlockScales:
+    """Returns read_block_scales(); raises as confirm_scale() does."""
+    scales = read_block_scales(sources, tensor)
+    confirm_scale(tensor, microscaled.odd_scale(scales.codes, tensor.dtype, scales.whole))
     return scales
