@@ -18,7 +18,7 @@ from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.families import identify
 from wanconv.layouts import source_layout
 from wanconv.validation.weights import ModelWeights
-from wanconv.verbs.convert import convert
+from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
@@ -203,6 +203,10 @@ def test_calibrated_files_of_others_are_read_and_their_input_scales_left_out(
     again = decoded(tmp_path / "out" / DIT)
     assert all(torch.equal(ours[name], again[name]) for name in ours)
     assert not [name for name in comfyui.contents(tmp_path / "out" / DIT) if name.endswith(".input_scale")]
+    report = preview(file, Options("bf16", layout="diffusers"))
+    assert [one.message for one in report.findings if "input scale" in one.message] == [
+        "its calibrated input scale is left out: diffusers reads none beside bf16"
+    ]
 
 
 def test_a_legacy_file_of_another_format_is_not_guessed_at(legacy: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import tiny as tools
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -186,6 +187,38 @@ def test_for_the_same_client_it_is_carried_over_unchanged(storage: str, out: Pat
         assert any(each.message.startswith(f"was {storage} block and stays so") for each in report.findings)
         assert (tmp_path / recipe / HIGH).read_bytes() == (out / HIGH).read_bytes()
         assert failures(verify(tmp_path / recipe, Check(against=out))) == {}
+
+
+@pytest.mark.parametrize("exact", [["blocks.1.ffn.0"], None], ids=["one", "all"])
+def test_what_its_maker_had_multiplied_in_full_precision_still_is(
+    storage: str, exact: list[str] | None, spoilt: Path, tmp_path: Path
+) -> None:
+    before = comfyui.contents(spoilt / FILE)
+    asking = exact or [name.removesuffix(".comfy_quant") for name in before if name.endswith(".comfy_quant")]
+    says = {"format": storage, "full_precision_matrix_mult": True}
+    told = torch.tensor(list(json.dumps(says).encode()), dtype=torch.uint8)
+    source = tmp_path / "model.safetensors"
+    save_file({**before, **{f"{layer}.comfy_quant": told.clone() for layer in asking}}, source)
+    report = convert(source, Options("keep", layout="comfyui", out=tmp_path / "out"))
+    after = comfyui.contents(tmp_path / "out" / FILE)
+    found = {name.removesuffix(".weight"): says for name, _, says in comfyui.read(after)}
+    assert found == {layer: says if layer in asking else {"format": storage} for layer in found}
+    with safe_open(tmp_path / "out" / FILE, "pt") as opened:
+        assert json.loads(opened.metadata()["_quantization_metadata"])["layers"] == found
+    assert all(torch.equal(after[name], before[name]) for name in before if not name.endswith(".comfy_quant"))
+    assert any("Blackwell" in each.message for each in report.findings) == (exact is not None)
+    assert failures(verify(tmp_path / "out", Check(against=source, client="comfyui"))) == {}
+
+
+def test_a_calibrated_input_scale_is_left_out_and_told(storage: str, spoilt: Path, tmp_path: Path) -> None:
+    tensors = comfyui.contents(spoilt / FILE)
+    source = tmp_path / "model.safetensors"
+    save_file({**tensors, "blocks.1.ffn.0.input_scale": torch.tensor(0.5)}, source)
+    report = convert(source, Options("keep", layout="comfyui", out=tmp_path / "out"))
+    said = {each.where: each.message for each in report.findings if "input scale" in each.message}
+    assert said == {
+        UP: "its calibrated input scale is left out: its client finds the scales of a layer's inputs itself"
+    }
 
 
 @pytest.mark.parametrize(

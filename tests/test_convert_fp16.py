@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import tiny as tools
+from hub.server import files_below, leading
 from validation_samples import alone
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.families import identify
-from wanconv.verbs.convert import convert, preview
+from wanconv.report import Report
+from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.validate import Options as Judging
 from wanconv.verbs.validate import validate
 from wanconv.workshop.fp16 import sample
@@ -146,6 +148,20 @@ def test_a_report_of_a_source_says_nothing_of_what_a_lora_makes_of_it(tiny: Tiny
     options = Options("fp16", out=tmp_path / "out", report=saved(tmp_path, source), loras=("lora.safetensors",))
     with pytest.raises(UsageError, match=r"^--report is of the source as it is, and --lora changes it$"):
         preview(source, options)
+
+
+@pytest.mark.parametrize("verb", [preview_remote, convert_remote])
+def test_a_report_is_not_held_against_numbers_that_are_not_here(
+    verb: Callable[..., Report], tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny("cogvideox-5b")
+    options = Options("fp16", out=tmp_path / "out", report=saved(tmp_path, source))
+    with leading(files_below(source), monkeypatch, tmp_path / "modelscope") as hub:
+        with pytest.raises(UsageError) as raised:
+            verb("hf://owner/name", options)
+        assert hub.log == []
+    assert raised.value.message == "--report is held against the source's numbers, and hf://owner/name is not here"
+    assert raised.value.hint == "wanconv download it first; or say --allow-unsafe-fp16"
 
 
 def test_one_other_number_is_another_source(tiny: Tiny, tmp_path: Path) -> None:

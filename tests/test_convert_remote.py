@@ -277,6 +277,42 @@ def test_a_file_that_torch_reads_otherwise_is_refused(hub: Hub, options: Options
     assert not (tmp_path / "streamed" / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "layout", "file", "one", "other"),
+    [
+        ("keep", "official", "diffusion_pytorch_model.safetensors", b"blocks.0.self_attn.q.", b"blocks.0.self_attn.k."),
+        ("fp8-scaled", "comfyui", "diffusion_models/wan2.1-t2v.safetensors", b'_mult":true}', b'_mult":null}'),
+    ],
+)
+def test_a_file_that_is_not_the_one_whose_header_was_read_is_refused(
+    recipe: str,
+    layout: str,
+    file: str,
+    one: bytes,
+    other: bytes,
+    hub: Hub,
+    tiny: Tiny,
+    options: Options,
+    tmp_path: Path,
+) -> None:
+    """Ranges have no digest: a cache may answer them from another version, here one with two names in each other's
+    place, or with another constant behind the header."""
+    convert(tiny("wan2.1-t2v-1.3b"), Options(recipe, layout=layout, out=tmp_path / "source"))
+    hub.commit(files_below(tmp_path / "source"))
+    wanted = expected(options, tmp_path)
+    swapped = hub.files[file].replace(one, one.upper()).replace(other, one).replace(one.upper(), other)
+    hub.faults.ranges_of = {file: swapped}
+    with pytest.raises(InputError) as raised:
+        stream(options)
+    assert raised.value.message == f"hf://owner/name@{hub.head}/{file} is not the file whose header was read"
+    assert raised.value.hint == "--force starts over; or try the other hub"
+    assert there(options) == ["out.partial"]
+    hub.faults = Faults()
+    stream(replace(options, force=True))
+    assert options.out is not None
+    assert tinies.contents(options.out) == wanted
+
+
 def test_a_revision_that_moves_in_between_is_another_source(
     hub: Hub, sharded: Path, options: Options, tmp_path: Path
 ) -> None:

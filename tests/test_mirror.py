@@ -151,6 +151,18 @@ def test_a_header_that_is_damaged_is_named_by_its_address(hub: Hub) -> None:
         inspect_remote("hf://owner/name")
 
 
+def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) -> None:
+    """Indices are fetched whole, and a preview has no room for what a repository may call one."""
+    name = "x.safetensors.index.json"
+    hub.commit(hub.files | {name: bytes(64_000_001)})
+    with pytest.raises(InputError) as raised:
+        inspect_remote("hf://owner/name")
+    message = f"hf://owner/name@{hub.head}/{name} has 64000001 bytes; an index has at most 64000000"
+    assert (raised.value.message, raised.value.hint) == (message, "leave it out with --exclude, or try the other hub")
+    assert not [request for request in hub.payload_requests() if name in request.path]
+    assert inspect_remote("hf://owner/name", exclude=(name,)).figures["family"] == A14B
+
+
 def test_a_server_without_ranges_is_told(hub: Hub) -> None:
     hub.faults.ignore_ranges = True
     with pytest.raises(InputError, match="gives whole files only"):

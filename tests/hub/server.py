@@ -55,6 +55,7 @@ class Faults:
     ignore_ranges: bool = False
     content_range: str = ""  # a lie, said to every range request
     wrong_range_body: bool = False  # the header is right, the bytes are the file's first ones
+    ranges_of: Mapping[str, bytes] = field(default_factory=dict)  # path → another version, of which ranges are given
     etags: list[str] = field(default_factory=list)  # of each answer in turn; the last stays
     gated: bool = False
     token: str = ""
@@ -394,6 +395,8 @@ class _Handler(BaseHTTPRequestHandler):
             content = bytes([content[0] ^ 1]) + content[1:]
         if faults.short_by:
             content = content[: -faults.short_by]
+        if self.headers.get("Range"):
+            content = faults.ranges_of.get(name, content)
         etag = faults.etags[0] if faults.etags else f"payload-{len(content)}-{content[:8].hex()}"
         if len(faults.etags) > 1:
             faults.etags.pop(0)

@@ -9,7 +9,7 @@ from wanconv.checkpoint.files import Header, printable, regular_file, strict_jso
 from wanconv.errors import InputError
 from wanconv.tensors import TensorRef
 
-_MAX_INDEX = 64_000_000  # bytes
+MAX_INDEX = 64_000_000  # bytes
 _AGAIN = "download the index again"
 _SAME_REVISION = "download the shards and the index again, from the same revision"
 
@@ -26,8 +26,8 @@ class Index:
 def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
     """Returns an index whose shards are plain names of one of the `extensions`; raises InputError for any other."""
     with regular_file(path) as file:
-        if file.size > _MAX_INDEX:
-            raise InputError(f"{path} has {file.size} bytes; an index has at most {_MAX_INDEX}", _AGAIN)
+        if file.size > MAX_INDEX:
+            raise InputError(f"{path} has {file.size} bytes; an index has at most {MAX_INDEX}", _AGAIN)
         raw = file.read(0, file.size)
         known = what_is(file)
     if known and "JSON" not in known[0]:

@@ -3,7 +3,17 @@
 from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.families.packings import Packed, beside, is_constant, is_input_scale, leaf_of, of_client, same_meaning
+from wanconv.families.packings import (
+    Packed,
+    beside,
+    in_full_precision,
+    is_constant,
+    is_input_scale,
+    leaf_of,
+    multiplied_as,
+    of_client,
+    same_meaning,
+)
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
@@ -21,9 +31,11 @@ __all__ = [
     "fingerprint",
     "homeless",
     "identify",
+    "in_full_precision",
     "is_constant",
     "is_input_scale",
     "leaf_of",
+    "multiplied_as",
     "of_client",
     "same_meaning",
     "targets",

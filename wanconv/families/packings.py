@@ -13,13 +13,14 @@ from wanconv.tensors import Packing, TensorRef
 
 COMFY_QUANT = "comfy_quant"
 _CONSTANT_NBYTES = 4096  # at most
-_OPTIONS = {"full_precision_matrix_mult"}  # of comfy_quant: says how to multiply, not what the numbers are
+_FULL_PRECISION = "full_precision_matrix_mult"
+_OPTIONS = {_FULL_PRECISION}  # of comfy_quant: says how to multiply, not what the numbers are
 
 
 def comfy_quant(name: str) -> bytes:
     """Returns what ComfyUI reads beside a weight. Without a calibrated input scale it must multiply in full precision:
     it would clamp activations at 448."""
-    return json.dumps({"format": name, "full_precision_matrix_mult": True}, separators=(",", ":")).encode()
+    return json.dumps({"format": name, _FULL_PRECISION: True}, separators=(",", ":")).encode()
 
 
 def _comfyui(storage: str, scale: str, name: str, since: str) -> Packing:
@@ -158,6 +159,20 @@ def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
     return leaf_of(ref.name)[1] == packing.inputs and ref.dtype == "fp32" and ref.numel == 1
 
 
+def in_full_precision(packing: Packing) -> bool:
+    """True where ComfyUI decodes such a weight before it multiplies, and so has no use for a scale of the inputs."""
+    return all(json.loads(content).get(_FULL_PRECISION) for _, content in packing.constants)
+
+
+def multiplied_as(packing: Packing, module: str, tensors: Mapping[str, TensorRef]) -> Packing:
+    """Returns a packing of blocks with what a file says of the same weight: that it is multiplied in full precision."""
+    ref = None if in_full_precision(packing) else tensors.get(beside(module, COMFY_QUANT))
+    said = None if ref is None else _said(ref)
+    if not isinstance(said, dict) or not said.get(_FULL_PRECISION):
+        return packing
+    return replace(packing, constants=((COMFY_QUANT, comfy_quant(packing.format)),), caution="")
+
+
 def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
     payload, scales = leaves.get(packing.payload), leaves.get(packing.scales)
     if payload is None or scales is None or payload.dtype != packing.payload_dtype:
@@ -178,13 +193,15 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
 
 def _means(ref: TensorRef, content: bytes) -> bool:
     """True where a constant says the same of the numbers, however it is written."""
-    if not is_constant(ref):
-        return False
+    return is_constant(ref) and same_meaning(_said(ref), json.loads(content))
+
+
+def _said(ref: TensorRef) -> object:
+    """Returns what a constant says as JSON, None where that cannot be read."""
     try:
-        found, wanted = json.loads(ref.read()), json.loads(content)
+        return json.loads(ref.read())
     except (OSError, ValueError, RecursionError):
-        return False
-    return same_meaning(found, wanted)
+        return None
 
 
 def same_meaning(found: object, wanted: object) -> bool:

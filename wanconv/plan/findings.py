@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from wanconv.families import DENOISERS, expert_unless_dense, experts_named, leaf_of
+from wanconv.families import DENOISERS, expert_unless_dense, experts_named, in_full_precision, leaf_of
 from wanconv.families import beside as beside_name
 from wanconv.layouts import Layout
 from wanconv.naming import matches
@@ -44,9 +44,9 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
     for name, sentence in (layout.coarse or {}).items():
         if any(step.format == name and step.packing is None for step in steps):
             findings.append(Finding("warning", name, sentence))
-    if calibrated := [tensor.name for tensor in model.tensors.values() if _has_input_scale(model, tensor)]:
-        message = "its calibrated input scale is left out: its client multiplies in full precision without"
-        findings.append(Finding("note", some(calibrated), message))
+    calibrated = [step for step in steps if _has_input_scale(model, step.tensor)]
+    for without, names in _grouped((_without_input_scale(step, layout), step.tensor.name) for step in calibrated):
+        findings.append(Finding("note", some(names), f"its calibrated input scale is left out: {without}"))
     for packing in dict.fromkeys(step.packing for step in steps if step.packing and step.packing.caution):
         findings.append(Finding("note", packing.format, packing.caution))
     if layout.caution and any(step.packing for step in steps):
@@ -85,6 +85,15 @@ def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
         return False
     part = model.components[tensor.name.partition("/")[0]].part
     return beside_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
+
+
+def _without_input_scale(step: Step, layout: Layout) -> str:
+    """Returns what a client does without the scale that a source has for a layer's inputs."""
+    if step.packing is None or step.packing.inputs is None:
+        return f"{layout.name} reads none beside {step.label}"
+    if in_full_precision(step.packing):
+        return "its client multiplies in full precision without"
+    return "its client finds the scales of a layer's inputs itself"
 
 
 def _second_steps(steps: Sequence[Step]) -> list[Finding]:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from wanconv import recipe as recipes
 from wanconv.errors import Refused
-from wanconv.families import targets, vocabulary
+from wanconv.families import leaf_of, multiplied_as, targets, vocabulary
 from wanconv.formats import FORMATS
 from wanconv.layouts import Layout, Override, Together
 from wanconv.naming import matches
@@ -14,7 +14,7 @@ from wanconv.plan.files import not_held
 from wanconv.plan.findings import some
 from wanconv.plan.types import Step
 from wanconv.recipe import Recipe, Rule
-from wanconv.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing
+from wanconv.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing, Part
 
 
 def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:
@@ -67,7 +67,7 @@ def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozense
             "choose another --recipe, or the --layout of a client that reads it",
             [some(names) for names in unread.values()],
         )
-    return steps
+    return {name: _as_before(step, model.components[name.partition("/")[0]].part) for name, step in steps.items()}
 
 
 @lru_cache(maxsize=1)  # inspect asks for every client
@@ -109,6 +109,14 @@ def _packed(step: Step, rule: Rule, scale: str, layout: Layout, unread: dict[str
         why = f"{layout.name} reads scales in the weights of {', '.join(layout.scaled)} alone"
         unread.setdefault(why, []).append(step.tensor.name)
     return replace(step, packing=packing, rounding=rule.rounding)
+
+
+def _as_before(step: Step, part: Part) -> Step:
+    """Returns the step with what the source's file says of how to multiply, where payload and scales are its own."""
+    if step.packing is None or not step.carried:
+        return step
+    module, _ = leaf_of(step.tensor.pieces[0].ref.name)
+    return replace(step, packing=multiplied_as(step.packing, module, part.tensors))
 
 
 def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[str]]) -> dict[str, Step]:

@@ -43,6 +43,7 @@ def preview_remote(repository: str, options: Options, token: str | None = None, 
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
     from wanconv.workshop.streaming import Streamed
 
+    _refuse_report(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
         out = _remote_target(mirror.root.name, options)
         made = prepare(mirror.root, options)
@@ -51,6 +52,12 @@ def preview_remote(repository: str, options: Options, token: str | None = None, 
         return replace(
             report, figures={**report.figures, "to_fetch_nbytes": weights, "read_nbytes": mirror.read_nbytes}
         )
+
+
+def _refuse_report(repository: str, options: Options) -> None:
+    if options.report is not None:
+        message = f"--report is held against the source's numbers, and {repository} is not here"
+        raise UsageError(message, "wanconv download it first; or say --allow-unsafe-fp16")
 
 
 def _remote_target(name: str, options: Options) -> Path:
@@ -102,6 +109,7 @@ def convert_remote(
     from wanconv.workshop.mirror import complete, mirrored  # imports an HTTP client, which files here do without
     from wanconv.workshop.streaming import sidecars, streamed
 
+    _refuse_report(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
         complete(mirror, sidecars(prepare(mirror.root, options), mirror))

@@ -2,11 +2,16 @@
 
 import os
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from wanconv.checkpoint import pth
-from wanconv.tensors import Part
+from wanconv.checkpoint import header_digest, pth
+from wanconv.checkpoint.files import explained
+from wanconv.errors import InputError
+from wanconv.families import is_constant
+from wanconv.tensors import Part, TensorRef
 
 
 class Files(Protocol):
@@ -47,6 +52,18 @@ class FilesHere:
 
 
 def confirm_file(part: Part, file: Path, where: Path) -> None:
-    """Has torch itself read the table of a .pth file of a part, which lies at `where`; raises InputError."""
+    """Makes sure of a file of a part that lies at `where`: that what was read of it from `file` is what it says, and of
+    a .pth file that torch reads the same; raises InputError."""
+    tensors = {name: ref for name, ref in part.tensors.items() if ref.file == file}
+    if where != file and not _says_the_same(file, where, tensors.values()):
+        raise InputError(f"{file} is not the file whose header was read", "--force starts over; or try the other hub")
     if part.container == "pth":
-        pth.confirm(where, {name: ref for name, ref in part.tensors.items() if ref.file == file})
+        pth.confirm(where, tensors)
+
+
+def _says_the_same(file: Path, other: Path, tensors: Iterable[TensorRef]) -> bool:
+    """True where two files agree in their headers and in the constants among their tensors."""
+    with explained(other):
+        return header_digest(file) == header_digest(other) and all(
+            ref.read() == replace(ref, file=other).read() for ref in tensors if is_constant(ref)
+        )
