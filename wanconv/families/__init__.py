@@ -3,7 +3,16 @@
 from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.families.packings import Packed, beside, is_constant, is_input_scale, leaf_of, of_client, same_meaning
+from wanconv.families.packings import (
+    Packed,
+    beside,
+    is_constant,
+    is_input_scale,
+    leaf_of,
+    of_client,
+    same_meaning,
+    stated,
+)
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
@@ -26,6 +35,7 @@ __all__ = [
     "leaf_of",
     "of_client",
     "same_meaning",
+    "stated",
     "targets",
     "vocabulary",
 ]

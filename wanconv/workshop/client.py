@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.families import is_input_scale, same_meaning
+from wanconv.families import is_input_scale, same_meaning, stated
 from wanconv.layouts import Json, Layout
 from wanconv.plan import Contents, Slot, contents, some
 from wanconv.recipe import load
@@ -95,7 +95,8 @@ def _component(model: Model, component: Component, layout: Layout, held: Content
     part = component.part
     yield from _misplaced(model, component, layout)
     attached = layout.attached.get(component.name, ("", ""))[0]
-    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name != attached}
+    said = stated(part).keys() - part.tensors.keys()
+    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name not in {attached, *said}}
     found = {
         name: ref
         for name, ref in part.tensors.items()
