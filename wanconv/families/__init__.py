@@ -4,6 +4,8 @@ from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
 from wanconv.families.packings import (
+    TOKENIZER,
+    TOKENIZER_NBYTES,
     Packed,
     beside,
     is_constant,
@@ -12,6 +14,7 @@ from wanconv.families.packings import (
     of_client,
     same_meaning,
     stated,
+    tokenizer_of,
 )
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
@@ -19,6 +22,8 @@ __all__ = [
     "ARCHITECTURES",
     "DENOISERS",
     "FAMILIES",
+    "TOKENIZER",
+    "TOKENIZER_NBYTES",
     "Expert",
     "Packed",
     "Target",
@@ -37,5 +42,6 @@ __all__ = [
     "same_meaning",
     "stated",
     "targets",
+    "tokenizer_of",
     "vocabulary",
 ]

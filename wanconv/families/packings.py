@@ -16,6 +16,8 @@ from wanconv.tensors import Packing, Part, TensorRef
 COMFY_QUANT = "comfy_quant"
 _HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors when it loads a file
 _CONSTANT_NBYTES = 4096  # at most
+TOKENIZER = "spiece_model"
+TOKENIZER_NBYTES = 16 << 20  # at most: UMT5's has 4.5 MB
 _SHOWN = 200  # characters of what a file says
 _OPTIONS = {"full_precision_matrix_mult"}  # of comfy_quant: says how to multiply, not what the numbers are
 
@@ -76,7 +78,7 @@ PACKINGS: tuple[Packing, ...] = (
 # fmt: on
 
 # Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
-ATTACHED = {"spiece_model": ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
+ATTACHED = {TOKENIZER: ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,17 @@ def leaf_of(name: str) -> tuple[str, str]:
 
 
 def is_constant(ref: TensorRef) -> bool:
-    """True for a tensor whose bytes `unpack` reads, and not its name and shape alone."""
+    """True for a tensor whose bytes a plan is made from, and not its name and shape alone."""
     leaf = leaf_of(ref.name)[1]
     known = any(leaf == constant for packing in PACKINGS for constant, _ in packing.constants)
-    return known and ref.dtype == "uint8" and ref.nbytes <= _CONSTANT_NBYTES
+    limit = TOKENIZER_NBYTES if ref.name == TOKENIZER else _CONSTANT_NBYTES if known else -1
+    return ref.dtype == "uint8" and ref.nbytes <= limit
+
+
+def tokenizer_of(part: Part) -> TensorRef | None:
+    """Returns the sentencepiece model that ComfyUI's text encoders carry as a tensor."""
+    ref = part.tensors.get(TOKENIZER)
+    return ref if ref is not None and is_constant(ref) else None
 
 
 def beside(module: str, leaf: str) -> str:
@@ -150,7 +159,7 @@ def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
                 leaf: ref for leaf, ref in leaves.items() if leaf not in used and not is_input_scale(packing, ref)
             }
         for ref in leaves.values():
-            if ref.dtype not in ATTACHED.get(ref.name, ()):
+            if ref.dtype not in ATTACHED.get(ref.name, ()) or (ref.name == TOKENIZER and not is_constant(ref)):
                 weights[ref.name] = ref
     return weights, packed
 
@@ -162,8 +171,10 @@ def _with_header(part: Part, said: Mapping[str, object]) -> dict[str, TensorRef]
 
 
 def astray(name: str, part: Part) -> str:
-    """Returns what keeps a tensor of a file, which no row explains, from being a part of a weight with scales; empty
-    where its name speaks of none."""
+    """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
+    with scales, or a tokenizer; empty where that is nothing of the kind."""
+    if name == TOKENIZER:
+        return f"no tokenizer that wanconv reads: uint8 of at most {TOKENIZER_NBYTES} bytes"
     module, leaf = leaf_of(name)
     pairs = [(packing.payload, packing.scales) for packing in PACKINGS]
     wholes = {packing.whole for packing in PACKINGS if packing.whole}
