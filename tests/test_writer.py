@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -304,3 +305,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 64 << 10  # kB: four blocks of 8 MB, and room
+
+
+def test_an_image_is_known_by_its_literals_without_being_written_out() -> None:
+    literal = bytes(8 << 20)
+    image, same, other = (
+        Image("file", len(literal), ((0, one),), ()) for one in (literal, literal, literal[1:] + b"1")
+    )
+    tracemalloc.start()
+    try:
+        identity = image.identity
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(literal)
+    assert identity == same.identity != other.identity

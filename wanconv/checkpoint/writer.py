@@ -57,7 +57,7 @@ class Image:
         table = [
             self.path,
             self.nbytes,
-            [[offset, literal.hex()] for offset, literal in self.literals],
+            [[offset, len(literal), hashlib.sha256(literal).hexdigest()] for offset, literal in self.literals],
             [[payload.key, payload.offset, payload.nbytes] for payload in self.payloads],
         ]
         return hashlib.sha256(json.dumps(table).encode()).hexdigest()[:32]

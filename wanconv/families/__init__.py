@@ -4,6 +4,8 @@ from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
 from wanconv.families.packings import (
+    TOKENIZER,
+    TOKENIZER_NBYTES,
     Packed,
     beside,
     in_full_precision,
@@ -13,6 +15,8 @@ from wanconv.families.packings import (
     multiplied_as,
     of_client,
     same_meaning,
+    stated,
+    tokenizer_of,
 )
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
@@ -20,6 +24,8 @@ __all__ = [
     "ARCHITECTURES",
     "DENOISERS",
     "FAMILIES",
+    "TOKENIZER",
+    "TOKENIZER_NBYTES",
     "Expert",
     "Packed",
     "Target",
@@ -38,6 +44,8 @@ __all__ = [
     "multiplied_as",
     "of_client",
     "same_meaning",
+    "stated",
     "targets",
+    "tokenizer_of",
     "vocabulary",
 ]

@@ -54,7 +54,7 @@ def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
     matched: list[tuple[Part, Fit]] = []
     unknown: list[Unrecognised] = []
     for part in parts:
-        weights, packed = unpack(part.tensors)
+        weights, packed = unpack(part)
         found = fits(weights)
         if found and not found[0].differences:
             _refuse_odd_scales(part, found[0], packed)
@@ -108,9 +108,7 @@ def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
             [f"shape of {bad.name}: found {_shape(bad.found)}, expected {_shape(bad.expected)}" for bad in fit.wrong]
         ),
         *_first([f"missing: {name}" for name in fit.missing]),
-        *_first(
-            [f"unknown: {name}" + (f" ({why})" if (why := astray(name, part.tensors)) else "") for name in fit.extra]
-        ),
+        *_first([f"unknown: {name}" + (f" ({why})" if (why := astray(name, part)) else "") for name in fit.extra]),
     ]
     return Unrecognised(message, f"download it again if it should be one; wanconv knows {known}", details)
 

@@ -73,7 +73,7 @@ class Claim:
 
     @property
     def packed(self) -> Mapping[str, Packed]:
-        return unpack(self.part.tensors)[1]
+        return unpack(self.part)[1]
 
 
 def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:

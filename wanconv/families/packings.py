@@ -8,11 +8,17 @@ prototype/safetensors/safetensors_support.py; diffusers quantizers/bfl/bfl_quant
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from wanconv.tensors import Packing, TensorRef
+from wanconv.errors import InputError
+from wanconv.tensors import Packing, Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"
+_HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors when it loads a file
 _CONSTANT_NBYTES = 4096  # at most
+TOKENIZER = "spiece_model"
+TOKENIZER_NBYTES = 16 << 20  # at most: UMT5's has 4.5 MB
+_SHOWN = 200  # characters of what a file says
 _FULL_PRECISION = "full_precision_matrix_mult"
 _OPTIONS = {_FULL_PRECISION}  # of comfy_quant: says how to multiply, not what the numbers are
 
@@ -73,7 +79,7 @@ PACKINGS: tuple[Packing, ...] = (
 # fmt: on
 
 # Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
-ATTACHED = {"spiece_model": ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
+ATTACHED = {TOKENIZER: ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +102,54 @@ def leaf_of(name: str) -> tuple[str, str]:
 
 
 def is_constant(ref: TensorRef) -> bool:
-    """True for a tensor whose bytes `unpack` reads, and not its name and shape alone."""
+    """True for a tensor whose bytes a plan is made from, and not its name and shape alone."""
     leaf = leaf_of(ref.name)[1]
     known = any(leaf == constant for packing in PACKINGS for constant, _ in packing.constants)
-    return known and ref.dtype == "uint8" and ref.nbytes <= _CONSTANT_NBYTES
+    limit = TOKENIZER_NBYTES if ref.name == TOKENIZER else _CONSTANT_NBYTES if known else -1
+    return ref.dtype == "uint8" and ref.nbytes <= limit
+
+
+def tokenizer_of(part: Part) -> TensorRef | None:
+    """Returns the sentencepiece model that ComfyUI's text encoders carry as a tensor."""
+    ref = part.tensors.get(TOKENIZER)
+    return ref if ref is not None and is_constant(ref) else None
 
 
 def beside(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
-def unpack(tensors: Mapping[str, TensorRef]) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
+def stated(part: Part) -> dict[str, object]:
+    """Returns what a file's header says of its layers, by the names of the comfy_quant tensors that say the same.
+
+    Raises InputError for a header that says something else there.
+    """
+    if _HEADER not in part.metadata:
+        return {}
+    try:
+        said = json.loads(part.metadata[_HEADER])
+    except (ValueError, RecursionError):
+        said = None
+    layers = said.get("layers") if isinstance(said, dict) else None
+    if not isinstance(layers, dict) or not all(layer.isprintable() for layer in layers):
+        message = f"{part.path}: what its header says under {_HEADER} is no list of layers"
+        raise InputError(message, "get the file again from who made it")
+    return {beside(layer, COMFY_QUANT): value for layer, value in layers.items()}
+
+
+def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
     """Returns the weights of a file by the names they have where nothing is scaled, and what stands beside those that
-    are. What no row explains keeps its own name."""
+    are. What no row explains keeps its own name, as does what the header alone says."""
+    said = stated(part)
+    rows = of_client("comfyui") if said else PACKINGS
     modules: dict[str, dict[str, TensorRef]] = {}
-    for name, ref in tensors.items():
+    for name, ref in _with_header(part, said).items():
         module, leaf = leaf_of(name)
         modules.setdefault(module, {})[leaf] = ref
     weights: dict[str, TensorRef] = {}
     packed: dict[str, Packed] = {}
     for module, leaves in modules.items():
-        packing = next((packing for packing in PACKINGS if _fits(packing, leaves)), None)
+        packing = next((packing for packing in rows if _fits(packing, leaves, said)), None)
         if packing is not None:
             name = beside(module, "weight")
             used = {packing.payload, packing.scales, packing.whole, *(leaf for leaf, _ in packing.constants)}
@@ -127,31 +160,62 @@ def unpack(tensors: Mapping[str, TensorRef]) -> tuple[dict[str, TensorRef], dict
                 leaf: ref for leaf, ref in leaves.items() if leaf not in used and not is_input_scale(packing, ref)
             }
         for ref in leaves.values():
-            if ref.dtype not in ATTACHED.get(ref.name, ()):
+            if ref.dtype not in ATTACHED.get(ref.name, ()) or (ref.name == TOKENIZER and not is_constant(ref)):
                 weights[ref.name] = ref
     return weights, packed
 
 
-def astray(name: str, tensors: Mapping[str, TensorRef]) -> str:
-    """Returns what keeps a tensor of a file, which no row explains, from being a part of a weight with scales; empty
-    where its name speaks of none."""
+def _with_header(part: Part, said: Mapping[str, object]) -> dict[str, TensorRef]:
+    """Returns a file's tensors, and one without bytes for what its header alone says."""
+    stand_ins = {name: TensorRef(name, "uint8", (0,), Path(part.path), 0, 0) for name in said}
+    return {**part.tensors, **{name: ref for name, ref in stand_ins.items() if name not in part.tensors}}
+
+
+def astray(name: str, part: Part) -> str:
+    """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
+    with scales, or a tokenizer; empty where that is nothing of the kind."""
+    if name == TOKENIZER:
+        return f"no tokenizer that wanconv reads: uint8 of at most {TOKENIZER_NBYTES} bytes"
     module, leaf = leaf_of(name)
     pairs = [(packing.payload, packing.scales) for packing in PACKINGS]
     wholes = {packing.whole for packing in PACKINGS if packing.whole}
     if leaf not in {COMFY_QUANT, *wholes, *(part for pair in pairs for part in pair)} - {"weight"}:
         return ""
-    payload, scales = (
-        next((ref for part in parts if (ref := tensors.get(beside(module, part)))), None)
-        for parts in zip(*pairs, strict=True)
+    said = stated(part)
+    tensors = _with_header(part, said)
+    payloads, scales = (
+        [ref for leaf in dict.fromkeys(leaves) if (ref := tensors.get(beside(module, leaf)))]
+        for leaves in zip(*pairs, strict=True)
     )
-    if scales is None:
-        return "its scale is missing"
-    if payload is None:
-        return "its weight is missing"
-    if scales.name != name:
+    if not scales or not payloads:
+        missing = f"its {'weight' if scales else 'scale'} is missing"
+        return missing if name in part.tensors else f"the header speaks of it, and {missing}"
+    if len(payloads) > 1:
+        return "its weight stands there twice, plain and quantized"
+    constant = tensors.get(beside(module, COMFY_QUANT))
+    if constant is not None and (odd := _odd(constant, said)):
+        return odd
+    if scales[0].name != name:
         return ""
-    of = f"{payload.dtype} {list(payload.shape)}"
-    return f"{scales.dtype} {list(scales.shape)} is no scale of {of} that wanconv knows"
+    of = f"{payloads[0].dtype} {list(payloads[0].shape)}"
+    return f"{scales[0].dtype} {list(scales[0].shape)} is no scale of {of} that wanconv knows"
+
+
+def _odd(ref: TensorRef, said: Mapping[str, object]) -> str:
+    """Returns why wanconv does not read a weight of which this is said; empty where a row says the same."""
+    known = [json.loads(content) for packing in PACKINGS for _, content in packing.constants]
+    told = _told(ref, said)
+    for value in told:
+        if not any(same_meaning(value, each) for each in known):
+            return f"{COMFY_QUANT} is {_shown(value)}, which wanconv does not read"
+    return "the header and the tensor comfy_quant say different things" if not same_meaning(told[0], told[-1]) else ""
+
+
+def _shown(value: object) -> str:
+    try:
+        return "no JSON" if value is None else json.dumps(value)[:_SHOWN]
+    except RecursionError:
+        return "nested too deeply"
 
 
 def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
@@ -164,16 +228,21 @@ def in_full_precision(packing: Packing) -> bool:
     return all(json.loads(content).get(_FULL_PRECISION) for _, content in packing.constants)
 
 
-def multiplied_as(packing: Packing, module: str, tensors: Mapping[str, TensorRef]) -> Packing:
+def multiplied_as(packing: Packing, module: str, part: Part) -> Packing:
     """Returns a packing of blocks with what a file says of the same weight: that it is multiplied in full precision."""
-    ref = None if in_full_precision(packing) else tensors.get(beside(module, COMFY_QUANT))
-    said = None if ref is None else _said(ref)
+    if in_full_precision(packing):
+        return packing
+    name = beside(module, COMFY_QUANT)
+    ref = part.tensors.get(name)
+    said = stated(part).get(name) if ref is None else _parsed(ref)
     if not isinstance(said, dict) or not said.get(_FULL_PRECISION):
         return packing
     return replace(packing, constants=((COMFY_QUANT, comfy_quant(packing.format)),), caution="")
 
 
-def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
+def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, object]) -> bool:
+    if packing.payload != "weight" and "weight" in leaves:  # which of the two is meant, nothing tells
+        return False
     payload, scales = leaves.get(packing.payload), leaves.get(packing.scales)
     if payload is None or scales is None or payload.dtype != packing.payload_dtype:
         return False
@@ -188,16 +257,22 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef]) -> bool:
         return False
     if not packing.constants:
         return COMFY_QUANT not in leaves
-    return all(leaf in leaves and _means(leaves[leaf], content) for leaf, content in packing.constants)
+    return all(
+        leaf in leaves and all(same_meaning(each, json.loads(content)) for each in _told(leaves[leaf], said))
+        for leaf, content in packing.constants
+    )
 
 
-def _means(ref: TensorRef, content: bytes) -> bool:
-    """True where a constant says the same of the numbers, however it is written."""
-    return is_constant(ref) and same_meaning(_said(ref), json.loads(content))
+def _told(ref: TensorRef, said: Mapping[str, object]) -> list[object]:
+    """Returns what is said in place of a constant: by the header, and by its tensor. None stands for no JSON."""
+    told = [said[ref.name]] if ref.name in said else []
+    return told if told and not ref.nbytes else [*told, _parsed(ref)]
 
 
-def _said(ref: TensorRef) -> object:
+def _parsed(ref: TensorRef) -> object:
     """Returns what a constant says as JSON, None where that cannot be read."""
+    if not is_constant(ref):
+        return None
     try:
         return json.loads(ref.read())
     except (OSError, ValueError, RecursionError):

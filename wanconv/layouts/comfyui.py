@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wanconv.families import DENOISERS, FAMILIES, leaf_of, of_client
+from wanconv.families import DENOISERS, FAMILIES, TOKENIZER, leaf_of, of_client
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
 from wanconv.tensors import Model
@@ -66,7 +66,7 @@ COMFYUI = Layout(
     metadata=_metadata,
     restated=("_quantization_metadata",),
     numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan
-    attached={"text_encoder": ("spiece_model", "spiece.model")},
+    attached={"text_encoder:umt5": (TOKENIZER, "spiece.model")},  # comfy/text_encoders/wan.py has no tokenizer else
 )
 
 # Two elements mean: multiply in full precision, as there is no calibrated input scale (comfy/model_detection.py). Text

@@ -104,9 +104,9 @@ class Layout:
     says why it reads no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's
     files says (and `restated` what tensors say as well, so that others' files may lack it), `config` what its
     config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
-    scales; `caution` is what their user should know. `attached` are sidecars that become tensors: component -> (tensor,
-    file name). `numerics` is what the client computes in (engine/numerics.py), `since` its first version known to read
-    the layout without scales.
+    scales; `caution` is what their user should know. `attached` are sidecars that the client reads as tensors:
+    `<component>:<architecture>` -> (tensor, file name). `numerics` is what the client computes in
+    (engine/numerics.py), `since` its first version known to read the layout without scales.
     """
 
     name: str
@@ -139,6 +139,9 @@ class Layout:
 
     def scheme_of(self, component: str, architecture: str) -> Scheme:
         return self.schemes.get(f"{component}:{architecture}") or self.schemes.get(component, self.scheme)
+
+    def attached_to(self, component: str, architecture: str) -> tuple[str, str] | None:
+        return self.attached.get(f"{component}:{architecture}")
 
     def packing(self, name: str, scale: str) -> Packing | None:
         """Returns how the client stores a format with such a scale (`auto`: the finest it reads), None where not."""

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
+from wanconv.checkpoint.files import explained
 from wanconv.checkpoint.writer import Image
-from wanconv.errors import Refused
+from wanconv.errors import InputError, Refused
+from wanconv.families import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
@@ -82,11 +85,11 @@ def _contents(
             held.stored[name] = tensors
             held.slots[name] = [
                 *(output.slot for output in made),
-                *_attached(model, component, layout),
+                *(attached := _attached(model, component, layout)),
                 *_marker(component, layout, tensors),
             ]
             held.outputs.update({output.slot.key: output for output in made if output.slot.constant is None})
-            held.findings.extend(left_out)
+            held.findings.extend([*left_out, *_without_tokenizer(component, layout, attached)])
     return held
 
 
@@ -127,12 +130,39 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
 
 
 def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
-    """Returns the sidecars that become tensors of a component."""
-    name, wanted = layout.attached.get(component.name, ("", ""))
-    for sidecar in model.checkpoint.sidecars:
-        if name and os.path.basename(sidecar) == wanted:
-            content = (model.checkpoint.root / sidecar).read_bytes()
-            return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
+    """Returns what becomes a tensor of a component beside its weights: its tokenizer, a tensor already or a sidecar."""
+    wanted = layout.attached_to(component.name, component.architecture.name)
+    if wanted is None:
+        return []
+    name, file = wanted
+    content: bytes | None = None
+    if (ref := tokenizer_of(component.part)) is not None:
+        with explained(ref.file):
+            content = ref.read()
+    elif sidecar := next((path for path in model.checkpoint.sidecars if os.path.basename(path) == file), None):
+        content = _tokenizer_beside(model.checkpoint.root / sidecar)
+    if content is None:
+        return []
+    return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
+
+
+def _tokenizer_beside(path: Path) -> bytes:
+    with explained(path):
+        if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
+            message = f"{path} has {nbytes} bytes, and a tokenizer that becomes a tensor at most {TOKENIZER_NBYTES}"
+            raise InputError(message, "get the file again, or --exclude it")
+        return path.read_bytes()
+
+
+def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[Slot]) -> list[Finding]:
+    """Returns what becomes of a tokenizer that the layout has no place for, or lacks."""
+    wanted = layout.attached_to(component.name, component.architecture.name)
+    if wanted is None and tokenizer_of(component.part) is not None:
+        message = f"its tokenizer, the tensor {TOKENIZER}, has no place in the {layout.name} layout and is left out"
+        return [Finding("note", component.name, message, "add the tokenizer's folder of the model as it was published")]
+    if wanted is not None and not attached:
+        message = f"{layout.name} takes its tokenizer from a tensor, {wanted[0]}, and the source has no {wanted[1]}"
+        return [Finding("warning", component.name, message, f"convert a folder with the model's {wanted[1]} in it")]
     return []
 
 

@@ -25,6 +25,8 @@ def beside(
     dtypes = {name: {each.dtype for each in tensors if not each.packing} for name, tensors in stored.items()}
     additions = {name: layout.config(tensors) for name, tensors in stored.items()}
     source = source_layout(model)
+    owners = [(name, component.architecture.name) for name, component in model.components.items()]
+    attached = {pair[1] for owner in owners if (pair := layout.attached_to(*owner)) is not None}
     documents = dict(layout.documents(model))
     copies: dict[str, Path] = {}
     findings: list[Finding] = []
@@ -45,6 +47,8 @@ def beside(
         elif source is layout:
             copies[sidecar] = model.checkpoint.root / sidecar
         elif (target := _moved(sidecar, source, layout)) is None:
+            if os.path.basename(sidecar) in attached:  # a tensor now
+                continue
             findings.append(Finding("note", sidecar, f"has no place in the {layout.name} layout and is left out"))
         elif target not in documents and not any(fnmatchcase(sidecar, glob) for glob in source.derived):
             copies[target] = model.checkpoint.root / sidecar

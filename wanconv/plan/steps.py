@@ -116,7 +116,7 @@ def _as_before(step: Step, part: Part) -> Step:
     if step.packing is None or not step.carried:
         return step
     module, _ = leaf_of(step.tensor.pieces[0].ref.name)
-    return replace(step, packing=multiplied_as(step.packing, module, part.tensors))
+    return replace(step, packing=multiplied_as(step.packing, module, part))
 
 
 def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[str]]) -> dict[str, Step]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.families import is_input_scale, same_meaning
+from wanconv.families import is_input_scale, same_meaning, stated, tokenizer_of
 from wanconv.layouts import Json, Layout
 from wanconv.plan import Contents, Slot, contents, some
 from wanconv.recipe import load
@@ -17,7 +17,8 @@ from wanconv.tensors import Component, Model, TensorRef
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:
-    """Returns a failure for everything that the client of `layout` would not find as it expects it."""
+    """Returns a failure for everything that the client of `layout` would not find as it expects it, and a warning where
+    it would load what it cannot use."""
     try:
         held = contents(model, load("keep"), layout)
     except Refused as refusal:
@@ -42,7 +43,7 @@ def why_not(model: Model, layout: Layout) -> str:
     for component in model.components.values():
         for misplaced in _misplaced(model, component, layout):
             return f"{component.name}: {misplaced.message}"
-    failures = check_client(model, layout)
+    failures = [finding for finding in check_client(model, layout) if finding.severity == "failure"]
     if not failures:
         return ""
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -94,12 +95,17 @@ def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[F
 def _component(model: Model, component: Component, layout: Layout, held: Contents) -> Iterator[Finding]:
     part = component.part
     yield from _misplaced(model, component, layout)
-    attached = layout.attached.get(component.name, ("", ""))[0]
-    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name != attached}
+    beside = layout.attached_to(component.name, component.architecture.name)
+    if beside is not None and tokenizer_of(part) is None:
+        message = f"{layout.name} takes its tokenizer from a tensor, {beside[0]}, and without it encodes no prompt"
+        yield Finding("warning", part.path, message, f"convert a folder with the model's {beside[1]} in it")
+    attached = {name for name, _ in layout.attached.values()}
+    said = stated(part).keys() - part.tensors.keys()
+    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name not in attached | said}
     found = {
         name: ref
         for name, ref in part.tensors.items()
-        if name != attached and not (ref.numel == 1 and any(is_input_scale(each, ref) for each in layout.packings))
+        if name not in attached and not (ref.numel == 1 and any(is_input_scale(each, ref) for each in layout.packings))
     }
     yield from _differences(found, expected, layout)
     stored = held.stored[component.name]
