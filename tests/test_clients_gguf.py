@@ -227,7 +227,7 @@ def test_for_the_same_client_it_is_carried_over_unchanged(out: Path, tmp_path: P
     report = convert(out, Options("keep", layout="gguf", out=tmp_path / "keep"))
     assert any(each.message.startswith("was q8_0 and stays so") for each in report.findings)
     again = convert(out, Options("gguf-q8_0", layout="gguf", out=tmp_path / "again"))
-    assert said(again, "warning") == {}
+    assert said(again, "warning").keys() == {"text_encoder"}  # without a tokenizer, as its source
     for folder in ("keep", "again"):
         for file in (HIGH, HIGH.replace("high", "low")):
             assert (tmp_path / folder / file).read_bytes() == (out / file).read_bytes()
