@@ -120,6 +120,9 @@ def test_a_limit_fits_between_harmless_conversions_and_the_first_harmful_one(
     (limit,) = calibration.limits(found, clips(ALL, float("inf")), {"fp8_e4m3fn": 0.08})
     assert (limit.harmless, limit.harmful, limit.fits) == (*between, True)
     assert not replace(limit, limit=0.4).fits
+    assert limit.lost == pytest.approx((100 * 5 / PART, 100 * 5**0.5 / PART))
+    assert not limit.near
+    assert replace(limit, lost=(2.5, 1.0)).near
 
 
 def test_the_verdict_of_a_kept_row_is_that_of_the_limits_which_hold_now(

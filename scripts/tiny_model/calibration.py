@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from tiny_model.conversions import Row
 from tiny_model.measured import Clips
@@ -22,17 +23,26 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Of one format: the largest error of a conversion that cost no captions, the least that did, and the limit."""
+    """Of one format: the largest error of a conversion that cost no captions, the least that did, and the limit.
+
+    `lost` is what the latter cost, in points, and the standard error of that.
+    """
 
     format: str
     harmless: float | None
     harmful: float | None
+    lost: tuple[float, float] | None
     limit: float
 
     @property
     def fits(self) -> bool:
         above = self.harmless is None or self.harmless <= self.limit
         return above and (self.harmful is None or self.limit < self.harmful)
+
+    @property
+    def near(self) -> bool:
+        """True where the loss is within a standard error of what a PASS may cost."""
+        return self.lost is not None and self.lost[0] - self.lost[1] <= DROP
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +68,13 @@ def limits(found: Sequence[Measured], reference: Clips, gates: Mapping[str, floa
     made = []
     for name in dict.fromkeys(one.row.format for one in found):
         own = [one for one in found if one.row.format == name]
-        harmful = [one.row.error for one in own if _drop(one.clips, reference, 0) > DROP]
+        harmful = min(
+            (one for one in own if _drop(one.clips, reference, 0) > DROP), key=lambda one: one.row.error, default=None
+        )
         harmless = [one.row.error for one in own if not one.row.spoilt and _drop(one.clips, reference, 0) <= DROP]
-        made.append(Limit(name, max(harmless, default=None), min(harmful, default=None), gates[name]))
+        lost = None if harmful is None else (_drop(harmful.clips, reference, 0), _spread(harmful.clips, reference, 0))
+        error = None if harmful is None else harmful.row.error
+        made.append(Limit(name, max(harmless, default=None), error, lost, gates[name]))
     return made
 
 
@@ -77,3 +91,10 @@ def _drop(clips: Clips, reference: Clips, half: int) -> float:
     """Returns the captions lost, in points, over the clips that both have."""
     ours, theirs = clips.hits(half), reference.hits(half)
     return 100 * (sum(theirs[: len(ours)]) - sum(ours)) / len(ours)
+
+
+def _spread(clips: Clips, reference: Clips, half: int) -> float:
+    """Returns the standard error of `_drop`, from the pairs of clips of which one shows its caption."""
+    ours = clips.hits(half)
+    differ = sum(one != other for one, other in zip(ours, reference.hits(half), strict=False))
+    return 100 * sqrt(differ) / len(ours)

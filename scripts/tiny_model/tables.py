@@ -39,7 +39,8 @@ _CALIBRATION = """
 
 Even rounds of the clips set what a limit has to lie between, odd rounds judge the verdicts. Beside the conversions of
 the table stand damaged ones: every scale of the block weights (in bf16, every row) is off by {amounts} on average,
-{damaged} clips each. *Harmful* is the least error at which the even rounds lost more than {drop:g} points of captions.
+{damaged} clips each. *Harmful* is the least error at which the even rounds lost more than {drop:g} points of captions;
+what was lost stands beside it, with its standard error.
 
 | format | harmless conversions, up to | limit of the profile | harmful from | |
 |---|---|---|---|---|
@@ -111,7 +112,10 @@ def page(found: Found, command: str, steps: int) -> str:
     words = ", ".join(
         f"{what} {reference.word(place):.1f} %" for place, what in enumerate(("colour", "shape", "motion"))
     )
-    ends = [_LEGEND.format(ssim=len(reference.ssim)), f"Of the source's clips, the classifier reads right: {words}.\n"]
+    ends = [
+        _LEGEND.format(ssim=len(reference.ssim)),
+        f"\nOf the source's clips, the classifier reads right: {words}.\n",
+    ]
     text = head + "\n" + "\n".join(lines) + "\n" + "".join(ends)
     if len(reference.seen) < 2 * PART:
         return text + _TOO_FEW
@@ -128,7 +132,9 @@ def _calibration(found: Found, limits: Sequence[Limit], judged: Sequence[Judged]
     for one in limits:
         harmless = "none was" if one.harmless is None else _error(one.harmless)
         harmful = "none was" if one.harmful is None else _error(one.harmful)
-        says = "between them" if one.fits else "**not between them**"
+        if one.lost is not None:
+            harmful += f" ({one.lost[0]:.1f} ± {one.lost[1]:.1f} points)"
+        says = "between them" if one.fits else "within the error of the loss" if one.near else "**not between them**"
         text += f"| {one.format} | {harmless} | {_error(one.limit)} | {harmful} | {says} |\n"
     outcomes = Counter(one.row.verdict for one in judged)
     wrong = [f"{one.row.name} {one.wrong}" for one in judged if one.wrong]
