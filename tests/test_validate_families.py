@@ -23,9 +23,11 @@ FAMILIES_JUDGED = [
 ]
 
 
-def layout_for(source: Path, recipe: str, folder: Path) -> str | None:
+def layout_for(source: Path, family: str, recipe: str, folder: Path) -> str | None:
     """Returns the first layout that takes a recipe, None where none does."""
     for layout in LAYOUTS:
+        if (family, layout) == ("cogvideox-2b", "comfyui"):  # by shapes alone, as there, a miniature is a 5B
+            continue
         try:
             preview(source, Options(recipe, layout=layout, out=folder / "preview"))
         except Refused:
@@ -41,7 +43,9 @@ def test_every_legal_recipe_of_a_family_is_converted_verified_and_judged(
 ) -> None:
     source = tiny(family.releases[0].name)
     legal = [name for name in names() if any(matches(glob, family.name) for glob in load(name).families)]
-    layouts = {name: layout for name in legal if (layout := layout_for(source, name, tmp_path)) is not None}
+    layouts = {
+        name: layout for name in legal if (layout := layout_for(source, family.name, name, tmp_path)) is not None
+    }
     assert {"keep", "bf16", "fp32"} <= layouts.keys()
     commands = [
         command
