@@ -115,7 +115,7 @@ def test_the_shipped_model_is_whole_and_small() -> None:
 
 
 def test_training_computes_what_the_engine_computes(training: Any) -> None:
-    networks, model = training.networks, identify(open_checkpoint(FOLDER))
+    networks, tensors, model = training.networks, training.paired.tensors, identify(open_checkpoint(FOLDER))
     folder = generation.tokenizer_folder([model])
     assert folder is not None
     prompts = tokenize(folder, ["a red square moves left", NEGATIVE_PROMPT, ""])
@@ -131,10 +131,10 @@ def test_training_computes_what_the_engine_computes(training: Any) -> None:
             partial(weights.tensors, "expert.low"), latents, timestep, contexts
         )
         wan = networks.denoiser("cpu")
-        wan.load_state_dict(_named(weights, "expert.low"))
-        context = networks.encode_text(_named(weights, "text_encoder"), words)
+        wan.load_state_dict(tensors(weights, "expert.low"))
+        context = networks.encode_text(tensors(weights, "text_encoder"), words)
         velocity = networks.velocity(wan, latents, timestep.float(), context, (words != 0).sum(1))
-        vae, encoded = _named(weights, "vae"), generation.vae_of(weights).encode(video)
+        vae, encoded = tensors(weights, "vae"), generation.vae_of(weights).encode(video)
         middle, deviation = (
             torch.tensor(values).view(-1, 1, 1, 1) for values in (networks.LATENTS_MEAN, networks.LATENTS_STD)
         )
@@ -160,12 +160,6 @@ def test_generated_clips_show_the_colour_direction_and_shape_of_their_captions(t
         )
     shares = [right[word] / len(which) for word in ("colour", "motion", "shape")]
     assert all(share >= least for share, least in zip(shares, (0.95, 0.9, 0.8), strict=True)), shares
-
-
-def _named(weights: ModelWeights, component: str) -> dict[str, Tensor]:
-    """Returns every tensor of a component by its canonical name."""
-    names = [name.partition("/")[2] for name in weights.model.components[component].tensors]
-    return {name: weights.tensors(component, name)[name] for name in names}
 
 
 def test_drawn_clips_keep_their_colour_shape_and_motion_through_the_vae(training: Any) -> None:

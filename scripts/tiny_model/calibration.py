@@ -67,14 +67,13 @@ def limits(found: Sequence[Measured], reference: Clips, gates: Mapping[str, floa
     """Returns what the even parts say about each format's limit on the error of a predicted noise."""
     made = []
     for name in dict.fromkeys(one.row.format for one in found):
-        own = [one for one in found if one.row.format == name]
-        harmful = min(
-            (one for one in own if _drop(one.clips, reference, 0) > DROP), key=lambda one: one.row.error, default=None
-        )
-        harmless = [one.row.error for one in own if not one.row.spoilt and _drop(one.clips, reference, 0) <= DROP]
-        lost = None if harmful is None else (_drop(harmful.clips, reference, 0), _spread(harmful.clips, reference, 0))
-        error = None if harmful is None else harmful.row.error
-        made.append(Limit(name, max(harmless, default=None), error, lost, gates[name]))
+        own = [(one, _drop(one.clips, reference, 0)) for one in found if one.row.format == name]
+        harmless = max((one.row.error for one, drop in own if not one.row.spoilt and drop <= DROP), default=None)
+        harmful, lost = None, None
+        if harming := [(one, drop) for one, drop in own if drop > DROP]:
+            first, drop = min(harming, key=lambda pair: pair[0].row.error)
+            harmful, lost = first.row.error, (drop, _spread(first.clips, reference, 0))
+        made.append(Limit(name, harmless, harmful, lost, gates[name]))
     return made
 
 

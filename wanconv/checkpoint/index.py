@@ -9,7 +9,7 @@ from wanconv.checkpoint.files import Header, printable, regular_file, strict_jso
 from wanconv.errors import InputError
 from wanconv.tensors import TensorRef
 
-MAX_INDEX = 64_000_000  # bytes
+_MAX_INDEX = 64_000_000  # bytes
 _AGAIN = "download the index again"
 _SAME_REVISION = "download the shards and the index again, from the same revision"
 
@@ -23,11 +23,16 @@ class Index:
     total_size: object
 
 
+def check_size(path: Path, nbytes: int, hint: str) -> None:
+    """Raises InputError for what is too large to be an index."""
+    if nbytes > _MAX_INDEX:
+        raise InputError(f"{path} has {nbytes} bytes; an index has at most {_MAX_INDEX}", hint)
+
+
 def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
     """Returns an index whose shards are plain names of one of the `extensions`; raises InputError for any other."""
     with regular_file(path) as file:
-        if file.size > MAX_INDEX:
-            raise InputError(f"{path} has {file.size} bytes; an index has at most {MAX_INDEX}", _AGAIN)
+        check_size(path, file.size, _AGAIN)
         raw = file.read(0, file.size)
         known = what_is(file)
     if known and "JSON" not in known[0]:

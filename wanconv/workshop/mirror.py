@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.checkpoint.files import Header, OpenFile
-from wanconv.checkpoint.index import MAX_INDEX
+from wanconv.checkpoint.index import check_size
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
 from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import InputError, WanconvError
@@ -88,9 +88,9 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
     def make(file: RemoteFile) -> InputError | None:
         reader = Reader(mirror.patience, stop)
         try:
-            if file.path.endswith(INDEX) and file.nbytes > MAX_INDEX:
-                message = f"{mirror.root / file.path} has {file.nbytes} bytes; an index has at most {MAX_INDEX}"
-                raise InputError(message, "leave it out with --exclude, or try the other hub")
+            if file.path.endswith(INDEX):
+                hint = "leave it out with --exclude, or try the other hub"
+                check_size(mirror.root / file.path, file.nbytes, hint)
             if file.path.endswith(INDEX) or (file.nbytes <= whole_nbytes and not file.path.endswith(WEIGHTS)):
                 address = mirror.hub.address(mirror.snapshot, file.path)
                 fetch(reader, address, file, mirror.root, mirror.counts.append)
