@@ -175,12 +175,25 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Dead:
+    """A tensor that files of one scheme may hold and no client reads: it is left out of every output.
+
+    `name` and `shape` are written as those of a Role; `why` says who ignores it.
+    """
+
+    scheme: Scheme
+    name: str
+    shape: tuple[int | str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Architecture:
     """The vocabulary of one network in every naming scheme that exists for it.
 
     `source` is where its table was read; `full` are the (largest) released sizes, `tiny` sizes for tests: symbols and
     counts, plus `heads` where the shapes do not show it. `config` says which of them a scheme's config.json states, as
-    (key or product of keys, size).
+    (key or product of keys, size). `dead` are tensors beside the network's own, all or some of which a file may hold.
     """
 
     name: str
@@ -190,6 +203,7 @@ class Architecture:
     tiny: Mapping[str, int]
     config: Mapping[Scheme, tuple[tuple[str, int | str], ...]]
     schemes: tuple[Scheme, ...] = ("official", "hub")
+    dead: tuple[Dead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +384,10 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One identified network of a model; `tied` are further copies of a tensor on disk: (copy, canonical name)."""
+    """One identified network of a model.
+
+    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` what no client reads: (tensor, why).
+    """
 
     name: str
     architecture: Architecture
@@ -381,6 +398,7 @@ class Component:
     fingerprint: str
     config: Mapping[str, object] | None = None
     tied: tuple[tuple[TensorRef, str], ...] = ()
+    dead: tuple[tuple[TensorRef, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

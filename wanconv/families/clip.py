@@ -7,7 +7,7 @@ Files saved by newer versions of transformers lack the prefix `vision_model`.
 from dataclasses import replace
 
 from wanconv.families.rows import WB, WHOLE, Row, W, inside, roles
-from wanconv.tensors import Architecture, Role, Spelling
+from wanconv.tensors import Architecture, Dead, Role, Spelling
 
 
 def _with_prefix(role: Role) -> Role:
@@ -105,4 +105,8 @@ CLIP = Architecture(
             ("patch_size", 14),
         )
     },
+    dead=tuple(
+        Dead("hub", f"{prefix}embeddings.position_ids", (1, 257), "transformers counts the positions itself")
+        for prefix in ("vision_model.", "")
+    ),
 )

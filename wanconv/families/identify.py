@@ -200,6 +200,7 @@ def _component(checkpoint: Checkpoint, family: Family, claim: Claim, claims: Seq
         fingerprint=fingerprint(part.tensors),
         config=config,
         tied=tuple((ref, f"{claim.component}/{name}") for ref, name in fit.tied),
+        dead=tuple((ref, dead.why) for ref, dead in fit.dead),
     )
 
 

@@ -12,7 +12,7 @@ from math import prod
 from wanconv.families.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
 from wanconv.families.packings import Packed, unpack
 from wanconv.families.releases import ARCHITECTURES
-from wanconv.tensors import Architecture, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
+from wanconv.tensors import Architecture, Dead, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
 
 _HOLE = "#"
 
@@ -30,9 +30,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
+    """`keys` are those of all entries and of the `dead` tensors, by key."""
+
     architecture: Architecture
     scheme: Scheme
     entries: tuple[_Entry, ...]
+    dead: Mapping[str, Dead]
     keys: frozenset[str]
     letters: tuple[str, ...]
 
@@ -46,13 +49,17 @@ class WrongShape:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well a file fits one architecture in one scheme: `found` maps (role, number) to where it stands on disk."""
+    """How well a file fits one architecture in one scheme: `found` maps (role, number) to where it stands on disk.
+
+    `dead` are tensors that no client reads.
+    """
 
     architecture: Architecture
     scheme: Scheme
     dims: Mapping[str, int]
     found: Mapping[tuple[Role, int | None], tuple[TensorRef, Spelling]]
     tied: tuple[tuple[TensorRef, str], ...]
+    dead: tuple[tuple[TensorRef, Dead], ...]
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     wrong: tuple[WrongShape, ...]
@@ -126,7 +133,9 @@ def _table(architecture: Architecture, scheme: Scheme) -> _Table:
         for letter in (letter_of(name),)
     )
     letters = tuple(dict.fromkeys(entry.letter for entry in entries if entry.letter is not None))
-    return _Table(architecture, scheme, entries, frozenset(entry.key for entry in entries), letters)
+    dead = {fill(one.name, _HOLE): one for one in architecture.dead if one.scheme == scheme}
+    keys = frozenset([*(entry.key for entry in entries), *dead])
+    return _Table(architecture, scheme, entries, dead, keys, letters)
 
 
 def _group(tensors: Mapping[str, TensorRef]) -> dict[str, dict[int | None, TensorRef]]:
@@ -175,7 +184,8 @@ def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, M
         for entry, index in _numbered(table, counts)
         if (entry.role, index) not in found and not entry.alias and not entry.spelling.optional
     ]
-    used = {ref.name for ref, _ in found.values()} | {ref.name for ref, _ in tied}
+    dead = tuple(_dead(table, counts, groups))
+    used = {ref.name for ref, _ in (*found.values(), *tied, *dead)}
     sizes, wrong = _unify(found, tied)
     return Fit(
         architecture=table.architecture,
@@ -183,10 +193,31 @@ def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, M
         dims=counts | sizes,
         found=found,
         tied=tuple(tied),
+        dead=dead,
         missing=tuple(dict.fromkeys(missing)),
         extra=tuple(name for name in tensors if name not in used),
-        wrong=wrong,
+        wrong=(*wrong, *_odd_dead(dead, counts | sizes)),
     )
+
+
+def _dead(
+    table: _Table, counts: Mapping[str, int], groups: Mapping[str, Mapping[int | None, TensorRef]]
+) -> Iterator[tuple[TensorRef, Dead]]:
+    """Yields the tensors of a file that its network does without, of the blocks that it has."""
+    for key, dead in table.dead.items():
+        letter = letter_of(dead.name)
+        for index, ref in groups.get(key, {}).items():
+            if letter is None or (index is not None and index < counts[letter]):
+                yield ref, dead
+
+
+def _odd_dead(dead: Sequence[tuple[TensorRef, Dead]], dims: Mapping[str, int]) -> Iterator[WrongShape]:
+    """Yields those that have another shape than what they are named for: they are something else."""
+    for ref, one in dead:
+        if not all(isinstance(size, int) or parse_size(size)[1] in dims for size in one.shape):
+            yield WrongShape(ref.name, ref.shape, one.shape)
+        elif ref.shape != (expected := shape_of(one.shape, dims)):
+            yield WrongShape(ref.name, ref.shape, expected)
 
 
 def _numbered(table: _Table, counts: Mapping[str, int]) -> Iterator[tuple[_Entry, int | None]]:

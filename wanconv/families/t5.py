@@ -4,7 +4,7 @@ UMT5 without its own relative bias in each block: the first block's is everyone'
 """
 
 from wanconv.families.rows import Row, W, inside, roles
-from wanconv.families.umt5 import UMT5
+from wanconv.families.umt5 import DECODER, UMT5
 from wanconv.tensors import Architecture, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.
@@ -41,4 +41,5 @@ T5 = Architecture(
     tiny=UMT5.tiny,
     config=UMT5.config,
     schemes=("hub",),
+    dead=DECODER,
 )

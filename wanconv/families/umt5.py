@@ -1,7 +1,7 @@
 """The UMT5 text encoder: official names (Wan-Video's .pth) and hub names (transformers' UMT5EncoderModel)."""
 
 from wanconv.families.rows import Row, W, inside, roles
-from wanconv.tensors import Architecture, Spelling
+from wanconv.tensors import Architecture, Dead, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.
 _SHARED = Spelling("shared", aliases=("encoder.embed_tokens",))
@@ -30,7 +30,27 @@ _TABLE: tuple[Row, ...] = (
     *_BLOCK,
     ("norm",    W,      "norm_out",           ("d",),        "norm",                    "encoder.final_layer_norm"),
 )
+
+# The other half of a whole model: T5EncoderModel ignores what is named decoder (_keys_to_ignore_on_load_unexpected),
+# UMT5EncoderModel loads without it as well
+_DECODER: tuple[tuple[str, tuple[int | str, ...]], ...] = (
+    ("lm_head",                                                          ("vocab", "d")),
+    ("decoder.embed_tokens",                                             ("vocab", "d")),
+    *((f"decoder.block.{{n}}.layer.{at}.layer_norm",                     ("d",)) for at in (0, 1, 2)),
+    *((f"decoder.block.{{n}}.layer.{at}.{name}",                         ("attn", "d"))
+      for at in ("0.SelfAttention", "1.EncDecAttention") for name in "qkv"),
+    *((f"decoder.block.{{n}}.layer.{at}.o",                              ("d", "attn"))
+      for at in ("0.SelfAttention", "1.EncDecAttention")),
+    *((f"decoder.block.{{n}}.layer.{at}.{_BIAS}",                        (32, "heads"))
+      for at in ("0.SelfAttention", "1.EncDecAttention")),
+    ("decoder.block.{n}.layer.2.DenseReluDense.wi_0",                    ("ffn", "d")),
+    ("decoder.block.{n}.layer.2.DenseReluDense.wi_1",                    ("ffn", "d")),
+    ("decoder.block.{n}.layer.2.DenseReluDense.wo",                      ("d", "ffn")),
+    ("decoder.final_layer_norm",                                         ("d",)),
+)
 # fmt: on
+
+DECODER = tuple(Dead("hub", f"{name}.weight", shape, "clients use the encoder alone") for name, shape in _DECODER)
 
 UMT5 = Architecture(
     name="umt5",
@@ -48,4 +68,5 @@ UMT5 = Architecture(
             ("num_layers", "n"),
         )
     },
+    dead=DECODER,
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from wanconv.families.rows import WB, WHOLE, Row, Size, W, inside, roles
 from wanconv.families.wan_animate import ANIMATE as ANIMATE_ROWS
-from wanconv.tensors import Architecture, Scheme
+from wanconv.tensors import Architecture, Dead, Scheme
 
 # fmt: off
 _TEXT_EMBEDDING = inside("text_embedding", ("text_embedding", "condition_embedder.text_embedder"), (
@@ -147,6 +147,16 @@ def _animate_config(
     return {**base, "hub": (*base["hub"], *own)}
 
 
+# A norm that an early version of diffusers saved beside norm_added_k (released: all 40 of I2V-14B-480P-Diffusers).
+# Every class there that has these names ignores it by name: _keys_to_ignore_on_load_unexpected = ["norm_added_q"].
+_IGNORED = "diffusers ignores it by its name, and no other client knows it"
+
+
+def _dead(*blocks: str) -> tuple[Dead, ...]:
+    return tuple(Dead("hub", f"{block}.attn2.norm_added_q.weight", ("d",), _IGNORED) for block in blocks)
+
+
+_DEAD = _dead("blocks.{n}")
 _BASE = _TEXT_EMBEDDING + _TIME_EMBEDDING + _TIME_PROJECTION + _BLOCK
 _SIZE_1_3B = {"d": 1536, "ffn": 8960, "text": 4096, "freq": 256, "n": 30, "heads": 12}
 _SIZE_5B = {"d": 3072, "ffn": 14336, "text": 4096, "freq": 256, "n": 30, "heads": 24}
@@ -162,6 +172,7 @@ T2V = Architecture(
     full=_SIZE_14B,
     tiny=_TINY,
     config=_config(16, 16),
+    dead=_DEAD,
 )
 # Wan 2.2: the first frame comes as channels (16 noise + 4 mask + 16 image), no CLIP
 I2V = Architecture(
@@ -171,6 +182,7 @@ I2V = Architecture(
     full=_SIZE_14B,
     tiny=_TINY,
     config=_config(36, 16),
+    dead=_DEAD,
 )
 TI2V = Architecture(
     name="wan-ti2v",
@@ -179,6 +191,7 @@ TI2V = Architecture(
     full=_SIZE_5B,
     tiny=_TINY,
     config=_config(48, 48),
+    dead=_DEAD,
 )
 I2V_CLIP = Architecture(
     name="wan-i2v-clip",
@@ -187,6 +200,7 @@ I2V_CLIP = Architecture(
     full=_SIZE_14B | {"image": 1280},
     tiny=_TINY | {"image": 64},
     config=_config(36, 16),
+    dead=_DEAD,
 )
 FLF2V = Architecture(
     name="wan-flf2v",
@@ -195,6 +209,7 @@ FLF2V = Architecture(
     full=I2V_CLIP.full,
     tiny=I2V_CLIP.tiny,
     config=_config(36, 16),
+    dead=_DEAD,
 )
 VACE = Architecture(
     name="wan-vace",
@@ -203,6 +218,7 @@ VACE = Architecture(
     full=_SIZE_14B | {"m": 8},
     tiny=_TINY | {"n": 4, "m": 2},
     config=_config(16, 16),
+    dead=_dead("blocks.{n}", "vace_blocks.{m}"),
 )
 VACE_1_3B = _SIZE_1_3B | {"m": 15}
 ANIMATE = Architecture(
@@ -212,6 +228,7 @@ ANIMATE = Architecture(
     full=_SIZE_14B | {"image": 1280, "head": 128, "c": 32, "style": 512, "motion": 20, "face": 1024, "m": 8},
     tiny=_TINY | {"image": 64, "head": 64, "c": 2, "style": 32, "motion": 4, "face": 16, "n": 4, "m": 2},
     config=_animate_config(_config(36, 16)),
+    dead=_DEAD,
 )
 # no library carries S2V: it has no hub names
 S2V = Architecture(

@@ -2,7 +2,7 @@
 
 from wanconv.plan.build import contents, plan
 from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import roles_of, some
+from wanconv.plan.findings import dead_of, roles_of, some
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
 from wanconv.plan.types import Contents, Output, Plan, Step
 
@@ -17,6 +17,7 @@ __all__ = [
     "by_rule",
     "contents",
     "conversion_memory",
+    "dead_of",
     "lay_out",
     "plan",
     "roles_of",

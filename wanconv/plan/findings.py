@@ -67,6 +67,16 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
             Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}; written once")
             for ref, canonical in component.tied
         ]
+    return findings + dead_of(model)
+
+
+def dead_of(model: Model) -> list[Finding]:
+    """Returns what a file holds that no client reads, and no output."""
+    findings = []
+    for component in model.components.values():
+        for why, names in _grouped((why, ref.name) for ref, why in component.dead):
+            message = f"{len(names)} tensors are no part of {component.architecture.name} and are left out: {why}"
+            findings.append(Finding("note", f"{component.part.path}: {some(names)}", message))
     return findings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.plan import roles_of
+from wanconv.plan import dead_of, roles_of
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
@@ -27,7 +27,9 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         for component in model.components.values()
         for ref, canonical in component.tied
     ]
+    findings += dead_of(model)
     findings += bare_weights(model)
+    unread = sum(len(component.dead) for component in model.components.values())
     dtypes = _dtypes(list(model.components.values()))
     clients = _clients(model)
     figures: dict[str, object] = {
@@ -36,6 +38,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         "layout": source_layout(model).name,
         "clients": ", ".join(str(row[0]) for row in clients.rows if row[1] == "yes") or "none",
         "tensors": len(model.tensors),
+        **({"unread_tensors": unread} if unread else {}),
         "parameters": sum(tensor.numel for tensor in model.tensors.values()),
         "total_nbytes": sum(tensor.nbytes for tensor in model.tensors.values()),
         "dtypes": ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()),

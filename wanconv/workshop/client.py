@@ -99,13 +99,13 @@ def _component(model: Model, component: Component, layout: Layout, held: Content
     if beside is not None and tokenizer_of(part) is None:
         message = f"{layout.name} takes its tokenizer from a tensor, {beside[0]}, and without it encodes no prompt"
         yield Finding("warning", part.path, message, f"convert a folder with the model's {beside[1]} in it")
-    attached = {name for name, _ in layout.attached.values()}
+    ignored = {name for name, _ in layout.attached.values()} | {ref.name for ref, _ in component.dead}
     said = stated(part).keys() - part.tensors.keys()
-    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name not in attached | said}
+    expected = {slot.name: slot for slot in held.slots[component.name] if slot.name not in ignored | said}
     found = {
         name: ref
         for name, ref in part.tensors.items()
-        if name not in attached and not (ref.numel == 1 and any(is_input_scale(each, ref) for each in layout.packings))
+        if name not in ignored and not (ref.numel == 1 and any(is_input_scale(each, ref) for each in layout.packings))
     }
     yield from _differences(found, expected, layout)
     stored = held.stored[component.name]
