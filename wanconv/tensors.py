@@ -10,6 +10,7 @@ from typing import Literal
 Kind = Literal["linear", "conv", "norm", "embed", "modulation", "bias", "constant"]
 Scheme = Literal["official", "hub", "comfyui"]
 Container = Literal["safetensors", "pth", "gguf"]
+MarkKind = Scheme | Literal["header"]
 Shape = tuple[int, ...]
 
 CONTAINERS: Mapping[str, Container] = {  # by the suffix of a weight file
@@ -383,6 +384,25 @@ class ModelTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What a denoiser's files say of its network that its tensors do not: another network has the same ones.
+
+    `name` is its own, in letters that a file name takes. It is said `by` the header, or by the config.json of a scheme,
+    at `path`, as the fields `said`, whose values are JSON. `base` is what the tensors alone would be.
+    """
+
+    name: str
+    by: MarkKind
+    path: str
+    said: tuple[tuple[str, str], ...]
+    base: str
+
+    @property
+    def where(self) -> str:
+        return f"the header of {self.path}" if self.by == "header" else self.path
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
     """One identified network of a model.
 
@@ -399,6 +419,7 @@ class Component:
     config: Mapping[str, object] | None = None
     tied: tuple[tuple[TensorRef, str], ...] = ()
     dead: tuple[tuple[TensorRef, str], ...] = ()
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +443,8 @@ class Lora:
 class Model:
     """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
 
+    Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
+
     `loras` are those that its tensors' patches come from.
     """
 
@@ -433,7 +456,20 @@ class Model:
     loras: tuple[Lora, ...] = ()
 
     @property
+    def mark(self) -> Mark | None:
+        """What its denoisers say that they are; None where they are what their tensors tell."""
+        return next((component.mark for component in self.components.values() if component.mark), None)
+
+    @property
+    def title(self) -> str:
+        """Its own name, or its family's."""
+        return self.family.name if self.mark is None else self.mark.name
+
+    @property
     def absent(self) -> tuple[str, ...]:
+        """The family's components that it lacks; none where it is another network, of which nobody knows."""
+        if self.mark is not None:
+            return ()
         return tuple(name for name in self.family.components if name not in self.components)
 
     @property

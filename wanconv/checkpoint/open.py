@@ -1,5 +1,6 @@
 """Opens a model folder, a weight file or an index as a Checkpoint: by headers, checking all, following nothing out."""
 
+import json
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ WEIGHTS = tuple(CONTAINERS)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
 _REMOVE = "remove it, or exclude it"
+_CONFIG = "config"  # of a header's metadata: it may name the network (families/marks.py)
+_SHOWN = 200  # characters of what a file says
 _MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
 
@@ -118,10 +121,14 @@ def _single(root: Path, file: str) -> Part:
 
 
 def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
-    """Returns the shards of an index as one Part; of their metadata, the first shard's value counts."""
+    """Returns the shards of an index as one Part; of their metadata, the first shard's value counts.
+
+    Raises InputError where they contradict each other about the network.
+    """
     files = _beside(path, index.shards)
     tensors: dict[str, TensorRef] = {}
     metadata: dict[str, str] = {}
+    configs: list[tuple[str, str]] = []
     problems = []
     for file, promised in zip(files, index.shards.values(), strict=True):
         try:
@@ -132,12 +139,32 @@ def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
             check_shard(root / file, promised, header)
             tensors |= header.tensors
             metadata = {**header.metadata, **metadata}
+            configs += [(file, header.metadata[_CONFIG])] if _CONFIG in header.metadata else []
         except InputError as error:
             problems.append(error)
     if problems:
         raise combined(problems, index.path)
     check_total_size(index, tensors.values())
+    _check_configs(index.path, configs)
     return Part(path, files, tensors, metadata)
+
+
+def _check_configs(path: Path, configs: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError where the headers of two shards, each with its file, say different things of the network."""
+    for file, text in configs[1:]:
+        if not _same_json(text, configs[0][1]):
+            raise InputError(
+                f"{path}: two of its shards say different things of their network",
+                "take all shards from one release",
+                [f"{name} has the {_CONFIG} {said[:_SHOWN]!a}" for name, said in (configs[0], (file, text))],
+            )
+
+
+def _same_json(text: str, other: str) -> bool:
+    try:
+        return text == other or bool(json.loads(text) == json.loads(other))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _beside(path: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from wanconv.families.experts import Expert, expert_unless_dense, experts_named
 from wanconv.families.identify import identify
+from wanconv.families.marks import CONFIG, header_config, quoted, read_since
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
 from wanconv.families.packings import (
     TOKENIZER,
@@ -22,6 +23,7 @@ from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 
 __all__ = [
     "ARCHITECTURES",
+    "CONFIG",
     "DENOISERS",
     "FAMILIES",
     "TOKENIZER",
@@ -35,6 +37,7 @@ __all__ = [
     "experts_named",
     "fill",
     "fingerprint",
+    "header_config",
     "homeless",
     "identify",
     "in_full_precision",
@@ -43,6 +46,8 @@ __all__ = [
     "leaf_of",
     "multiplied_as",
     "of_client",
+    "quoted",
+    "read_since",
     "same_meaning",
     "stated",
     "targets",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 
 from wanconv.errors import InputError
+from wanconv.families.marks import is_other_type
 from wanconv.families.match import Claim
 from wanconv.families.names import size_of
 from wanconv.families.releases import DENOISERS
@@ -48,7 +49,8 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
     if heads is not None and (heads < 1 or fit.dims["d"] % heads):
         wrong.append(f"{fit.dims['d']} does not divide into {heads} heads")
     model_type = config.get("model_type")
-    if claim.component in DENOISERS and fit.scheme == "official" and model_type not in (None, family.model_type):
+    contradicts = model_type not in (None, family.model_type) and not is_other_type(model_type, family)
+    if claim.component in DENOISERS and fit.scheme == "official" and contradicts:
         wrong.append(f"model_type is {model_type!r}, but {claim.part.path} is {family.name}: {family.model_type!r}")
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

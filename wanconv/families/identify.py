@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from wanconv.errors import InputError, Unrecognised
 from wanconv.families.configs import read_json, stated_sizes
 from wanconv.families.experts import Expert, name_denoisers
+from wanconv.families.marks import agree, mark_of
 from wanconv.families.match import Claim, Fit, fits, model_tensors
 from wanconv.families.names import fingerprint
 from wanconv.families.packings import Packed, astray, unpack
@@ -44,7 +45,7 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
         checkpoint=checkpoint,
         family=family,
         components={name: components[name] for name in family.components if name in components},
-        release=_release(family, experts),
+        release=None if any(expert.mark for expert in experts) else _release(family, experts),
         evidence={claim.component: claim.evidence for claim in claims if claim.evidence},
     )
 
@@ -190,6 +191,8 @@ def _component(checkpoint: Checkpoint, family: Family, claim: Claim, claims: Seq
     fit, part = claim.fit, claim.part
     config, path = _config(checkpoint, claim, claims)
     sizes = stated_sizes(config, path, claim, family) if config is not None else {}
+    base = _released(family, fit.dims) or family
+    is_denoiser = claim.component in DENOISERS
     return Component(
         name=claim.component,
         architecture=fit.architecture,
@@ -201,6 +204,7 @@ def _component(checkpoint: Checkpoint, family: Family, claim: Claim, claims: Seq
         config=config,
         tied=tuple((ref, f"{claim.component}/{name}") for ref, name in fit.tied),
         dead=tuple((ref, dead.why) for ref, dead in fit.dead),
+        mark=mark_of(claim, family, base.name, config, path) if is_denoiser else None,
     )
 
 
@@ -226,6 +230,7 @@ def _compare_experts(experts: Sequence[Component]) -> None:
                 f"{size} is {high.dims[size]} and {low.dims[size]}",
                 "take both experts from one release",
             )
+    agree(high.mark, low.mark, (high.part.path, low.part.path))
 
 
 def _release(family: Family, denoisers: Sequence[Component]) -> Release | None:

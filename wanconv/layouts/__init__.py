@@ -35,15 +35,19 @@ def source_layout(model: Model) -> Layout:
     """Returns the layout whose naming, scales and GGUF files the model's components use: most tensors decide, the first
     of equals.
 
-    LightX2V and DiffSynth read the official files: without scales, they are those.
+    LightX2V and DiffSynth read the official files: without scales, they are those. A lone file that says what it is in
+    a way of one client's is that client's.
     """
     votes = dict.fromkeys(LAYOUTS, 0)
+    lone = len(model.checkpoint.parts) == 1
     for component in model.components.values():
         for layout in LAYOUTS.values():
             votes[layout.name] += len(component.tensors) * _speaks(layout, component)
             place = layout.place(component.name, component.architecture.name)
             is_gguf = component.part.container == "gguf" and place is not None and place.container == "gguf"
             votes[layout.name] += len(component.tensors) * is_gguf
+            told = lone and component.mark is not None and component.mark.by in layout.marks
+            votes[layout.name] += len(component.tensors) * told
             votes[layout.name] += sum(tensor.packing in layout.packings for tensor in component.tensors.values())
     return LAYOUTS[max(votes, key=lambda name: votes[name])]
 

@@ -66,6 +66,7 @@ COMFYUI = Layout(
     metadata=_metadata,
     restated=("_quantization_metadata",),
     numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan
+    marks=("header",),  # comfy/model_detection.py; what read them first is in families/marks.py
     attached={"text_encoder:umt5": (TOKENIZER, "spiece.model")},  # comfy/text_encoders/wan.py has no tokenizer else
 )
 

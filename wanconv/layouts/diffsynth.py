@@ -14,5 +14,6 @@ DIFFSYNTH: Layout = replace(
     overrides=(),  # it casts whatever a file holds to its own dtype
     coarse=None,
     refused=dict.fromkeys(COGVIDEOX, "its list of models knows no CogVideoX"),
+    marks=(),
     unscaled="it knows a model by the names of its tensors, and scales would be further ones",
 )

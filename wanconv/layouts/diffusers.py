@@ -351,6 +351,7 @@ DIFFUSERS = Layout(
     metadata=_metadata,
     config=_config,
     refused=_NO_S2V,
+    marks=("hub",),
 )
 
 DIFFUSERS_SINGLE: Layout = replace(
@@ -373,6 +374,7 @@ DIFFUSERS_SINGLE: Layout = replace(
     "the weights, and says so in a warning only",
     metadata=plain_metadata,
     config=no_additions,
+    marks=(),
     refused={
         **_NO_S2V,
         **dict.fromkeys(COGVIDEOX, "diffusers loads no CogVideoX from single files"),

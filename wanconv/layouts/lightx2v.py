@@ -57,4 +57,5 @@ LIGHTX2V: Layout = replace(
         "adapter, by one scheme, and no others with scales",
     ),
     settings=_settings,
+    marks=(),
 )

@@ -74,5 +74,6 @@ OFFICIAL = Layout(
         "fp8_e5m2": "the official code widens fp8 to fp32 on load: it saves disk, not memory",
     },
     refused=dict.fromkeys(COGVIDEOX, _NO_COGVIDEOX),
+    marks=("official",),
     unscaled="it would ignore the scales, and take the stored numbers for the weights without an error",
 )

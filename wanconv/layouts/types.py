@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from wanconv.families import DENOISERS
 from wanconv.naming import matches
-from wanconv.tensors import Container, Family, Kind, Model, ModelTensor, Packing, Scheme, Shape
+from wanconv.tensors import Container, Family, Kind, MarkKind, Model, ModelTensor, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
 
@@ -106,7 +106,8 @@ class Layout:
     config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
     scales; `caution` is what their user should know. `attached` are sidecars that the client reads as tensors:
     `<component>:<architecture>` -> (tensor, file name). `numerics` is what the client computes in
-    (engine/numerics.py), `since` its first version known to read the layout without scales.
+    (engine/numerics.py), `since` its first version known to read the layout without scales. `marks` are the ways
+    in which a model may say what it is (Mark.by) that the client reads and the layout keeps.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Layout:
     caution: str = ""
     numerics: str = "official"
     since: str = ""
+    marks: tuple[MarkKind, ...] = ()
 
     def scheme_of(self, component: str, architecture: str) -> Scheme:
         return self.schemes.get(f"{component}:{architecture}") or self.schemes.get(component, self.scheme)

@@ -14,6 +14,7 @@ from wanconv.families import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
+from wanconv.plan.marks import carried, refused_mark
 from wanconv.plan.outputs import excluding, outputs_of
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
@@ -43,10 +44,13 @@ def plan(
         if name in held.slots:
             limit = layout.shard_nbytes and (shard_nbytes or layout.shard_nbytes)
             with _collected(refusals):
-                place, metadata = _place(model, component, layout), layout.metadata(name, held.stored[name])
+                place = _place(model, component, layout)
+                texts, left = carried(component, place.container)
+                metadata = {**texts, **layout.metadata(name, held.stored[name])}
                 files, index = lay_out(place, held.slots[name], limit, metadata)
                 images += files
                 documents |= index
+                held.findings.extend(left)
     with _collected(refusals):
         derived, copies, left_out = beside(
             model, layout, {name: held.stored.get(name, []) for name in model.components}
@@ -79,6 +83,8 @@ def _contents(
         held.steps.update(steps_of(model, recipe, layout, overflowing))
     if layout.refused and model.family.name in layout.refused:
         raise _all_of([_no_layout(model, layout, layout.refused[model.family.name]), *refusals])
+    if (unread := refused_mark(model, layout)) is not None:
+        raise _all_of([unread, *refusals])
     for name, component in model.components.items():
         with _collected(refusals):
             made, tensors, left_out = outputs_of(component, layout, held.steps)
@@ -126,7 +132,7 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
             f"the {layout.name} layout has no place for {component.name}, {component.architecture.name}",
             f"leave it out: {excluding(component)}",
         )
-    return replace(place, stem=place.stem.format(family=model.family.name))
+    return replace(place, stem=place.stem.format(family=model.title))
 
 
 def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:

@@ -6,6 +6,7 @@ from wanconv.families import DENOISERS, expert_unless_dense, experts_named, in_f
 from wanconv.families import beside as beside_name
 from wanconv.layouts import Layout
 from wanconv.naming import matches
+from wanconv.plan.marks import marks_of, older_clients
 from wanconv.plan.types import Step
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
@@ -19,7 +20,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
         for component in model.absent
         if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
-    findings += roles_of(model)
+    findings += [*marks_of(model), *older_clients(model, layout), *roles_of(model)]
     for lora in model.loras:
         if lora.evidence:
             findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
@@ -31,7 +32,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
             message = f"{len(lora.unmatched)} of its keys name nothing in {lora.component}: {some(lora.unmatched)}"
             findings.append(Finding("warning", lora.file.name, message))
     if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):
-        sentence = f"{model.family.name} has one denoiser: what the recipe says of the experts is done to it"
+        sentence = f"{model.title} has one denoiser: what the recipe says of the experts is done to it"
         findings.append(Finding("note", "dit", sentence))
     for reason, names in _grouped((step.reason, step.tensor.name) for step in steps if step.reason):
         findings.append(Finding("note", some(names), f"stored as {_formats(steps, names)}: {reason}"))
@@ -83,7 +84,7 @@ def dead_of(model: Model) -> list[Finding]:
 def roles_of(model: Model) -> list[Finding]:
     """Returns what told each denoiser's role; and where nothing did, for what it was taken and how to say otherwise."""
     findings = [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
-    if (family := expert_unless_dense(model)) is not None:
+    if model.mark is None and (family := expert_unless_dense(model)) is not None:
         message = f"taken for the denoiser of {model.family.name}: nothing here tells it from an expert of {family}, "
         message += "whose names and shapes are the same"
         findings.append(Finding("note", "dit", message, "--expert high or --expert low says that it is one"))

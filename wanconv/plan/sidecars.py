@@ -27,7 +27,7 @@ def beside(
     source = source_layout(model)
     owners = [(name, component.architecture.name) for name, component in model.components.items()]
     attached = {pair[1] for owner in owners if (pair := layout.attached_to(*owner)) is not None}
-    documents = dict(layout.documents(model))
+    documents = _derived(model, layout)
     copies: dict[str, Path] = {}
     findings: list[Finding] = []
     configs = {_config_beside(one): one for one in model.components.values() if one.config is not None}
@@ -38,7 +38,7 @@ def beside(
         elif sidecar in configs:
             owner = configs[sidecar]
             path = _config_path(layout, owner)
-            if source is layout and path is not None and owner.config is not None:
+            if (source is layout or _keeps(layout, owner)) and path is not None and owner.config is not None:
                 documents[path] = {key: value for key, value in owner.config.items() if key != _QUANTIZATION}
                 unchanged = {tensor.dtype for tensor in owner.tensors.values()} == dtypes[owner.name]
                 same = unchanged or _restated(owner.config, dtypes[owner.name]) == owner.config
@@ -61,6 +61,21 @@ def beside(
             documents[path] = {**_restated(documents[path], dtypes[name]), **additions[name]}
     documents |= layout.settings(model, stored)
     return {path: to_json(value) for path, value in documents.items() if path not in copies}, copies, findings
+
+
+def _derived(model: Model, layout: Layout) -> dict[str, Json]:
+    """Returns the layout's documents; of a model that is another network than its tensors tell, the components' configs
+    alone: nobody knows which pipeline it is of, or how it samples."""
+    documents = dict(layout.documents(model))
+    if model.mark is None or model.mark.by == "header":
+        return documents
+    configs = {_config_path(layout, component) for component in model.components.values()}
+    return {path: document for path, document in documents.items() if path in configs}
+
+
+def _keeps(layout: Layout, component: Component) -> bool:
+    """True where a component's own config.json says what it is, in words that the layout's client reads."""
+    return component.mark is not None and component.mark.by != "header" and component.mark.by in layout.marks
 
 
 def _config_beside(component: Component) -> str:

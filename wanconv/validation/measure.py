@@ -330,6 +330,12 @@ def cannot_judge(candidate: Model, reference: Model | None) -> list[str]:
         for component in denoisers
         if component.architecture.name not in tasks.JUDGED
     ]
+    reasons += [
+        f"{which} says of itself that it is {model.title}, which the engine does not compute: "
+        f"it would judge {model.mark.base}, whose tensors are the same"
+        for which, model in (("the candidate", candidate), ("the reference", reference))
+        if model is not None and model.mark is not None
+    ]
     if reference is not None and reference.family is not candidate.family:
         reasons.append(f"the candidate is {candidate.family.name}, and the reference {reference.family.name}")
     if reference is not None:

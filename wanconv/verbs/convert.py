@@ -14,7 +14,16 @@ from wanconv.checkpoint.output import Written, write_chunks, write_file
 from wanconv.checkpoint.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
-from wanconv.plan import Plan, by_component, by_lora, by_rule, conversion_memory, plan
+from wanconv.plan import (
+    Plan,
+    by_component,
+    by_lora,
+    by_rule,
+    conversion_memory,
+    family_in_words,
+    plan,
+    release_in_words,
+)
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
 from wanconv.workshop import manifest
@@ -242,8 +251,8 @@ def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Opti
 def _identity(made: Plan) -> dict[str, object]:
     model = made.model
     return {
-        "family": model.family.name,
-        "release": model.release.name if model.release else "none: not a released size",
+        "family": family_in_words(model),
+        "release": release_in_words(model),
         "recipe": f"{made.recipe.name}: {made.recipe.summary}",
         "layout": f"{made.layout.name} (the source's is {source_layout(model).name})",
     }

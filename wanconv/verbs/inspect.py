@@ -6,7 +6,7 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.plan import dead_of, roles_of
+from wanconv.plan import dead_of, family_in_words, marks_of, release_in_words, roles_of
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
@@ -17,11 +17,11 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     """Returns family, release, components, naming, dtypes and sizes, and which clients read it; `tensors` lists every
     one. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
-    family, absent = model.family.name, model.absent
+    family, absent = family_in_words(model), model.absent
     if not any(name in DENOISERS for name in model.components):
         family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
     findings = [Finding("note", name, f"absent ({family} has one)") for name in absent]
-    findings += roles_of(model)
+    findings += [*marks_of(model), *roles_of(model)]
     findings += [
         Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
         for component in model.components.values()
@@ -34,7 +34,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     clients = _clients(model)
     figures: dict[str, object] = {
         "family": family,
-        "release": model.release.name if model.release else "none: not a released size",
+        "release": release_in_words(model),
         "layout": source_layout(model).name,
         "clients": ", ".join(str(row[0]) for row in clients.rows if row[1] == "yes") or "none",
         "tensors": len(model.tensors),

@@ -26,11 +26,11 @@ def explain(
     one = recipes.load(name)
     figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
     if on is not None:
-        from wanconv.plan import by_component, by_rule  # half of the time that a list of recipes takes
+        from wanconv.plan import by_component, by_rule, family_in_words  # half of the time that a list of recipes takes
         from wanconv.workshop.job import Options, prepare
 
         made = prepare(on, Options(name, layout, comfyui_generation, allow_unsafe_fp16=True))
-        figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
+        figures |= {"on": str(on), "family": family_in_words(made.model), "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
     rows = tuple(
         (number, str(rule), rule.format, rule.scale, rule.rounding, rule.fallback or "")

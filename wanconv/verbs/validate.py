@@ -16,6 +16,7 @@ from wanconv.errors import UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import nearest
+from wanconv.plan import family_in_words
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
 from wanconv.validation.backbone import Backbone
@@ -211,7 +212,7 @@ def _describe(path: Path, model: Model) -> Json:
     known = manifest.read(path) if path.is_dir() else None
     return {
         "path": str(path),
-        "family": model.family.name,
+        "family": family_in_words(model),
         "release": model.release.name if model.release else None,
         "layout": source_layout(model).name,
         "nbytes": sum(dtypes.values()),

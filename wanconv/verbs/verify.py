@@ -8,10 +8,11 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
+from wanconv.plan import family_in_words
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
-from wanconv.workshop.client import bare_weights, check_client, since
+from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
 from wanconv.workshop.job import named_layout
 from wanconv.workshop.lora import with_loras
 from wanconv.workshop.progress import Progress, total
@@ -53,8 +54,9 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         return _report(path, {"digests": digests}, (), findings)  # they say more than the header that broke
     if known is not None:
         findings += _unlisted(checkpoint, known)
+        findings += changed_marks(model, manifest.says(known), manifest.NAME)
     figures: dict[str, object] = {
-        "family": model.family.name,
+        "family": family_in_words(model),
         "layout": source_layout(model).name,
         "cover": f"{len(model.tensors)} tensors, every one known and none missing",
         "digests": digests,
@@ -67,6 +69,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
             figures["since"] = version
     if source is None:
         return _report(path, figures, (), findings)
+    findings += changed_marks(model, manifest.says_entry(source), str(options.against))
     from wanconv.workshop.compare import compare  # imports torch, which nothing else here needs
 
     unclipped = manifest.unclipped(known) if known is not None else frozenset()

@@ -14,7 +14,8 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     model = plan.model
     whole = any(name in DENOISERS for name in model.components)  # without one, nothing tells the family
     networks = ", ".join(component.architecture.name for component in model.components.values())
-    name = (model.release or model.family).name if whole else networks
+    mark = model.mark
+    name = (model.release.name if model.release else model.title) if whole else networks
     base = base_model or (model.release.repository if model.release else None)
     narrowed = any(step.packing or not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
     head = [
@@ -25,9 +26,13 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
             else []
         ),
         *(["library_name: diffusers"] if plan.layout.name == "diffusers" else []),
-        *([f"pipeline_tag: {tag}"] if whole and (tag := _PIPELINE_TAGS.get(model.family.model_type)) else []),
+        *(
+            [f"pipeline_tag: {tag}"]
+            if whole and not mark and (tag := _PIPELINE_TAGS.get(model.family.model_type))
+            else []
+        ),
         "tags:",
-        f"- {'cogvideox' if model.family.name in COGVIDEOX else 'wan'}",
+        *([] if mark else [f"- {'cogvideox' if model.family.name in COGVIDEOX else 'wan'}"]),
         "- wanconv",
     ]
     rows = []
@@ -53,6 +58,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         "",
         f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
         f"{size} bytes of weights, written by wanconv" + (f" from {base}." if base else "."),
+        *([f"Its files say that it is {mark.name}; its tensors are those of {mark.base} as well."] if mark else []),
         "",
         "| component | network | stored as |",
         "|---|---|---|",

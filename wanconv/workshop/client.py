@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.families import is_input_scale, same_meaning, stated, tokenizer_of
+from wanconv.families import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
 from wanconv.layouts import Json, Layout
-from wanconv.plan import Contents, Slot, contents, some
+from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model, TensorRef
+from wanconv.workshop.manifest import says_entry
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:
@@ -35,6 +36,8 @@ def why_not(model: Model, layout: Layout) -> str:
     What needs no plan is asked first: a plan of two experts takes as long as reading their headers.
     """
     if reason := (layout.refused or {}).get(model.family.name):
+        return reason
+    if reason := unread_mark(model, layout):
         return reason
     packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
     if foreign := sorted({packing.client for packing in packings.difference(layout.packings)} - {layout.name}):
@@ -71,8 +74,26 @@ def bare_weights(model: Model) -> list[Finding]:
 def since(model: Model, layout: Layout) -> str:
     """Returns the first versions of a client that are known to read such a model; empty where none is known."""
     packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
-    versions = sorted({packing.since for packing in packings & set(layout.packings)} - {""})
+    marked = read_since(model.mark) if model.mark is not None else ""
+    versions = sorted({packing.since for packing in packings & set(layout.packings)} - {""}) + [marked] * bool(marked)
     return ", ".join(versions) or layout.since
+
+
+def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[Finding]:
+    """Returns a failure for each denoiser of which `whose` record says that it is another network than its own files
+    do: without what names it, a client builds another one."""
+    ours = says_entry(model)
+    findings = []
+    for name in (name for name in DENOISERS if name in model.components):
+        here, there = ours.get(name, {}), theirs.get(name, {})
+        if (here.get("by"), here.get("said")) != (there.get("by"), there.get("said")):
+            message = f"says of itself that it is {_title(here)}, and by {whose} it is {_title(there)}"
+            findings.append(Finding("failure", name, message, "convert it again", CheckFailed.code))
+    return findings
+
+
+def _title(entry: Json) -> str:
+    return f"{entry['name']} ({entry['by']})" if entry else "what its tensors tell"
 
 
 def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[Finding]:
@@ -99,6 +120,8 @@ def _component(model: Model, component: Component, layout: Layout, held: Content
     if beside is not None and tokenizer_of(part) is None:
         message = f"{layout.name} takes its tokenizer from a tensor, {beside[0]}, and without it encodes no prompt"
         yield Finding("warning", part.path, message, f"convert a folder with the model's {beside[1]} in it")
+    if "header" in layout.marks and (fault := unreadable_config(component)):
+        yield _failure(part.path, fault)
     ignored = {name for name, _ in layout.attached.values()} | {ref.name for ref, _ in component.dead}
     said = stated(part).keys() - part.tensors.keys()
     expected = {slot.name: slot for slot in held.slots[component.name] if slot.name not in ignored | said}

@@ -125,7 +125,8 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
     manifest: Json = {
         "schema": SCHEMA,
         "plan": key,
-        "family": plan.model.family.name,
+        "family": plan.model.title,
+        **({"says": said} if (said := says_entry(plan.model)) else {}),
         "release": plan.model.release.name if plan.model.release else None,
         "layout": plan.layout.name,
         "recipe": {"name": plan.recipe.name, "text": plan.recipe.text},
@@ -175,6 +176,21 @@ def lora_entries(model: Model) -> list[Json]:
         }
         for lora in model.loras
     ]
+
+
+def says_entry(model: Model) -> dict[str, Json]:
+    """Returns what is recorded of each component that says it is another network than its tensors tell."""
+    return {
+        name: {"name": mark.name, "by": mark.by, "said": dict(mark.said), "tensors_of": mark.base}
+        for name, component in model.components.items()
+        if (mark := component.mark) is not None
+    }
+
+
+def says(manifest: Json) -> Mapping[str, Json]:
+    """Returns what a manifest from read() records of what its model says that it is: says_entry()."""
+    entries: dict[str, Json] = manifest.get("says", {})  # type: ignore[assignment]  # read() has checked it
+    return entries
 
 
 def read(folder: Path) -> Json | None:
@@ -252,6 +268,9 @@ def _fault(manifest: Json) -> str:
     exclude = options.get("exclude")
     if not isinstance(exclude, list) or not all(isinstance(glob, str) for glob in exclude):
         return "its option exclude is no list"
+    marks = manifest.get("says", {})
+    if not isinstance(marks, dict) or not all(map(_is_said, marks.values())):
+        return "what it records of the model's own name is no such record"
     entries = manifest.get("loras", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return "its loras are no list"
@@ -260,6 +279,14 @@ def _fault(manifest: Json) -> str:
         if not all(isinstance(word, str) for word in words) or type(entry.get("strength")) is not float:
             return "its entry of a LoRA is none"
     return ""
+
+
+def _is_said(entry: object) -> bool:
+    """True for an entry of says_entry(): its name is one in the letters of a mark's, the rest is text."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("said"), dict):
+        return False
+    words = [entry.get("name"), entry.get("by"), entry.get("tensors_of"), *entry["said"].values()]
+    return all(isinstance(word, str) for word in words)
 
 
 def is_inside(path: str) -> bool:

@@ -1,0 +1,187 @@
+"""What a denoiser's files say of its network that its tensors do not, where another network has the same ones.
+
+ComfyUI tells such networks by the header's `config`, JSON whose object `transformer` overrides what it found in the
+tensors (comfy/model_detection.py; ComfyUI-GGUF hands it GGUF's field of that name, loader.py); diffusers by the class
+that config.json names.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+from wanconv.errors import InputError
+from wanconv.families.match import Claim
+from wanconv.families.names import size_of
+from wanconv.families.releases import FAMILIES
+from wanconv.tensors import Family, Mark, MarkKind, Part
+
+CONFIG = "config"  # of a header's metadata
+_TRANSFORMER = "transformer"  # of that config, what ComfyUI reads
+_OUTSIDE = ("model_type", "_class_name", "causal_ar")  # names of networks, where they stand outside of it
+_NAME_LENGTH = 60
+_SHOWN = 200  # characters of what a file says
+_HEAD_DIM = 128
+
+# The classes of the official code, of diffusers and of VideoX-Fun that are the network which the tensors tell.
+_WAN = ("WanModel", "WanTransformer3DModel", "Wan2_2Transformer3DModel")
+_CLASSES: Mapping[str, tuple[str, ...]] = {  # by architecture
+    **dict.fromkeys(("wan-t2v", "wan-i2v", "wan-ti2v", "wan-i2v-clip", "wan-flf2v"), _WAN),
+    "wan-vace": (*_WAN, "VaceWanModel", "WanVACETransformer3DModel", "VaceWanTransformer3DModel"),
+    "wan-animate": (*_WAN, "WanAnimateModel", "WanAnimateTransformer3DModel", "Wan2_2Transformer3DModel_Animate"),
+    "wan-s2v": (*_WAN, "WanModel_S2V", "Wan2_2Transformer3DModel_S2V"),
+}
+_COGVIDEOX = ("CogVideoXTransformer3DModel",)
+_KNOWN_TYPES = frozenset(family.model_type for family in FAMILIES)
+# What ComfyUI calls the networks of a family, beside the family's own word, and what stands for all of them
+_ALIKE: Mapping[str, tuple[str, ...]] = {"flf2v": ("i2v",), "ti2v": ("t2v", "i2v")}
+_ANY = ("wan", "wan2.1", "wan2.2", "cogvideox")
+# What every released network has: a config that repeats it says nothing.
+_CONSTANTS: Mapping[str, tuple[object, ...]] = {
+    "image_model": ("wan2.1",),
+    "patch_size": ([1, 2, 2], 2),
+    "window_size": ([-1, -1],),
+    "qk_norm": (True, "rms_norm_across_heads"),
+    "cross_attn_norm": (True,),
+    "eps": (1e-6,),
+    "text_len": (512,),
+    "rope_max_seq_len": (1024,),
+    "attention_head_dim": (_HEAD_DIM,),
+    "vace_in_dim": (96,),
+    "vace_in_channels": (96,),
+    "flf_pos_embed_token_number": (514,),
+    "pos_embed_seq_len": (514,),
+}
+# Of the marks that ComfyUI is known to read: what reads them first.
+_SINCE: Mapping[str, str] = {
+    "flow_rvs": "ComfyUI with pull request 12637",
+    "causal_ar": "ComfyUI with pull request 13082",
+    "animate2": "ComfyUI of August 2026",
+}
+
+
+def header_config(part: Part) -> tuple[Mapping[str, object], str]:
+    """Returns what the header's `config` says, and why no client can read it: nothing where there is none."""
+    text = part.metadata.get(CONFIG)
+    if text is None:
+        return {}, ""
+    try:
+        config = json.loads(text)
+    except ValueError:
+        return {}, "is not valid JSON"
+    except RecursionError:
+        return {}, "is nested too deeply"
+    if not isinstance(config, dict):
+        return {}, "is not a JSON object"
+    if not isinstance(config.get(_TRANSFORMER, {}), dict):
+        return {}, f"has a {_TRANSFORMER} that is not a JSON object"
+    return config, ""
+
+
+def mark_of(
+    claim: Claim, family: Family, base: str, config: Mapping[str, object] | None, config_path: str
+) -> Mark | None:
+    """Returns what a denoiser says that it is, where that is another network than its tensors tell; None else.
+
+    `config` is its config.json. Raises InputError where header and config.json say two different things.
+    """
+    marks = [
+        *_marks(_in_header(claim, family), "header", claim.part.path, base),
+        *_marks(_in_config(claim, family, config or {}), claim.fit.scheme, config_path, base),
+    ]
+    if len(marks) > 1:
+        raise InputError(
+            f"{claim.part.path}: its header and {config_path} say that it is two different networks",
+            "remove the one that is wrong",
+            [f"{mark.where}: {quoted(mark)}" for mark in marks],
+        )
+    return marks[0] if marks else None
+
+
+def quoted(mark: Mark | None) -> str:
+    """Returns what a file says, as JSON of bounded length."""
+    if mark is None:
+        return "nothing"
+    text = ", ".join(f"{json.dumps(key)}: {value}" for key, value in mark.said)
+    return "{" + (text if len(text) <= _SHOWN else text[:_SHOWN] + " …") + "}"
+
+
+def read_since(mark: Mark) -> str:
+    """Returns the first client that is known to read such a mark; empty where none is."""
+    return _SINCE.get(mark.name, "") if mark.by == "header" else ""
+
+
+def agree(high: Mark | None, low: Mark | None, paths: tuple[str, str]) -> None:
+    """Raises InputError where one of two experts says that it is another network than the other."""
+    said = [None if mark is None else (mark.by, mark.said) for mark in (high, low)]
+    if said[0] != said[1]:
+        raise InputError(
+            f"{paths[0]} and {paths[1]} say that they are two different networks",
+            "take both experts from one release",
+            [f"{path}: {quoted(mark)}" for path, mark in zip(paths, (high, low), strict=True)],
+        )
+
+
+def is_other_type(model_type: object, family: Family) -> bool:
+    """True where an official config names a network that is no family's: the name of another one contradicts."""
+    return isinstance(model_type, str) and model_type not in _KNOWN_TYPES and model_type != family.model_type
+
+
+def _marks(said: Mapping[str, object], by: MarkKind, path: str, base: str) -> Iterator[Mark]:
+    if said:
+        try:
+            values = tuple((key, json.dumps(value, sort_keys=True)) for key, value in sorted(said.items()))
+        except RecursionError:
+            message = f"{path}: what it says of its network is nested too deeply"
+            raise InputError(message, "get the file again from who made it") from None
+        yield Mark(_name(said), by, path, values, base)
+
+
+def _in_header(claim: Claim, family: Family) -> dict[str, object]:
+    """Returns the fields of the header's config that name another network."""
+    config, _ = header_config(claim.part)
+    inside = config.get(_TRANSFORMER, {})
+    assert isinstance(inside, dict)
+    outside = {key: config[key] for key in _OUTSIDE if key in config and config[key] not in _ANY}
+    return {key: value for key, value in {**outside, **inside}.items() if not _agrees(key, value, claim, family)}
+
+
+def _in_config(claim: Claim, family: Family, config: Mapping[str, object]) -> dict[str, object]:
+    """Returns the fields of config.json that name another network."""
+    said: dict[str, object] = {}
+    if isinstance(config.get("_class_name"), str) and not _agrees("_class_name", config["_class_name"], claim, family):
+        said["_class_name"] = config["_class_name"]
+    if claim.fit.scheme == "official" and is_other_type(config.get("model_type"), family):
+        said["model_type"] = config["model_type"]
+    return said
+
+
+def _agrees(key: str, value: object, claim: Claim, family: Family) -> bool:
+    """True where a field says what the tensors do, or nothing."""
+    if value is None or value is False or (key.startswith("_") and key != "_class_name"):
+        return True
+    architecture, dims = claim.fit.architecture, claim.fit.dims
+    if key == "_class_name":
+        return value in _CLASSES.get(architecture.name, _COGVIDEOX)
+    if key == "model_type":
+        return value in (family.model_type, *_ALIKE.get(family.model_type, ()))
+    if key in ("num_heads", "num_attention_heads"):
+        return type(value) is int and value == dims.get("heads", dims["d"] // _HEAD_DIM)
+    if key in ("added_kv_proj_dim", "image_dim"):
+        return "image" in dims and value == dims["d" if key == "added_kv_proj_dim" else "image"]
+    if key == "vace_layers":
+        return dims.get("m") == (len(value) if isinstance(value, list) else value)
+    stated = {name: size for table in architecture.config.values() for name, size in table}
+    if key in stated:
+        try:
+            return type(value) is int and value == size_of(stated[key], dims)
+        except KeyError:
+            return False
+    return value in _CONSTANTS.get(key, ())
+
+
+def _name(said: Mapping[str, object]) -> str:
+    """Returns a network's own name: its model type or class, else what it says beside, in letters of a file name."""
+    own = next((said[key] for key in ("model_type", "_class_name") if isinstance(said.get(key), str)), None)
+    words = [key if value is True else f"{key}-{value}" for key, value in sorted(said.items())]
+    name = re.sub(r"[^A-Za-z0-9._+]+", "-", str(own) if own is not None else "+".join(words))
+    return name[:_NAME_LENGTH].strip("-._+") or "unnamed"

@@ -1,0 +1,145 @@
+"""What a model says of itself: which clients read that, what of its headers goes along, and how people are told.
+
+Of a header, what names its network and what only tells of it (titles, licences, training notes) is carried; what
+describes how its tensors are stored is written anew by the layout, or is no longer so.
+"""
+
+from collections.abc import Mapping
+
+from wanconv.errors import Refused
+from wanconv.families import CONFIG, DENOISERS, header_config, quoted, read_since
+from wanconv.layouts import LAYOUTS, Layout
+from wanconv.report import Finding
+from wanconv.tensors import Component, Container, Mark, Model
+
+NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
+# What describes a file's bytes: of safetensors and torchao, ComfyUI, GGUF, and the hashes that trainers leave
+_STORAGE = frozenset(
+    (
+        *("format", "tensor_names", "_quantization_metadata", "total_size"),
+        *("general.architecture", "general.alignment", "general.file_type", "general.quantization_version"),
+        *("general.parameter_count", "general.size_label", "general.quantized_by"),
+        *("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"),
+    )
+)
+_STORAGE_GROUPS = frozenset(("GGUF", "comfy", "split", "tokenizer"))  # the part of a key before its first dot
+
+
+def family_in_words(model: Model) -> str:
+    """Returns what a model is: its family, or its own name for itself and what its tensors are."""
+    return model.title if model.mark is None else f"{model.title}, built on the tensors of {model.mark.base}"
+
+
+def release_in_words(model: Model) -> str:
+    """Returns the release that a model's denoiser has the sizes of, or why it is none."""
+    if model.mark is not None:
+        return f"none: it says of itself that it is {model.title}"
+    return model.release.name if model.release else "none: not a released size"
+
+
+def marks_of(model: Model) -> list[Finding]:
+    """Returns what a model's files say of their network beside the tensors, and what of that no client can read."""
+    findings = []
+    for component in model.components.values():
+        if component.mark is not None:
+            findings.append(Finding("note", component.name, says(component.mark)))
+        if (fault := unreadable_config(component)) != "":
+            findings.append(Finding("warning", component.part.path, fault, "get the file again from who made it"))
+    return findings
+
+
+def older_clients(model: Model, layout: Layout) -> list[Finding]:
+    """Returns what a client of another version makes of a model that says in its header what it is."""
+    mark = model.mark
+    if mark is None or mark.by != "header" or mark.by not in layout.marks:
+        return []
+    since = read_since(mark)
+    known = f"{since} reads that it is {mark.name}" if since else f"no ComfyUI is known that builds {mark.name}"
+    return [Finding("note", layout.name, f"{known}; one that does not know it computes {mark.base}, or stops")]
+
+
+def says(mark: Mark) -> str:
+    """Returns a sentence about a mark, with what the file says."""
+    return (
+        f"says of itself that it is {mark.name}, by {quoted(mark)} in {mark.where}; "
+        f"its tensors are those of {mark.base} as well"
+    )
+
+
+def unreadable_config(component: Component) -> str:
+    """Returns why no client can read what a denoiser's header says of its network; empty where one can."""
+    if component.name not in DENOISERS:
+        return ""
+    _, fault = header_config(component.part)
+    return f"the {CONFIG} of its header {fault}: ComfyUI stops at it, and it is left out" if fault else ""
+
+
+def unread_mark(model: Model, layout: Layout) -> str:
+    """Returns why a layout's client would build another network than a model says it is; empty where it would not."""
+    mark = model.mark
+    if mark is None or mark.by in layout.marks:
+        return ""
+    said = f"it says of itself that it is {mark.name}, by {quoted(mark)} in {mark.where}"
+    return f"{said}, which the client of {layout.name} does not read: it would compute {mark.base}"
+
+
+def refused_mark(model: Model, layout: Layout) -> Refused | None:
+    """Returns the refusal of a layout whose client would build another network than a model says it is."""
+    reason, mark = unread_mark(model, layout), model.mark
+    if not reason or mark is None:
+        return None
+    homes = ", ".join(name for name, one in LAYOUTS.items() if mark.by in one.marks)
+    hint = f"choose another --layout: {homes}"
+    if mark.by != "header":
+        hint += f"; or --exclude '{mark.path}', which makes it {mark.base}"
+    return Refused(f"{model.title} has no {layout.name} layout: {reason}", hint)
+
+
+def carried(component: Component, container: Container) -> tuple[dict[str, str], list[Finding]]:
+    """Returns the texts of a component's header that go into its output, and what is left out.
+
+    Raises Refused for what names the network and is too long to be carried.
+    """
+    texts = _texts(component)
+    where = component.part.path
+    if not texts:
+        return {}, []
+    if container == "pth":
+        message = f"{_some(texts)} of its header has no place in a .pth file and is left out"
+        return {}, [Finding("note", where, message)]
+    kept: dict[str, str] = {}
+    room = NOTES_NBYTES
+    for key in sorted(texts, key=lambda key: (key != CONFIG, key)):
+        if (nbytes := len(key.encode()) + len(texts[key].encode())) <= room:
+            kept[key] = texts[key]
+            room -= nbytes
+    if CONFIG in texts.keys() - kept.keys() and component.mark is not None and component.mark.by == "header":
+        raise Refused(
+            f"{where}: the {CONFIG} of its header names its network and has {len(texts[CONFIG])} characters; "
+            f"at most {NOTES_NBYTES} bytes are carried",
+            "get the file again from who made it",
+        )
+    if left := {key: texts[key] for key in texts if key not in kept}:
+        message = f"{_some(left)} of its header is left out: at most {NOTES_NBYTES} bytes are carried"
+        return kept, [Finding("note", where, message)]
+    return kept, []
+
+
+def _texts(component: Component) -> dict[str, str]:
+    """Returns what a header says that is not about how its file stores tensors."""
+    part = component.part
+    stored = part.tensors.keys() | {piece.ref.name for one in component.tensors.values() for piece in one.pieces}
+    groups = _STORAGE_GROUPS | {part.metadata.get("general.architecture", "")}
+    texts = {
+        key: text
+        for key, text in part.metadata.items()
+        if key not in _STORAGE and key not in stored and (key.partition(".")[0] not in groups or "." not in key)
+    }
+    if unreadable_config(component):
+        del texts[CONFIG]
+    return texts
+
+
+def _some(texts: Mapping[str, str]) -> str:
+    shown = ", ".join(sorted(texts)[:3])
+    return shown if len(texts) <= 3 else f"{shown} and {len(texts) - 3} more"
