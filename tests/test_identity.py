@@ -9,17 +9,18 @@ from typing import Any
 
 import gguf
 import pytest
+from header_lists import RELEASES, architecture, part
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError, Refused
-from wanconv.families import identify
+from wanconv.families import expand, identify
 from wanconv.layouts import LAYOUTS
 from wanconv.plan import plan
 from wanconv.recipe import load
-from wanconv.tensors import Mark, Model
+from wanconv.tensors import Checkpoint, Mark
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.validate import Options as Validation
@@ -116,7 +117,9 @@ def test_a_file_is_called_what_its_header_says(
     assert f"{json.dumps(key)}: {json.dumps(value)}" in told
     said = clients(marked(release, config))
     assert [client for client, why in said.items() if not why] == ["comfyui", "comfyui-legacy"]
-    assert f"does not read: it would compute {base}" in said["official"]
+    assert said["official"] == f"its client would compute {base}: it does not read that the model is {name}"
+    (notes,) = [table for table in report.tables if table.title == "notes"]
+    assert notes.rows == (("dit", "config", config),)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,11 @@ def test_what_a_header_says_is_bounded_where_it_is_shown_and_where_it_is_carried
     source = marked(T2V, json.dumps({"transformer": {"model_type": name}}))
     report = inspect(source)
     assert len(str(report.figures["family"])) < 120
-    texts = [str(report.figures), *(f"{one.where} {one.message}" for one in report.findings)]
+    texts = [
+        str(report.figures),
+        *(str(row) for table in report.tables for row in table.rows),
+        *(f"{one.where} {one.message}" for one in report.findings),
+    ]
     assert all(len(text) < 1000 and "\x1b" not in text for text in texts)
     with pytest.raises(Refused, match=r"the config of its header names its network and has \d+ characters; at most"):
         convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out"))
@@ -319,7 +326,7 @@ def test_a_plan_is_another_one_where_something_else_is_carried(marked: Callable[
 def sharded(folder: Path, file: Path, *configs: str | None) -> Path:
     """Returns the index of a file that is cut into shards, one for each header."""
     tensors = sorted(load_file(file).items())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     folder.mkdir()
     for number, config in enumerate(configs):
         name = f"model-{number + 1:05}-of-{len(configs):05}.safetensors"
@@ -394,7 +401,7 @@ def test_a_diffusers_folder_is_called_what_its_config_says(
     with pytest.raises(Refused) as caught:
         convert(source, Job("bf16", layout="comfyui", out=tmp_path / "other"))
     assert f"it says of itself that it is {name}" in caught.value.message
-    hint = "choose another --layout: diffusers; or --exclude 'transformer/config.json', which makes it wan2.1-t2v"
+    hint = "choose another --layout: diffusers; or --exclude transformer/config.json, which makes it wan2.1-t2v"
     assert caught.value.hint == hint
     report = convert(
         source, Job("bf16", layout="comfyui", out=tmp_path / "other", exclude=("transformer/config.json",))
@@ -445,12 +452,22 @@ def test_validate_says_that_it_cannot_judge_a_network_of_another_name(
 def test_a_manifest_whose_record_of_a_name_is_none_is_not_trusted(marked: Callable[..., Path], tmp_path: Path) -> None:
     convert(marked(I2V, ANIMATE2), Job("keep", layout="comfyui", out=tmp_path / "out"))
     path = tmp_path / "out" / "wanconv.json"
-    for says in ([], {"dit": 1}, {"dit": {"name": "x", "by": "header", "said": {"a": 1}, "tensors_of": "y"}}):
+    odd: tuple[object, ...] = (
+        [],
+        {"dit": 1},
+        {"dit": {"name": "x", "by": "header", "said": {"a": 1}, "tensors_of": "y"}},
+    )
+    for says in odd:
         path.write_text(json.dumps({**json.loads(path.read_bytes()), "says": says}))
         with pytest.raises(InputError, match="what it records of the model's own name"):
             verify(tmp_path / "out", Options())
 
 
-def test_a_model_without_marks_has_none(marked: Callable[..., Path]) -> None:
-    model: Model = identify(open_checkpoint(marked(T2V)))
-    assert (model.mark, model.title) == (None, "wan2.1-t2v")
+def test_a_file_of_a_released_size_is_of_no_release_where_it_says_that_it_is_another() -> None:
+    shapes = expand(architecture("wan-i2v-clip"), "official", RELEASES[I2V].dims)
+    found = identify(
+        Checkpoint(Path("/nowhere"), (replace(part("a.safetensors", shapes), metadata={"config": ANIMATE2}),))
+    )
+    assert (found.release, found.mark and found.mark.base, found.title) == (None, I2V, "animate2")
+    plain = identify(Checkpoint(Path("/nowhere"), (part("a.safetensors", shapes),)))
+    assert (plain.release and plain.release.name, plain.mark, plain.title) == (I2V, None, "wan2.1-i2v")

@@ -3,7 +3,15 @@
 from wanconv.plan.build import contents, plan
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import dead_of, roles_of, some
-from wanconv.plan.marks import family_in_words, marks_of, release_in_words, says, unread_mark, unreadable_config
+from wanconv.plan.marks import (
+    family_in_words,
+    marks_of,
+    notes_of,
+    release_in_words,
+    says,
+    unread_mark,
+    unreadable_config,
+)
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
 from wanconv.plan.types import Contents, Output, Plan, Step
 
@@ -22,6 +30,7 @@ __all__ = [
     "family_in_words",
     "lay_out",
     "marks_of",
+    "notes_of",
     "plan",
     "release_in_words",
     "roles_of",

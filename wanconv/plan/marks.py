@@ -5,6 +5,7 @@ describes how its tensors are stored is written anew by the layout, or is no lon
 """
 
 from collections.abc import Mapping
+from shlex import quote
 
 from wanconv.errors import Refused
 from wanconv.families import CONFIG, DENOISERS, header_config, quoted, read_since
@@ -13,6 +14,7 @@ from wanconv.report import Finding
 from wanconv.tensors import Component, Container, Mark, Model
 
 NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
+_KEY_SHOWN, _TEXT_SHOWN = 60, 200  # characters of what a header says
 # What describes a file's bytes: of safetensors and torchao, ComfyUI, GGUF, and the hashes that trainers leave
 _STORAGE = frozenset(
     (
@@ -79,20 +81,24 @@ def unread_mark(model: Model, layout: Layout) -> str:
     mark = model.mark
     if mark is None or mark.by in layout.marks:
         return ""
-    said = f"it says of itself that it is {mark.name}, by {quoted(mark)} in {mark.where}"
-    return f"{said}, which the client of {layout.name} does not read: it would compute {mark.base}"
+    return f"its client would compute {mark.base}: it does not read that the model is {mark.name}"
 
 
 def refused_mark(model: Model, layout: Layout) -> Refused | None:
     """Returns the refusal of a layout whose client would build another network than a model says it is."""
-    reason, mark = unread_mark(model, layout), model.mark
-    if not reason or mark is None:
+    mark = model.mark
+    if mark is None or not unread_mark(model, layout):
         return None
     homes = ", ".join(name for name, one in LAYOUTS.items() if mark.by in one.marks)
     hint = f"choose another --layout: {homes}"
     if mark.by != "header":
-        hint += f"; or --exclude '{mark.path}', which makes it {mark.base}"
-    return Refused(f"{model.title} has no {layout.name} layout: {reason}", hint)
+        hint += f"; or --exclude {quote(mark.path)}, which makes it {mark.base}"
+    said = f"it says of itself that it is {mark.name}, by {quoted(mark)} in {mark.where}"
+    return Refused(
+        f"{model.title} has no {layout.name} layout: {said}, which the client of {layout.name} does not read: "
+        f"it would compute {mark.base}",
+        hint,
+    )
 
 
 def carried(component: Component, container: Container) -> tuple[dict[str, str], list[Finding]]:
@@ -119,10 +125,11 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
             f"at most {NOTES_NBYTES} bytes are carried",
             "get the file again from who made it",
         )
+    findings = [Finding("note", where, f"{_some(kept)} of its header goes along")] if kept else []
     if left := {key: texts[key] for key in texts if key not in kept}:
         message = f"{_some(left)} of its header is left out: at most {NOTES_NBYTES} bytes are carried"
-        return kept, [Finding("note", where, message)]
-    return kept, []
+        findings.append(Finding("note", where, message))
+    return kept, findings
 
 
 def _texts(component: Component) -> dict[str, str]:
@@ -140,6 +147,19 @@ def _texts(component: Component) -> dict[str, str]:
     return texts
 
 
+def notes_of(component: Component) -> list[tuple[str, str]]:
+    """Returns what a component's header says beside how it stores tensors, as text of bounded length."""
+    return [
+        (shortened(key, _KEY_SHOWN), shortened(text, _TEXT_SHOWN)) for key, text in sorted(_texts(component).items())
+    ]
+
+
+def shortened(text: str, length: int) -> str:
+    """Returns the beginning of a text that anybody may have written, control characters escaped."""
+    start = text[:length] + (" …" if len(text) > length else "")
+    return start if start.isprintable() else ascii(start)
+
+
 def _some(texts: Mapping[str, str]) -> str:
-    shown = ", ".join(sorted(texts)[:3])
+    shown = ", ".join(shortened(key, _KEY_SHOWN) for key in sorted(texts)[:3])
     return shown if len(texts) <= 3 else f"{shown} and {len(texts) - 3} more"

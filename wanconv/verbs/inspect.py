@@ -6,11 +6,13 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.plan import dead_of, family_in_words, marks_of, release_in_words, roles_of
+from wanconv.plan import dead_of, family_in_words, marks_of, notes_of, release_in_words, roles_of
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
+
+_NOTES = 20  # of a header, that are shown
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
@@ -44,6 +46,8 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         "dtypes": ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()),
     }
     tables = [_components(model), clients]
+    if (notes := _notes(model)).rows:
+        tables.append(notes)
     if tensors:
         tables.append(_tensors(model))
     return Report("inspect", str(path), figures, tables, findings)
@@ -97,6 +101,12 @@ def _clients(model: Model) -> Table:
         reason = why_not(model, layout)
         rows.append((layout.name, "no" if reason else "yes", "" if reason else since(model, layout), reason))
     return Table("clients", ("client", "reads_it", "since", "why_not"), tuple(rows))
+
+
+def _notes(model: Model) -> Table:
+    """Returns what the headers say beside their tensors, the first of each component."""
+    rows = [(component.name, *note) for component in model.components.values() for note in notes_of(component)[:_NOTES]]
+    return Table("notes", ("component", "field", "text"), tuple(rows))
 
 
 def _tensors(model: Model) -> Table:
