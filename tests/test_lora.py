@@ -509,6 +509,56 @@ def test_experts_are_named_by_the_user_or_the_file(tiny: Tiny, tmp_path: Path) -
         placed(model, both)
 
 
+@pytest.mark.parametrize(
+    ("name", "metadata", "evidence"),
+    [
+        ("Wan2.2-Lightning_I2V-A14B-4steps-lora_HIGH_fp16", {}, "file name {}.safetensors"),
+        ("styleI2VHigh", {}, "file name {}.safetensors"),
+        ("HighNoise/style", {}, "folder name HighNoise"),
+        ("style", {"model_type": "Wan2_2-T2V-A14B-HIGH"}, "header's model_type Wan2_2-T2V-A14B-HIGH"),
+        ("style", {"ss_output_name": "style_high"}, "header's ss_output_name style_high"),
+    ],
+)
+def test_experts_are_named_by_the_words_that_name_those_of_models(
+    name: str, metadata: dict[str, str], evidence: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    (tmp_path / "HighNoise").mkdir()
+    file = write(tmp_path, spelled(pairs()), f"{name}.safetensors", metadata)
+    model = identify(open_checkpoint(tiny(A14B)))
+    assert placed(model, file) == [("expert.high", evidence.format(name))]
+
+
+def test_two_loras_that_differ_in_high_and_low_alone_are_a_pair(tiny: Tiny, tmp_path: Path) -> None:
+    model = identify(open_checkpoint(tiny(A14B)))
+    files = [write(tmp_path, spelled(pairs()), f"style_{word}_drama.safetensors") for word in ("high", "low")]
+    assert [component for component, _ in placed(model, *files)] == ["expert.high", "expert.low"]
+    with pytest.raises(UsageError, match="neither its name nor a word before it says"):
+        placed(model, files[0])
+
+
+def test_a_lora_that_speaks_of_both_experts_or_of_none_is_asked_for(tiny: Tiny, tmp_path: Path) -> None:
+    model = identify(open_checkpoint(tiny(A14B)))
+    both = write(tmp_path, spelled(pairs()), "wan_low_high_noise.safetensors")
+    with pytest.raises(UsageError, match=r"speaks of expert\.high and expert\.low") as asked:
+        placed(model, both)
+    assert asked.value.hint == f"say --lora high={both} or --lora low={both}, or both where one file serves both"
+    for name in ("a_slow_noise", "A14B_lowVRAM", "highlora", "low_step"):
+        with pytest.raises(UsageError, match="neither its name nor a word before it says"):
+            placed(model, write(tmp_path, spelled(pairs()), f"{name}.safetensors"))
+
+
+def test_a_lora_whose_name_and_header_contradict_each_other_is_refused_with_both(tiny: Tiny, tmp_path: Path) -> None:
+    model = identify(open_checkpoint(tiny(A14B)))
+    file = write(tmp_path, spelled(pairs()), "a_low_noise.safetensors", {"model_type": "Wan2_2-T2V-A14B-HIGH"})
+    with pytest.raises(UsageError, match="contradicts itself") as refused:
+        placed(model, file)
+    assert refused.value.details == (
+        "file name a_low_noise.safetensors says low",
+        "header's model_type Wan2_2-T2V-A14B-HIGH says high",
+    )
+    assert placed(model, f"low={file}") == [("expert.low", "")]
+
+
 def test_a_lone_expert_takes_what_is_not_the_other_ones(tiny: Tiny, tmp_path: Path) -> None:
     model = identify(open_checkpoint(tiny(A14B) / "high_noise_model"))
     plain = write(tmp_path, spelled(pairs()), "style.safetensors")

@@ -1,9 +1,11 @@
 """recipes: the list, one explained, and one explained on a model."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import run
 
 from wanconv import recipe as recipes
 from wanconv.errors import UsageError
@@ -36,6 +38,17 @@ def test_on_a_model_it_says_which_rule_takes_what(tiny: Callable[..., Path]) -> 
     assert list(rules) == ["{dit,expert.*}/**", "**"]
     assert sum(row[4] for row in report.tables[0].rows) == len(planned.model.tensors)  # type: ignore[misc]  # numbers
     assert report.figures["layout"] == "diffusers"
+
+
+def test_a_lone_expert_gets_its_role_from_the_flag(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    lone = tmp_path / "mine.safetensors"
+    shutil.copy(tiny("wan2.2-i2v-a14b") / "low_noise_model" / "diffusion_pytorch_model.safetensors", lone)
+    with pytest.raises(UsageError, match="is one of two experts") as asked:
+        explain("bf16", lone)
+    assert asked.value.hint == "say --expert high or --expert low"
+    assert explain("bf16", lone, expert="low").tables[1].rows[0][0] == "expert.low"
+    done = run("recipes", "bf16", "--on", lone, "--expert", "low", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_recipe_of_ones_own_is_explained_from_its_file(tiny: Callable[..., Path], tmp_path: Path) -> None:

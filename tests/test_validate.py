@@ -159,6 +159,16 @@ def test_a_lone_expert_is_not_judged_whole(source: Path, converted: Path) -> Non
     assert {row["component"] for row in results(report)["steps"]} == {"expert.high"}
 
 
+def test_the_flag_names_the_role_of_a_lone_reference_too(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    names = ("mine.safetensors", "i2v_low_high_noise.safetensors")
+    for name in names:
+        shutil.copy(
+            tiny("wan2.2-i2v-a14b") / "high_noise_model" / "diffusion_pytorch_model.safetensors", tmp_path / name
+        )
+    report = quick(tmp_path / names[0], tmp_path / names[1], expert="high")
+    assert {row["component"] for row in results(report)["steps"]} == {"expert.high"}
+
+
 def test_a_file_without_config_has_the_heads_of_its_reference(source: Path, converted: Path, tmp_path: Path) -> None:
     folder = copy(converted, tmp_path / "bare")
     for name in ("transformer", "transformer_2"):

@@ -104,6 +104,7 @@ def recipes(
     on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.", callback=here)] = None,
     layout: Layout = None,
     comfyui_generation: ComfyuiGeneration = None,
+    expert: Expert = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -115,7 +116,7 @@ def recipes(
         if on is not None:
             raise UsageError("--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC")
         show(verbs.list_recipes())
-    show(verbs.explain(name, on, layout, comfyui_generation))
+    show(verbs.explain(name, on, layout, comfyui_generation, expert))
 
 
 @app.command(

@@ -1,6 +1,6 @@
 """What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
 
-from wanconv.families.experts import Expert, expert_unless_dense, experts_named
+from wanconv.families.experts import expert_named, expert_unless_dense
 from wanconv.families.identify import identify
 from wanconv.families.marks import CONFIG, header_config, quoted, read_since
 from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
@@ -20,6 +20,7 @@ from wanconv.families.packings import (
     tokenizer_of,
 )
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.families.roles import Expert
 
 __all__ = [
     "ARCHITECTURES",
@@ -33,8 +34,8 @@ __all__ = [
     "Target",
     "beside",
     "expand",
+    "expert_named",
     "expert_unless_dense",
-    "experts_named",
     "fill",
     "fingerprint",
     "header_config",

@@ -11,6 +11,8 @@ from wanconv.families.releases import DENOISERS
 from wanconv.tensors import Checkpoint, Family
 
 _HINT = "download it again; without a config.json, sizes come from the weights"
+# What configs also call a model type: to VACE's own code and VideoX-Fun a VACE denoiser is a T2V one with more blocks
+_ALSO_CALLED = {"vace": ("t2v",)}
 
 
 def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
@@ -49,7 +51,8 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
     if heads is not None and (heads < 1 or fit.dims["d"] % heads):
         wrong.append(f"{fit.dims['d']} does not divide into {heads} heads")
     model_type = config.get("model_type")
-    contradicts = model_type not in (None, family.model_type) and not is_other_type(model_type, family)
+    known = (None, family.model_type, *_ALSO_CALLED.get(family.model_type, ()))
+    contradicts = model_type not in known and not is_other_type(model_type, family)
     if claim.component in DENOISERS and fit.scheme == "official" and contradicts:
         wrong.append(f"model_type is {model_type!r}, but {claim.part.path} is {family.name}: {family.model_type!r}")
     if wrong:

@@ -1,65 +1,87 @@
-"""Which denoiser is which: a dense one, or the expert that a folder, a file name, model_index.json or the caller says.
+"""Which denoiser is which: a dense one, or the expert that folder, file name, header, config or the caller says.
 
-Two Wan 2.2 experts have the same names and shapes, so nothing in their tensors tells them apart.
+Two Wan 2.2 experts have the same names and shapes, so nothing in their tensors tells them apart; those of T2V and VACE
+have those of a dense denoiser, too. Every witness is heard, and they are weighed by roles.py. Those that contradict
+each other are refused, and what is open is asked for.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from wanconv.errors import InputError, UsageError
 from wanconv.families.configs import read_json
 from wanconv.families.match import Claim, Fit
 from wanconv.families.releases import FAMILIES
+from wanconv.families.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
 from wanconv.tensors import Architecture, Checkpoint, Model, Part
 
-Expert = Literal["high", "low"]
+# diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser
+_FOLDERS: Mapping[str, Expert] = {"transformer_2": "low"}
+_ASK = "say --expert high or --expert low"
 
-# fmt: off
-_EXPERT_FOLDERS: Mapping[str, Expert] = {
-    "high_noise_model": "high",  # official
-    "low_noise_model":  "low",
-    "transformer_2":    "low",   # diffusers; its `transformer` is the high-noise expert of two, or a dense denoiser
-}
 
-# file names in lower case, as Comfy-Org, Kijai and LightX2V publish lone experts
-_EXPERT_FILES: tuple[tuple[str, Expert], ...] = (
-    ("*high_noise*", "high"),  ("*low_noise*", "low"),
-    ("*high-noise*", "high"),  ("*low-noise*", "low"),
-    ("*highnoise*",  "high"),  ("*lownoise*",  "low"),
-    ("*a14b?high*",  "high"),  ("*a14b?low*",  "low"),
-)
-# fmt: on
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What one source of evidence says; `what` names it: `file name x_HIGH_fp16.safetensors`."""
+
+    what: str
+    said: Said
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """All witnesses together: the expert and who says so, or None, and what keeps it open or in contradiction."""
+
+    expert: Expert | None = None
+    evidence: str = ""
+    contradiction: tuple[str, ...] = ()
+    open: str = ""
 
 
 def name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert | None) -> list[Claim]:
     """Returns each denoiser with its component: `dit`, or the expert that the evidence says."""
+    witnesses = {part.path: _witnesses(checkpoint, part, fit, matched) for part, fit in matched}
     if expert is not None:
-        return [_told(checkpoint, matched, expert)]
-    folders = {part.folder for part, _ in matched}
+        return [_told(checkpoint, matched, witnesses, expert)]
     claims = []
     for part, fit in matched:
-        seen = _evidence(checkpoint, part, fit, folders) if _has_experts(fit.architecture) else None
-        if seen is not None:
-            claims.append(Claim(f"expert.{seen[0]}", part, fit, seen[1]))
-        elif _is_dense(fit.architecture):
-            claims.append(Claim("dit", part, fit))
-        elif len(matched) == 1:
-            raise UsageError(
-                f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "say --expert high or --expert low",
-            )
-        else:
+        heard = _role(witnesses[part.path], fit) if _has_experts(fit.architecture) else Heard()
+        if heard.contradiction:
             raise InputError(
-                f"{part.path} is one of two experts, and neither folder nor file name says which",
-                "put the experts into high_noise_model and low_noise_model",
-                [other.path for other, _ in matched],
+                f"{part.path}: the evidence for its expert contradicts itself",
+                "rename the file or its folder" + (f", or {_ASK}" if len(matched) == 1 else ""),
+                heard.contradiction,
             )
+        if heard.expert is not None:
+            claims.append(Claim(f"expert.{heard.expert}", part, fit, heard.evidence))
+        elif _is_dense(fit.architecture) and not heard.open:
+            claims.append(Claim("dit", part, fit))
+        else:
+            raise _asked(part, fit, matched, heard)
     return claims
 
 
-def _told(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert) -> Claim:
+def _asked(part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]], heard: Heard) -> InputError | UsageError:
+    why = heard.open or "neither folder nor file name says which"
+    kind = "may be one of two experts" if _is_dense(fit.architecture) else "is one of two experts"
+    if len(matched) == 1:
+        dense = "; a dense denoiser needs another name" if _is_dense(fit.architecture) else ""
+        return UsageError(f"{part.path} {kind}, and {why}", _ASK + dense)
+    return InputError(
+        f"{part.path} {kind}, and {why}",
+        "put the experts into high_noise_model and low_noise_model",
+        [other.path for other, _ in matched],
+    )
+
+
+def _told(
+    checkpoint: Checkpoint,
+    matched: Sequence[tuple[Part, Fit]],
+    witnesses: Mapping[str, Sequence[Witness]],
+    expert: Expert,
+) -> Claim:
     """Returns the only denoiser in the role that the caller gives it."""
     if len(matched) != 1 or not _has_experts(matched[0][1].architecture):
         found = ", ".join(f"{part.path} ({fit.architecture.name})" for part, fit in matched) or "no denoiser"
@@ -68,36 +90,121 @@ def _told(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: E
             "leave --expert out",
         )
     part, fit = matched[0]
-    seen = _evidence(checkpoint, part, fit, {part.folder})
-    if seen is not None and seen[0] != expert:
+    heard = hear(witnesses[part.path])
+    if heard.contradiction:
+        against = [witness.what for witness in witnesses[part.path] if witness.said.clear not in (None, expert)]
+        return Claim(f"expert.{expert}", part, fit, f"--expert {expert}, against the {against[0]}")
+    if heard.expert not in (None, expert):
         raise UsageError(
-            f"--expert {expert} contradicts the {seen[1]} of {part.path}, which says {seen[0]}",
-            f"say --expert {seen[0]}, or rename the file",
+            f"--expert {expert} contradicts the {heard.evidence} of {part.path}, which says {heard.expert}",
+            f"say --expert {heard.expert}, or rename the file",
         )
     return Claim(f"expert.{expert}", part, fit, f"--expert {expert}")
 
 
-def _evidence(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -> tuple[Expert, str] | None:
-    """Returns the expert and what told it; None where nothing does."""
+def _role(witnesses: Sequence[Witness], fit: Fit) -> Heard:
+    """Returns what the witnesses of a denoiser say, with the doubts that another network of its shapes calls for."""
+    heard = hear(witnesses)
+    if heard.contradiction or not _is_dense(fit.architecture):
+        return heard
+    everything = [witness.said for witness in witnesses]
+    of_a_dense_size = _is_of_a_dense_size(fit)
+    of_a_pair = any(each.of_a_pair for each in everything) and not of_a_dense_size
+    of_no_pair = not of_a_pair and (of_a_dense_size or any(each.of_no_pair for each in everything))
+    if heard.expert is not None:
+        weight = max(each.weights.get(heard.expert, 0) for each in everything)
+        return Heard() if of_no_pair and weight < Weight.NOISE else heard
+    a14b = next((witness.what for witness in witnesses if witness.said.a14b), "")
+    if of_a_pair and a14b and not heard.open:
+        return Heard(open=f"the {a14b} says A14B, and not which of the two")
+    both = any(len(each.weights) > 1 for each in everything)
+    return heard if of_a_pair or (both and not of_no_pair) else Heard()
+
+
+def hear(witnesses: Sequence[Witness]) -> Heard:
+    """Returns the expert that witnesses name together; what is open outweighs a lone high or low elsewhere."""
+    clear = [(witness, expert) for witness in witnesses if (expert := witness.said.clear) is not None]
+    if len({expert for _, expert in clear}) > 1:
+        return Heard(contradiction=tuple(f"{witness.what} says {expert}" for witness, expert in clear))
+    doubts = [doubt for witness in witnesses if (doubt := _doubt(witness))]
+    if clear:
+        best, expert = max(clear, key=lambda one: one[0].said.weights[one[1]])
+        if not doubts or best.said.weights[expert] == Weight.NOISE:
+            return Heard(expert, best.what)
+    return Heard(open=doubts[0] if doubts else "")
+
+
+def _doubt(witness: Witness) -> str:
+    """Returns why a witness that speaks of experts names none; empty where it does neither, or names one."""
+    words = list(witness.said.words.values())
+    if not words or witness.said.clear is not None:
+        return ""
+    if len(words) > 1:
+        return f"the {witness.what} speaks of both"
+    return f"'{words[0]}' in the {witness.what} need not mean an expert"
+
+
+def witnesses_of(file_names: Sequence[str], folder: str, fields: Mapping[str, object], where: str) -> list[Witness]:
+    """Returns what file names, the folder around them and the fields of a header or config (`where`) say.
+
+    A folder may be about all that lies in it: it is heard only where it names one expert.
+    """
+    found = []
+    about = said(folder)
+    if about.clear is not None or not about.weights:
+        found.append(Witness(f"folder name {folder}", about))
+    found += [Witness(f"file name {name}", said(name)) for name in dict.fromkeys(file_names)]
+    for key in FIELDS:
+        if isinstance(value := fields.get(key), str):
+            found.append(Witness(f"{where}'s {key} {shown(value)}", _certain(said(value))))
+    return found
+
+
+def _certain(stated: Said) -> Said:
+    """Returns what a field that names the file's own kind says: its lone words are no chance."""
+    heavier = {expert: Weight.NOISE if weight > Weight.OPEN else weight for expert, weight in stated.weights.items()}
+    return replace(stated, weights=heavier)
+
+
+def _witnesses(checkpoint: Checkpoint, part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]]) -> list[Witness]:
+    around = Counter(other.folder for other, _ in matched)
     folder = (checkpoint.root.absolute() / part.folder).name
-    found: list[tuple[Expert, str]] = []
-    if folder in _EXPERT_FOLDERS:
-        found.append((_EXPERT_FOLDERS[folder], f"folder name {folder}"))
+    files = [os.path.basename(name) for name in (part.path, *part.files)]
+    found = list(_by_diffusers(checkpoint, part, fit, set(around)))
+    shared = around[part.folder] > 1  # a folder of both names neither
+    found += witnesses_of(files, "" if shared else folder, part.metadata, "header")
+    config = read_json(checkpoint, os.path.join(part.folder, "config.json")) or {}
+    found += witnesses_of((), "", config, "config")
+    came_from = config.get("_name_or_path")
+    if isinstance(came_from, str):
+        name = os.path.basename(came_from.rstrip("/"))
+        found.append(Witness(f"config's _name_or_path {shown(name)}", said(name)))
+    return found + [pair for other, _ in matched if (pair := twin(files[0], os.path.basename(other.path))) is not None]
+
+
+def _by_diffusers(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -> Iterator[Witness]:
+    folder = (checkpoint.root.absolute() / part.folder).name
+    if folder in _FOLDERS:
+        yield Witness(f"folder name {folder}", _names(_FOLDERS[folder], folder))
     if folder == "transformer" and fit.scheme == "hub":
         if os.path.join(os.path.dirname(part.folder), "transformer_2") in folders:
-            found.append(("high", "folder name transformer, beside transformer_2"))
+            yield Witness("folder name transformer, beside transformer_2", _names("high", folder))
         elif (ratio := _boundary_ratio(checkpoint, part)) is not None:
-            found.append(("high", f"folder name transformer, boundary_ratio {ratio} in model_index.json"))
-    names = (part.path, *part.files)
-    for name in dict.fromkeys(os.path.basename(name) for name in names):
-        found += [(expert, f"file name {name}") for expert in experts_named(name)]
-    if len({expert for expert, _ in found}) > 1:
-        raise InputError(
-            f"{part.path}: the evidence for its expert contradicts itself",
-            "rename the file or its folder",
-            [f"{what} says {expert}" for expert, what in found],
-        )
-    return found[0] if found else None
+            what = f"folder name transformer, boundary_ratio {shown(str(ratio))} in model_index.json"
+            yield Witness(what, _names("high", folder))
+
+
+def twin(name: str, other: str) -> Witness | None:
+    """Returns what the name of another denoiser makes certain: two that differ in high and low alone are a pair."""
+    ours, theirs = said(name), said(other)
+    if twin_of(name) != twin_of(other) or len(ours.weights) != 1 or len(theirs.weights) != 1:
+        return None
+    (expert,), (opposite,) = ours.weights, theirs.weights
+    return None if expert == opposite else Witness(f"file name {name}, beside {other}", _names(expert, name))
+
+
+def _names(expert: Expert, words: str) -> Said:
+    return Said({expert: Weight.NOISE}, {expert: words}, of_a_pair=True)
 
 
 def expert_unless_dense(model: Model) -> str | None:
@@ -118,9 +225,9 @@ def expert_unless_dense(model: Model) -> str | None:
     return None
 
 
-def experts_named(file_name: str) -> list[Expert]:
-    """Returns the experts that a file's name speaks of: one, none, or both."""
-    return sorted({expert for pattern, expert in _EXPERT_FILES if fnmatchcase(file_name.lower(), pattern)})
+def expert_named(name: str) -> Expert | None:
+    """Returns the expert that a name speaks of; None where it speaks of none, of both, or may mean something else."""
+    return said(name).clear
 
 
 def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:
@@ -134,3 +241,16 @@ def _has_experts(architecture: Architecture) -> bool:
 
 def _is_dense(architecture: Architecture) -> bool:
     return any(family.components.get("dit") is architecture for family in FAMILIES)
+
+
+def _is_of_a_dense_size(fit: Fit) -> bool:
+    """True for the size of a release that is no expert's, as of 1.3B."""
+    of_its_size = {
+        name
+        for family in FAMILIES
+        for name in ("dit", "expert.high")
+        for release in family.releases
+        if family.components.get(name) is fit.architecture
+        and all(release.dims[key] == size for key, size in fit.dims.items())
+    }
+    return of_its_size == {"dit"}

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from wanconv.errors import InputError, Unrecognised
 from wanconv.families.configs import read_json, stated_sizes
-from wanconv.families.experts import Expert, name_denoisers
+from wanconv.families.experts import name_denoisers
 from wanconv.families.marks import agree, mark_of
 from wanconv.families.match import Claim, Fit, fits, model_tensors
 from wanconv.families.names import fingerprint
 from wanconv.families.packings import Packed, astray, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.families.roles import Expert
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _SHOWN = 10

@@ -73,6 +73,22 @@ FAMILIES = (
         releases=(Release("wan2.2-i2v-a14b", I2V.full, "5b013604280dd715f8457c6ed6d6a626", "Wan-AI/Wan2.2-I2V-A14B"),),
         boundary=0.9,
     ),
+    # alibaba-pai's pair: boundary and shift are those of aigc-apps/VideoX-Fun examples/wan2.2_vace_fun
+    Family(
+        name="wan2.2-vace-fun-a14b",
+        components={"expert.high": VACE, "expert.low": VACE, "text_encoder": UMT5, "vae": VAE_2_1},
+        model_type="vace",
+        shift=12.0,
+        releases=(
+            Release(
+                "wan2.2-vace-fun-a14b",
+                VACE.full,
+                "7a513e1f257a861512b1afd387a8ecd9",
+                "alibaba-pai/Wan2.2-VACE-Fun-A14B",
+            ),
+        ),
+        boundary=0.875,
+    ),
     Family(
         name="wan2.2-ti2v-5b",
         components={"dit": TI2V, "text_encoder": UMT5, "vae": VAE_2_2},

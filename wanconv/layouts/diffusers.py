@@ -234,7 +234,8 @@ def _model_index(model: Model, folders: set[str]) -> Json:
     wanted += ["image_encoder", "image_processor"] if task in ("i2v", "flf2v", "animate") else []
     libraries = {name: _LIBRARIES[name] for name in sorted(wanted)}
     network = next(one.name for name, one in model.family.components.items() if name in DENOISERS)
-    libraries["transformer"] = ("diffusers", _TRANSFORMERS.get(network, "WanTransformer3DModel"))
+    own = ("diffusers", _TRANSFORMERS.get(network, "WanTransformer3DModel"))
+    libraries |= {name: own for name in libraries if name in ("transformer", "transformer_2")}
     index = _pipeline(_PIPELINES.get(task, "WanPipeline"), libraries, folders)
     boundary = {} if task == "animate" else {"boundary_ratio": model.family.boundary}
     expand = {} if task in ("animate", "vace") else {"expand_timesteps": task == "ti2v"}

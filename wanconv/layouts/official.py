@@ -41,6 +41,7 @@ OFFICIAL = Layout(
     name="official",
     summary="the official Wan code",
     scheme="official",
+    # of VACE-Fun, the official code is aigc-apps/VideoX-Fun: config/wan2.2/wan_civitai_t2v.yaml names the same files
     loader="Wan-Video/Wan2.2 wan/text2video.py, wan/modules/{model,t5,vae2_1,vae2_2}.py",
     places={
         "dit": Place("", "diffusion_pytorch_model"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from wanconv.families import DENOISERS, expert_unless_dense, experts_named, in_full_precision, leaf_of
+from wanconv.families import DENOISERS, expert_named, expert_unless_dense, in_full_precision, leaf_of
 from wanconv.families import beside as beside_name
 from wanconv.layouts import Layout
 from wanconv.naming import matches
@@ -24,9 +24,9 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
     for lora in model.loras:
         if lora.evidence:
             findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
-        named = {f"expert.{expert}" for expert in experts_named(lora.file.name)}
-        if named and lora.component != "dit" and lora.component not in named:
-            message = f"goes to {lora.component}, and its name speaks of {' and '.join(sorted(named))}"
+        named = expert_named(lora.file.name)
+        if named is not None and lora.component not in ("dit", f"expert.{named}"):
+            message = f"goes to {lora.component}, and its name speaks of expert.{named}"
             findings.append(Finding("warning", lora.file.name, message, "check which expert it was made for"))
         if lora.unmatched:
             message = f"{len(lora.unmatched)} of its keys name nothing in {lora.component}: {some(lora.unmatched)}"

@@ -26,7 +26,7 @@ from wanconv.plan import (
 )
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
-from wanconv.workshop import manifest
+from wanconv.workshop import manifest, twins
 from wanconv.workshop.card import model_card
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
@@ -75,6 +75,7 @@ def _remote_target(name: str, options: Options) -> Path:
 
 
 def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options) -> Report:
+    _refuse_same_experts(origin.same_experts(made.model))
     findings = list(made.findings)
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
     with writing(out):
@@ -129,6 +130,7 @@ def convert_remote(
 
 
 def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Report:
+    _refuse_same_experts(origin.same_experts(made.model))
     key = manifest.plan_key(made, options.base_model)
     if (finished := _finished(made, origin, out, key, options, progress)) is not None:
         origin.end(progress)
@@ -152,6 +154,11 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     return _report(made, out, findings, "written")
 
 
+def _refuse_same_experts(error: InputError | None) -> None:
+    if error is not None:
+        raise error
+
+
 def _write_all(
     made: Plan, origin: Origin, key: str, workspace: Workspace, options: Options, progress: Progress
 ) -> Plan:
@@ -167,6 +174,9 @@ def _write_all(
         raise InputError(
             f"{made.model.checkpoint.root} changed while it was read", "run again when nothing writes to it"
         )
+    if (same := twins.written(made, written)) is not None:
+        workspace.discard()
+        raise same
     files = dict(made.documents)
     files["README.md"] = model_card(made, options.base_model)
     written += [replace(write_file(folder / path, content), path=path) for path, content in files.items()]

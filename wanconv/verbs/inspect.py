@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from wanconv.checkpoint import open_checkpoint
+from wanconv.errors import InputError
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.plan import dead_of, family_in_words, marks_of, notes_of, release_in_words, roles_of
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
+from wanconv.workshop import twins
 from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
 
@@ -19,6 +21,10 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     """Returns family, release, components, naming, dtypes and sizes, and which clients read it; `tensors` lists every
     one. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
+    return _report(model, str(path), tensors, twins.sampled(model))
+
+
+def _report(model: Model, title: str, tensors: bool, same_experts: InputError | None) -> Report:
     family, absent = family_in_words(model), model.absent
     if not any(name in DENOISERS for name in model.components):
         family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
@@ -30,6 +36,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         for ref, canonical in component.tied
     ]
     findings += dead_of(model)
+    findings += twins.finding(same_experts, "warning")
     findings += bare_weights(model)
     unread = sum(len(component.dead) for component in model.components.values())
     dtypes = _dtypes(list(model.components.values()))
@@ -50,7 +57,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
         tables.append(notes)
     if tensors:
         tables.append(_tensors(model))
-    return Report("inspect", str(path), figures, tables, findings)
+    return Report("inspect", title, figures, tables, findings)
 
 
 def inspect_remote(
@@ -64,8 +71,10 @@ def inspect_remote(
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
 
     with mirrored(repository, Wish(exclude=exclude), token) as mirror:
-        report = inspect(mirror.root, expert, (), tensors)
-        return replace(report, title=mirror.uri, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
+        model = identify(open_checkpoint(mirror.root), expert)
+        same = twins.listed(model, {file.path: file.digest for file in mirror.snapshot.files})
+        report = _report(model, mirror.uri, tensors, same)
+        return replace(report, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
 
 
 def _dtypes(components: list[Component]) -> dict[str, int]:

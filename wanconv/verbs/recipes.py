@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from wanconv import recipe as recipes
+from wanconv.families import Expert
 from wanconv.report import Report, Table
 
 
@@ -21,6 +22,7 @@ def explain(
     on: Path | None = None,
     layout: str | None = None,
     comfyui_generation: Literal["native", "legacy"] | None = None,
+    expert: Expert | None = None,
 ) -> Report:
     """Returns a recipe's rules; with a model, which rule takes what and how many bytes."""
     one = recipes.load(name)
@@ -29,7 +31,7 @@ def explain(
         from wanconv.plan import by_component, by_rule, family_in_words  # half of the time that a list of recipes takes
         from wanconv.workshop.job import Options, prepare
 
-        made = prepare(on, Options(name, layout, comfyui_generation, allow_unsafe_fp16=True))
+        made = prepare(on, Options(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": family_in_words(made.model), "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
     rows = tuple(

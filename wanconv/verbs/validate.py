@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wanconv import __version__, verdict
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.output import describe_output_error, write_file
-from wanconv.errors import UsageError
+from wanconv.errors import InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import nearest
@@ -147,7 +147,12 @@ def _check(options: Options) -> None:
 def _reference(path: Path, expert: Expert | None) -> Model:
     """Returns --against as a model; --expert is the role of a lone candidate, and of a lone reference."""
     checkpoint = open_checkpoint(path)
-    model = identify(checkpoint)
+    try:
+        model = identify(checkpoint)
+    except (UsageError, InputError):
+        if expert is None:
+            raise
+        return identify(checkpoint, expert)  # its role is open, or its witnesses contradict each other
     return identify(checkpoint, expert) if expert is not None and "dit" in model.components else model
 
 

@@ -11,7 +11,7 @@ from wanconv.layouts import source_layout
 from wanconv.plan import family_in_words
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
-from wanconv.workshop import hub_list, manifest, sums
+from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
 from wanconv.workshop.job import named_layout
 from wanconv.workshop.lora import with_loras
@@ -61,6 +61,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         "cover": f"{len(model.tensors)} tensors, every one known and none missing",
         "digests": digests,
     }
+    findings += twins.finding(twins.sampled(model))
     findings += bare_weights(model)
     if client is not None:
         findings += check_client(model, client)

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -12,7 +12,7 @@ from wanconv.checkpoint import Header, read_header
 from wanconv.checkpoint.files import explained, printable
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
-from wanconv.families.experts import experts_named
+from wanconv.families.experts import Witness, hear, twin, witnesses_of
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
@@ -58,11 +58,21 @@ def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Mod
     Raises UsageError where a LoRA's component is open, InputError for a file that is none, NotFinite for an alpha, and
     one Refused for all that does not fit: keys, kinds and shapes.
     """
-    aims = [aim for wanted in map(parse, texts) for aim in [(wanted, *_component(model, wanted))]]
+    read: dict[Path, tuple[Header, str]] = {}
+
+    def header_of(file: Path) -> Header:
+        if file not in read:
+            read[file] = _open(file)
+        return read[file][0]
+
+    wishes = [parse(text) for text in texts]
+    names = sorted({wanted.file.name for wanted in wishes})
+    aims = [aim for wanted in wishes for aim in [(wanted, *_component(model, wanted, header_of, names))]]
     found: list[Lora] = []
     patches: dict[str, list[Patch]] = {}
     refusals: list[Refused] = []
-    read = {wanted.file: _open(wanted.file) for wanted, _, _ in aims}
+    for wanted, _, _ in aims:
+        header_of(wanted.file)
     aims.sort(key=lambda aim: (read[aim[0].file][1], aim[1].name))
     for wanted, component, evidence in aims:
         header, sha256 = read[wanted.file]
@@ -101,8 +111,10 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
     return Refused(first.message, first.hint, details)
 
 
-def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
-    """Returns the component that a LoRA goes to, and what told it where the user did not."""
+def _component(
+    model: Model, wanted: Wanted, header_of: Callable[[Path], Header], names: Sequence[str]
+) -> tuple[Component, str]:
+    """Returns the component that a LoRA goes to, and what told it where the user did not; `names` are all LoRAs'."""
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
@@ -119,22 +131,50 @@ def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
         raise UsageError(
             f"--lora {wanted.file}: {model.checkpoint.root} holds no denoiser", "give the model that the LoRA is for"
         )
-    named = {f"expert.{expert}" for expert in experts_named(wanted.file.name)}
-    fitting = [component for component in denoisers if component.name in named]
-    if len(named) == 1 and len(fitting) == 1:
-        return fitting[0], f"file name {wanted.file.name}"
-    if named and denoisers[0].name != "dit":
+    if denoisers[0].name == "dit":
+        return denoisers[0], ""
+    return _expert(model, wanted.file, denoisers, _witnesses(wanted.file, header_of(wanted.file), names))
+
+
+def _expert(
+    model: Model, file: Path, denoisers: Sequence[Component], witnesses: Sequence[Witness]
+) -> tuple[Component, str]:
+    """Returns the expert that the witnesses of a LoRA name, and which of them did; they are heard as those of a model's
+    files are."""
+    held = {component.name: component for component in denoisers}
+    heard, name = hear(witnesses), ""
+    if heard.contradiction:
+        message = f"--lora {file}: what says which expert it is for contradicts itself"
+        raise UsageError(message, _say(file, held), heard.contradiction)
+    named = sorted({f"expert.{expert}" for witness in witnesses for expert in witness.said.weights})
+    if heard.expert is not None:
+        name = f"expert.{heard.expert}"
+        if name in held:
+            return held[name], heard.evidence
+    if (name and name not in held) or len(named) > 1:
         raise UsageError(
-            f"--lora {wanted.file}: its name speaks of {' and '.join(sorted(named))}, and "
-            f"{model.checkpoint.root} holds {', '.join(component.name for component in denoisers)}",
-            f"say which it is for: --lora {denoisers[0].name.rpartition('.')[2]}={wanted.file}",
+            f"--lora {file}: its name speaks of {' and '.join(named)}, and "
+            f"{model.checkpoint.root} holds {', '.join(held)}",
+            _say(file, held),
         )
     if len(denoisers) > 1:
         raise UsageError(
-            f"--lora {wanted.file}: neither its name nor a word before it says which expert it is for",
-            f"say --lora high={wanted.file} or --lora low={wanted.file}, or both where one file serves both",
+            f"--lora {file}: neither its name nor a word before it says which expert it is for", _say(file, held)
         )
     return denoisers[0], ""
+
+
+def _witnesses(file: Path, header: Header, names: Sequence[str]) -> list[Witness]:
+    found = witnesses_of([file.name], file.absolute().parent.name, header.metadata, "header")
+    return found + [pair for other in names if (pair := twin(file.name, other)) is not None]
+
+
+def _say(file: Path, held: Collection[str]) -> str:
+    """Returns how to say which expert a LoRA is for."""
+    forms = [f"--lora {name.rpartition('.')[2]}={file}" for name in held]
+    if len(forms) == 1:
+        return f"say which it is for: {forms[0]}"
+    return f"say {' or '.join(forms)}, or both where one file serves both"
 
 
 def _open(file: Path) -> tuple[Header, str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from wanconv.checkpoint.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
-from wanconv.workshop import manifest
+from wanconv.tensors import Model
+from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.source_files import Files, FilesHere
@@ -27,6 +28,9 @@ class Origin(Protocol):
     """A source as `convert` sees it. `compared` says in words what `prove` compares."""
 
     compared: str
+
+    def same_experts(self, model: Model) -> InputError | None:
+        """Returns an error for a pair of experts that are the same, as far as can be told before any are read."""
 
     def begin(self, made: Plan) -> None:
         """Hears that the plan is to be carried out; raises InputError for a source that it cannot be made from."""
@@ -58,6 +62,9 @@ class Here:
     """A folder on this machine."""
 
     compared = "its bytes are those once written; of the source, headers and a sample of every tensor were compared"
+
+    def same_experts(self, model: Model) -> InputError | None:
+        return twins.sampled(model)
 
     def begin(self, made: Plan) -> None:
         _read_ahead(made)  # first: the disk works while torch is imported

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from wanconv.checkpoint.output import sync_folders
 from wanconv.checkpoint.writer import Fill, Journal
-from wanconv.errors import Interrupted, UsageError
+from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.hubs import RemoteFile
 from wanconv.hubs.ranges import Reader
 from wanconv.plan import Plan
-from wanconv.tensors import TensorRef
-from wanconv.workshop import downloaded, manifest
+from wanconv.tensors import Model, TensorRef
+from wanconv.workshop import downloaded, manifest, twins
 from wanconv.workshop.arrivals import Arrivals
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path
 from wanconv.workshop.job import Options
@@ -45,6 +45,9 @@ class Streamed:
         self._root = kept_folder(out) if keep else private_folder(partial_folder(out)) / "source"
         self._remote = {file.path: file for file in mirror.snapshot.files}
         self._right: set[str] = set()  # what this process has checked
+
+    def same_experts(self, model: Model) -> InputError | None:
+        return twins.listed(model, {path: file.digest for path, file in self._remote.items()})
 
     def begin(self, made: Plan) -> None:
         """Nothing of it is here yet: see `files` and `filling`."""
