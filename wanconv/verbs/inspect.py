@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
@@ -11,6 +12,9 @@ from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
+
+if TYPE_CHECKING:
+    from wanconv.hubs import Patience
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
@@ -52,11 +56,12 @@ def inspect_remote(
     exclude: tuple[str, ...] = (),
     tensors: bool = False,
     token: str | None = None,
+    patience: "Patience | None" = None,
 ) -> Report:
     """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
 
-    with mirrored(repository, Wish(exclude=exclude), token) as mirror:
+    with mirrored(repository, Wish(exclude=exclude), token, patience) as mirror:
         report = inspect(mirror.root, expert, (), tensors)
         return replace(report, title=mirror.uri, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
 

@@ -19,9 +19,9 @@ from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
 from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import InputError, WanconvError
 from wanconv.families import is_constant
-from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
+from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
-from wanconv.hubs.ranges import Patience, Reader
+from wanconv.hubs.ranges import Reader
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish, select
@@ -58,7 +58,7 @@ def mirrored(
 ) -> Iterator[Mirror]:
     """Yields the mirror of a repository's wanted files; errors in the block name the repository, not the folder."""
     reference = parse(repository)
-    hub = open_hub(reference.hub, token)
+    hub = open_hub(reference.hub, token, patience)
     snapshot = hub.snapshot(reference.repository, reference.revision)
     wanted, _ = select(snapshot.files, wish)
     check_names((file.path for file in wanted), snapshot.uri)
