@@ -26,7 +26,8 @@ from wanconv.hubs.types import Address, Snapshot
 from wanconv.workshop.selection import Wish, select
 
 FILES = {"README.md": b"# A model\n", "vae/weights.safetensors": bytes(20_000)}
-PATIENCE = Patience(attempts=2, delay_s=0.001, longest_delay_s=0.002, longest_wait_s=0.5, stall_s=0.3, list_s=1.5)
+PATIENCE = Patience(attempts=2, delay_s=0.001, longest_delay_s=0.002, longest_wait_s=0.5, stall_s=20, list_s=60)
+SHORT = replace(PATIENCE, stall_s=0.2)
 HUBS = ("hf", "ms")
 Row = dict[str, Any]
 
@@ -303,7 +304,7 @@ DRIPS = {
 def test_a_byte_now_and_then_is_silence(hub: Hub, drip: bytes) -> None:
     hub.lie = lambda reply: dripping(drip)
     started = time.monotonic()
-    refused("hf", "")
+    refused("hf", "", SHORT)
     assert time.monotonic() - started < 10
 
 
@@ -311,13 +312,13 @@ def test_a_byte_now_and_then_is_silence(hub: Hub, drip: bytes) -> None:
 def test_a_header_of_a_payload_ends_in_time_too(hub: Hub, drip: bytes) -> None:
     hub.lie = lambda reply: dripping(drip)
     with pytest.raises(InputError, match=r"no answer from .*\(2 attempts\)"):
-        read_at(hub)
+        read_at(hub, SHORT)
 
 
 def test_answers_that_another_will_follow_end_in_time(hub: Hub) -> None:
     """A client skips `100 Continue`, as many as there are."""
     hub.lie = lambda reply: endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", [0], 0.001)
-    refused("hf", r"no answer from .*\(2 attempts\)")
+    refused("hf", r"no answer from .*\(2 attempts\)", SHORT)
 
 
 def test_a_list_ends_in_time_though_each_page_does(hub: Hub) -> None:

@@ -218,10 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.logged = Logged(self.origin, self.command, self.path, headers, [])
-        with self.hub.lock:
-            self.hub.log.append(self.logged)
+        self._log()
         parts = urlsplit(self.path)
         path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
         if self._count("reset"):
@@ -234,6 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._modelscope(path, query)
         else:
             self._hugging_face(path, query)
+
+    def _log(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.logged = Logged(self.origin, self.command, self.path, headers, [])
+        with self.hub.lock:
+            self.hub.log.append(self.logged)
 
     def _count(self, fault: str) -> bool:
         """True as often as the fault's number says."""
@@ -301,6 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
     # Hugging Face: uploads
 
     def do_POST(self) -> None:
+        self._log()
         body = self._request_body()
         path, hub = unquote(urlsplit(self.path).path), self.hub
         if not hub.faults.token or not self._may(f"Bearer {hub.faults.token}"):
@@ -332,6 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._error(404, "RepoNotFound")
 
     def do_PUT(self) -> None:
+        self._log()
         content = self._request_body()
         if self.hub.faults.full:
             return self._send(403, b"no room", {})
