@@ -23,6 +23,7 @@ PARTS = 4  # that a test of thousands of cases is cut into, for several cores
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 OUT = "test_convert_out.py"
+LIES, MUTANTS = "test_lying_hub.py", "test_lying_hub_mutants.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Scale:
     kills: int
     remote_kills: int
     """of a conversion that downloads, and of a download"""
+    hub_mutants: int
+    """of a download; of the other commands there are fewer"""
     flips: int
     blocks: int
     """of 14B width"""
@@ -51,6 +54,7 @@ SCALES = {
         pth_mutants=1_000,
         kills=8,
         remote_kills=2,
+        hub_mutants=100,
         flips=40,
         blocks=1,
         torches=0,
@@ -62,6 +66,7 @@ SCALES = {
         pth_mutants=4_000,
         kills=30,
         remote_kills=10,
+        hub_mutants=1_000,
         flips=200,
         blocks=2,
         torches=0,
@@ -73,6 +78,7 @@ SCALES = {
         pth_mutants=100_000,
         kills=300,
         remote_kills=100,
+        hub_mutants=30_000,
         flips=2_000,
         blocks=40,
         torches=2,
@@ -166,6 +172,11 @@ SUITES = (
           lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list, in the target of a download or in place of OUT: "
           "nothing outside is touched."),
+    Suite("lying hub",
+          (LIES, MUTANTS), lambda scale: 140 + 17 * scale.hub_mutants // 10,
+          "Rows, forms, headers, status lines and bodies of a hub's answers, one by one and drawn at random, through "
+          "`download`, `inspect`, `convert`, `verify --hub` and `publish`: the right bytes or a sentence, in time and "
+          "memory, and the token at no other host."),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

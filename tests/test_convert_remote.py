@@ -24,8 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from wanconv.checkpoint import read_header
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
-from wanconv.hubs import Snapshot
-from wanconv.hubs.ranges import Patience
+from wanconv.hubs import Patience, Snapshot
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.download import Options as Wanted

@@ -23,7 +23,7 @@ from convert_server import Server
 from hub.server import Hub, leading, running, sha256
 
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
-from wanconv.hubs.ranges import Patience
+from wanconv.hubs import Patience
 from wanconv.report import Report
 from wanconv.verbs.download import Options, download, preview
 from wanconv.workshop.selection import Wish

@@ -163,6 +163,17 @@ def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) ->
     assert inspect_remote("hf://owner/name", exclude=(name,)).figures["family"] == A14B
 
 
+def test_small_files_that_are_a_flood_are_refused_before_one_is_fetched(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wanconv.workshop.mirror._ALL_WHOLE_NBYTES", 2_000_000)
+    hub.commit(hub.files | {f"notes/{number}.json": bytes(900_000) for number in range(3)})
+    with pytest.raises(InputError, match=r"has \d+ bytes in small files; of a model that is not here, at most 2000000"):
+        inspect_remote("hf://owner/name")
+    assert hub.payload_requests() == []
+    assert inspect_remote("hf://owner/name", exclude=("notes/*",)).figures["family"] == A14B
+
+
 def test_a_server_without_ranges_is_told(hub: Hub) -> None:
     hub.faults.ignore_ranges = True
     with pytest.raises(InputError, match="gives whole files only"):

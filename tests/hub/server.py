@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +37,25 @@ class Logged(NamedTuple):
     @property
     def range(self) -> str:
         return self.headers.get("range", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer before it is sent, and what asked for it."""
+
+    origin: str
+    method: str
+    path: str
+    status: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def head(self) -> bytes:
+        lines = [f"HTTP/1.1 {self.status}", *(f"{name}: {value}" for name, value in self.headers)]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+    def raw(self) -> bytes:
+        return self.head() + (b"" if self.method == "HEAD" else self.body)
 
 
 @dataclass
@@ -84,6 +103,7 @@ class Hub:
         self.head = self.commit(files)
         self.after_listing: Callable[[], object] = lambda: None
         self.after_chunk: Callable[[int], object] = lambda sent: None  # of a payload: how much of it has been sent
+        self.lie: Callable[[Reply], Iterable[bytes] | None] = lambda reply: None  # None: the truth; else what is sent
         self.lock = threading.Lock()
         self._servers = [_serve(self, origin) for origin in ("hub", "payload")]
         self.endpoint, self.payload = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -198,10 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.logged = Logged(self.origin, self.command, self.path, headers, [])
-        with self.hub.lock:
-            self.hub.log.append(self.logged)
+        self._log()
         parts = urlsplit(self.path)
         path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
         if self._count("reset"):
@@ -214,6 +231,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._modelscope(path, query)
         else:
             self._hugging_face(path, query)
+
+    def _log(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.logged = Logged(self.origin, self.command, self.path, headers, [])
+        with self.hub.lock:
+            self.hub.log.append(self.logged)
 
     def _count(self, fault: str) -> bool:
         """True as often as the fault's number says."""
@@ -281,6 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
     # Hugging Face: uploads
 
     def do_POST(self) -> None:
+        self._log()
         body = self._request_body()
         path, hub = unquote(urlsplit(self.path).path), self.hub
         if not hub.faults.token or not self._may(f"Bearer {hub.faults.token}"):
@@ -303,6 +327,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for wanted in json.loads(body)["objects"]
             ]
             return self._json({"transfer": "basic", "objects": objects})
+        if path == "/verified":  # where `lie` leads the client after an upload
+            return self._json({})
         if path.endswith("/commit/main"):
             lines = [json.loads(line) for line in body.splitlines()]
             commit = hub.commit(hub.files | {line["value"]["path"]: self._uploaded(line) for line in lines[1:]})
@@ -310,6 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._error(404, "RepoNotFound")
 
     def do_PUT(self) -> None:
+        self._log()
         content = self._request_body()
         if self.hub.faults.full:
             return self._send(403, b"no room", {})
@@ -435,6 +462,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         faults = self.hub.faults
+        told = (*headers.items(), ("Content-Length", str(len(body))))
+        if (lie := self.hub.lie(Reply(self.origin, self.command, self.path, f"{status} X", told, body))) is not None:
+            self.close_connection = True
+            for piece in lie:
+                self.wfile.write(piece)
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 
 from wanconv.errors import UsageError
+from wanconv.hubs.patience import Patience
 from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
 
-__all__ = ["Address", "Hub", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
+__all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
 _SOURCES = {"hf": "hf", "huggingface": "hf", "ms": "ms", "modelscope": "ms"}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -41,12 +42,12 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
     return Reference(hub, match["repository"], match["revision"] or revision)
 
 
-def open_hub(name: str, token: str | None = None) -> Hub:
+def open_hub(name: str, token: str | None = None, patience: Patience | None = None) -> Hub:
     """Returns the hub `hf` or `ms`; without a token, with the one its own client has saved."""
     if name == "ms":
         from wanconv.hubs.modelscope import ModelScope  # a quarter of a second to import
 
-        return ModelScope(token)
+        return ModelScope(token, patience)
     from wanconv.hubs.huggingface import HuggingFace
 
-    return HuggingFace(token)
+    return HuggingFace(token, patience)

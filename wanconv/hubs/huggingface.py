@@ -1,67 +1,105 @@
-"""Hugging Face: revisions and listings through its own client. HF_ENDPOINT names a mirror."""
+"""Hugging Face: lists within bounds, uploads through its own client. HF_ENDPOINT names a mirror.
+
+Its client follows a `Link` wherever that leads, the token with it, and reads whatever comes: lists are asked for here.
+"""
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote, urlsplit
 
-from huggingface_hub import HfApi, RepoFile, get_token, hf_hub_url
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, its transport's, is not declared
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, get_token, hf_hub_url, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from requests.utils import parse_header_links
 
-from wanconv.errors import InputError, UsageError
-from wanconv.hubs.ranges import BUSY, retry_after
-from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
+from wanconv.errors import InputError, UsageError, WanconvError
+from wanconv.hubs.answers import Answer, Json, Questions
+from wanconv.hubs.patience import Patience
+from wanconv.hubs.rows import remote_file, shown
+from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
+from wanconv.hubs.uploads import guarded_hugging_face
 
 _T = TypeVar("_T")
-_DELAYS_S = (1.0, 2.0, 4.0)
-_LONGEST_WAIT_S = 300.0
 _REVISION = "check the revision: a branch, a tag or a commit"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MAX_LINK = 16_000  # characters
 
 
 class HuggingFace:
     name, title, token_name = "hf", "Hugging Face", "HF_TOKEN"
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, patience: Patience | None = None) -> None:
         self._endpoint = endpoint("HF_ENDPOINT", "https://huggingface.co")
-        self._token = token or get_token()
-        self._client = HfApi(self._endpoint, token=self._token or False)
+        self._token = usable_token(token or get_token(), self.token_name)
+        self._patience = patience or Patience()
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
+        if is_offline_mode():
+            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         asked = revision or "main"
-        commit = self._ask(repository, asked, lambda: self._client.model_info(repository, revision=asked).sha)
-        if not commit:
-            raise InputError(f"{self.title} names no commit for {repository} at {asked}", "try again later")
-        tree = self._ask(
-            repository, asked, lambda: list(self._client.list_repo_tree(repository, recursive=True, revision=commit))
-        )
-        files = (_remote(entry) for entry in tree if isinstance(entry, RepoFile))
-        return Snapshot(self.name, repository, asked, commit, tuple(sorted(files, key=lambda file: file.path)))
+        questions = Questions(self.title, self._endpoint, repository, self._patience)
+        home = f"{self._endpoint}/api/models/{repository}"
+        value = self._ask(questions, repository, asked, f"{home}/revision/{quote(asked, safe='')}").value
+        if not isinstance(value, dict):
+            raise questions.lie(f"{shown(value)} where a revision is described")
+        commit = questions.commit(value.get("sha"))
+        if _COMMIT.fullmatch(asked) and commit != asked:
+            raise questions.lie(f"commit {commit} for commit {asked}")
+        files: list[RemoteFile] = []
+        query, seen = "recursive=true&expand=false", set[str]()
+        while query and query not in seen:
+            seen.add(query)
+            answer = self._ask(questions, repository, asked, f"{home}/tree/{commit}?{query}")
+            rows = questions.rows(answer.value, "a list of files")
+            files += questions.files((row for row in rows if row.get("type") != "directory"), _file)
+            query = _next(answer, questions)
+        if query:
+            raise questions.lie("the same page of a list again")
+        return Snapshot(self.name, repository, asked, commit, questions.whole(files))
+
+    def _ask(self, questions: Questions, repository: str, revision: str, url: str) -> Answer:
+        """Returns an answer of status 200; raises InputError that says what to do."""
+        answer = questions.ask(self._address(url))
+        code = answer.headers.get("X-Error-Code", "")
+        if answer.status == 200:
+            return answer
+        if code == "GatedRepo":
+            raise self._gated(repository)
+        if code == "RevisionNotFound":
+            raise InputError(f"{repository} on {self.title} has no revision {revision}", _REVISION)
+        if answer.status in (401, 404):
+            raise self._absent(repository)
+        raise questions.lie(answer.reason)
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
-        url = hf_hub_url(snapshot.repository, path, revision=snapshot.commit, endpoint=self._endpoint)
+        return self._address(hf_hub_url(snapshot.repository, path, revision=snapshot.commit, endpoint=self._endpoint))
+
+    def _address(self, url: str) -> Address:
         return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    def _gated(self, repository: str) -> InputError:
+        hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token"
+        return InputError(f"{repository} on {self.title} is gated", hint)
+
+    def _absent(self, repository: str) -> InputError:
+        message = f"{self.title} has no model {repository}, or not for this token"
+        return InputError(message, f"check the name, set {self.token_name}, or try ms://{repository}")
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
             raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
+        if is_offline_mode():
+            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
-        self._ask(repository, "main", lambda: self._client.create_repo(repository, private=private, exist_ok=True))
-        with _bars(bars):
-            self._ask(
+        client = HfApi(self._endpoint, token=self._token)
+        with guarded_hugging_face(self._endpoint, self._patience), _bars(bars):
+            self._explained(repository, lambda: client.create_repo(repository, private=private, exist_ok=True))
+            self._explained(
                 repository,
-                "main",
-                lambda: self._client.upload_folder(
+                lambda: client.upload_folder(
                     repo_id=repository,
                     folder_path=folder,
                     allow_patterns=exactly,
@@ -69,55 +107,62 @@ class HuggingFace:
                 ),
             )
 
-    def _ask(self, repository: str, revision: str, question: Callable[[], _T]) -> _T:
-        """Returns the client's answer, asked for again where the hub is busy, which the client itself does for lists
-        alone; its errors become InputErrors that say what to do."""
-        later = f"check the network and try again, or ask the other hub: ms://{repository}"
+    def _explained(self, repository: str, upload: Callable[[], _T]) -> _T:
+        """Returns what the client does; whatever it raises becomes an InputError that says what to do."""
+        later = "check the network, the token and the room there, and try again"
         try:
-            for delay_s in _DELAYS_S:
-                try:
-                    return question()
-                except HfHubHTTPError as error:
-                    wait_s = retry_after(error.response.headers.get("Retry-After"))
-                    if error.response.status_code not in BUSY or wait_s > _LONGEST_WAIT_S:
-                        raise
-                    time.sleep(max(delay_s, wait_s))
-            return question()
+            return upload()
+        except WanconvError:
+            raise
         except GatedRepoError as error:
-            hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token"
-            raise InputError(f"{repository} on {self.title} is gated", hint) from error
-        except RevisionNotFoundError as error:
-            raise InputError(f"{repository} on {self.title} has no revision {revision}", _REVISION) from error
+            raise self._gated(repository) from error
         except (RepositoryNotFoundError, HFValidationError) as error:
-            message = f"{self.title} has no model {repository}, or not for this token"
-            raise InputError(message, f"check the name, set {self.token_name}, or try ms://{repository}") from error
-        except OfflineModeIsEnabled as error:
-            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE") from error
+            raise self._absent(repository) from error
         except HfHubHTTPError as error:
-            answer = f"{error.response.status_code} {error.response.reason_phrase}"
-            raise InputError(f"{self.title} answers {answer} to a question about {repository}", later) from error
+            raise InputError(
+                f"{self.title} answers {_answer(error)} to a question about {repository}", later
+            ) from error
         except RuntimeError as error:  # of an upload, around what the payload's server answered
             why = error.__cause__
-            answer = f"it answers {why.response.status_code}" if isinstance(why, HfHubHTTPError) else type(why).__name__
-            raise InputError(
-                f"{self.title}: {error} ({answer})", "check the token and the room there, and try again"
-            ) from error
-        except (
-            HTTPError,
-            OSError,
-            ValueError,
-            TypeError,
-            KeyError,
-        ) as error:  # the last three: an answer of other form
-            what = "cannot be reached" if isinstance(error, HTTPError | OSError) else "answers what no hub does"
-            raise InputError(f"{self.title} {what} at {self._endpoint}: {type(error).__name__}", later) from error
+            if isinstance(why, WanconvError):
+                raise why from error
+            answer = f"it answers {_answer(why)}" if isinstance(why, HfHubHTTPError) else type(why).__name__
+            raise InputError(f"{self.title}: {str(error)[:300]} ({answer})", later) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # the client does not say what it may raise over an answer
+            message = f"{self.title} cannot be published to at {self._endpoint}: {type(error).__name__}"
+            raise InputError(message, later) from error
 
 
-def _remote(entry: RepoFile) -> RemoteFile:
+def _answer(error: HfHubHTTPError) -> str:
+    """Returns status and reason of an answer that the client raises as an error."""
+    response = getattr(error, "response", None)
+    return (
+        f"{getattr(response, 'status_code', 'an error')} {str(getattr(response, 'reason_phrase', ''))[:100]}".rstrip()
+    )
+
+
+def _next(answer: Answer, questions: Questions) -> str:
+    """Returns the query of the next page, empty after the last; which host and path the link names does not matter."""
+    link = answer.headers.get("Link", "")
+    if len(link) > _MAX_LINK:
+        raise questions.lie(f"a Link header of {len(link)} characters")
+    try:
+        links = parse_header_links(link) if link else []
+        return next((urlsplit(one["url"]).query for one in links if one.get("rel") == "next"), "")
+    except ValueError as error:
+        raise questions.lie(f"{shown(link)} as the next page") from error
+
+
+def _file(row: Json) -> RemoteFile:
     """Returns a listed file; Git LFS keeps the sha256 of its files, git itself only the name of a blob."""
-    if entry.lfs is not None:
-        return RemoteFile(entry.path, entry.lfs.size, "sha256", entry.lfs.sha256)
-    return RemoteFile(entry.path, entry.size, "git-sha1", entry.blob_id)
+    lfs = row.get("lfs")
+    if lfs is None:
+        return remote_file(row.get("path"), row.get("size"), "git-sha1", row.get("oid"))
+    if not isinstance(lfs, dict):
+        raise ValueError(f"lfs is {shown(lfs)} (of {shown(row.get('path'))})")
+    return remote_file(row.get("path"), lfs.get("size"), "sha256", lfs.get("oid"))
 
 
 @contextmanager

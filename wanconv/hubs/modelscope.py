@@ -1,4 +1,4 @@
-"""ModelScope: listings through its light client, which brings no torch. MODELSCOPE_ENDPOINT names a mirror.
+"""ModelScope: lists within bounds, uploads through its light client. MODELSCOPE_ENDPOINT names a mirror.
 
 Its API names no commit for a branch, so that a snapshot here is pinned by the sha256 of every file instead: a branch
 that moves between listing and download is seen as a digest that does not fit.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from urllib.parse import urlencode
 
 from modelscope_hub import HubApi
 from modelscope_hub.config import HubConfig
@@ -23,47 +24,97 @@ from modelscope_hub.errors import (
 )
 from requests.exceptions import RequestException
 
-from wanconv.errors import InputError, UsageError
-from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
+from wanconv.errors import InputError, UsageError, WanconvError
+from wanconv.hubs.answers import Answer, Json, Questions
+from wanconv.hubs.patience import Patience
+from wanconv.hubs.rows import remote_file, shown
+from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
+from wanconv.hubs.uploads import guarded_modelscope
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_AT_ONCE = 3000  # entries: the API cuts a list there, and says nothing
+_DENIED = 10010103009  # its code for a token that is not valid, which comes with status 400
 
 
 class ModelScope:
     name, title, token_name = "ms", "ModelScope", "MODELSCOPE_API_TOKEN"
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self, token: str | None = None, patience: Patience | None = None) -> None:
         logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its log goes to the terminal otherwise
         self._endpoint = endpoint("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn")
-        self._token = token or HubConfig().token
-        self._client = HubApi(endpoint=self._endpoint, token=self._token or "")
+        self._token = usable_token(token or HubConfig().token, self.token_name)
+        self._patience = patience or Patience()
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         asked = revision or "master"
-        with self._explained(repository, asked):
-            listed = self._client.list_repo_files(repository, "model", revision=asked)
-        files = [RemoteFile(one.path, one.size, "sha256", one.sha256 or "") for one in listed if not one.is_dir]
-        if odd := [file.path for file in files if not _SHA256.fullmatch(file.digest)]:
-            raise InputError(
-                f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _later(repository), odd
-            )
-        return Snapshot(self.name, repository, asked, None, tuple(sorted(files, key=lambda file: file.path)))
+        questions = Questions(self.title, self._endpoint, repository, self._patience)
+        rows = [row for row in self._rows(questions, repository, asked) if not _is_folder(row)]
+        return Snapshot(self.name, repository, asked, None, questions.whole(questions.files(rows, _file)))
+
+    def _rows(self, questions: Questions, repository: str, revision: str) -> Iterator[Json]:
+        """Yields the whole list: as one answer, or, where that is cut, folder by folder."""
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            rows = self._ask(questions, repository, revision, folder, recursive=True)
+            if len(rows) < _MOST_AT_ONCE:
+                yield from rows
+                continue
+            rows = self._ask(questions, repository, revision, folder, recursive=False)
+            if len(rows) >= _MOST_AT_ONCE:
+                raise questions.lie(f"at most {_MOST_AT_ONCE} files of a folder that has more")
+            yield from rows
+            below = [str(row.get("Path")) for row in rows if _is_folder(row)]
+            folders += [path for path in below if path.startswith(f"{folder}/" if folder else "") and path != folder]
+
+    def _ask(
+        self, questions: Questions, repository: str, revision: str, folder: str, *, recursive: bool
+    ) -> Sequence[Json]:
+        query = {"Revision": revision, "Recursive": str(recursive)} | ({"Root": folder} if folder else {})
+        url = f"{self._endpoint}/api/v1/models/{repository}/repo/files?{urlencode(query, errors='replace')}"
+        answer = questions.ask(Address(url, self._secrets()))
+        body = answer.value
+        if answer.status != 200 or not isinstance(body, dict) or body.get("Success") is False:
+            raise self._refused(questions, repository, revision, answer)
+        data = body.get("Data", body)
+        return questions.rows(data.get("Files") if isinstance(data, dict) else data, "Files")
+
+    def _refused(self, questions: Questions, repository: str, revision: str, answer: Answer) -> InputError:
+        body: Json = answer.value if isinstance(answer.value, dict) else {}
+        if answer.status in (401, 403) or body.get("Code") == _DENIED:
+            return self._denied(repository)
+        if answer.status == 404:
+            return self._absent(repository, revision)
+        said = f" ({shown(body['Message'])})" if isinstance(body.get("Message"), str) else ""
+        return questions.lie(f"{answer.reason}{said}")
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
-        url = self._client.legacy.get_download_url(snapshot.repository, "model", path, snapshot.revision)
+        query = urlencode({"Revision": snapshot.revision, "FilePath": path}, errors="replace")
+        return Address(f"{self._endpoint}/api/v1/models/{snapshot.repository}/repo?{query}", self._secrets())
+
+    def _secrets(self) -> dict[str, str]:
         # Its own client sends both: older endpoints know the cookie only.
         secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
-        return Address(url, secrets if self._token else {})
+        return secrets if self._token else {}
+
+    def _denied(self, repository: str) -> InputError:
+        hint = f"set {self.token_name}, or give --token"
+        return InputError(f"{repository} on {self.title} needs a token that is allowed to do this", hint)
+
+    def _absent(self, repository: str, revision: str) -> InputError:
+        message = f"{self.title} has no model {repository} with a revision {revision}, or not for this token"
+        return InputError(message, f"check the name, set {self.token_name}, or try hf://{repository}")
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
             raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
-        with self._explained(repository, "master"), redirect_stdout(StringIO()):  # it prints a report of its own
+        client = HubApi(endpoint=self._endpoint, token=self._token)
+        guarded_modelscope(client, self._endpoint, self._patience)
+        with self._explained(repository), redirect_stdout(StringIO()):  # it prints a report of its own
             with suppress(AlreadyExistsError):
                 visibility = "private" if private else "public"
-                self._client.create_repo(repository, "model", visibility=visibility, license="Other")  # else Apache-2.0
-            self._client.upload_folder(
+                client.create_repo(repository, "model", visibility=visibility, license="Other")  # else Apache-2.0
+            client.upload_folder(
                 repository,
                 "model",
                 folder,
@@ -74,28 +125,31 @@ class ModelScope:
             )
 
     @contextmanager
-    def _explained(self, repository: str, revision: str) -> Iterator[None]:
-        """Turns the client's errors in the block into InputErrors that say what to do."""
+    def _explained(self, repository: str) -> Iterator[None]:
+        """Turns whatever the client raises in the block into an InputError that says what to do."""
+        later = "check the network, the token and the room there, and try again"
         try:
             yield
+        except (WanconvError, MemoryError):
+            raise
         except (AuthenticationError, PermissionDeniedError) as error:
-            hint = f"set {self.token_name}, or give --token"
-            raise InputError(f"{repository} on {self.title} needs a token that is allowed to do this", hint) from error
+            raise self._denied(repository) from error
         except NotExistError as error:
-            message = f"{self.title} has no model {repository} with a revision {revision}, or not for this token"
-            raise InputError(message, f"check the name, set {self.token_name}, or try hf://{repository}") from error
+            raise self._absent(repository, "master") from error
         except (NetworkError, RequestException) as error:
             message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
-            raise InputError(message, _later(repository)) from error
+            raise InputError(message, later) from error
         except (HubError, RuntimeError) as error:  # the latter after many commits that failed
-            raise InputError(
-                f"{self.title} refuses what was asked about {repository}: {error}", _later(repository)
-            ) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{self.title} answers what no hub does: {type(error).__name__}", _later(repository)
-            ) from error
+            message = f"{self.title} refuses what was asked about {repository}: {str(error)[:300]}"
+            raise InputError(message, later) from error
+        except Exception as error:  # the client does not say what it may raise over an answer
+            message = f"{self.title} answers what no hub does: {type(error).__name__}"
+            raise InputError(message, later) from error
 
 
-def _later(repository: str) -> str:
-    return f"check the network and try again, or ask the other hub: hf://{repository}"
+def _is_folder(row: Json) -> bool:
+    return row.get("Type") == "tree"
+
+
+def _file(row: Json) -> RemoteFile:
+    return remote_file(row.get("Path"), row.get("Size"), "sha256", row.get("Sha256"))

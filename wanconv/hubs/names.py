@@ -8,6 +8,7 @@ from wanconv.errors import InputError
 
 _MAX_SEGMENT_NBYTES = 200  # file systems take 255; a file under way has a longer name
 _MAX_NBYTES = 1000
+_MAX_DEPTH = 16  # folders; released models have three
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 _DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, bidi overrides, lone surrogates, unassigned
@@ -35,6 +36,8 @@ def _fault(path: str) -> str:
         return "it is absolute"
     if len(path.encode()) > _MAX_NBYTES:
         return "it is too long"
+    if path.count("/") > _MAX_DEPTH:
+        return "it lies too deep"
     return next((fault for segment in path.split("/") if (fault := _segment_fault(segment))), "")
 
 
@@ -55,22 +58,24 @@ def _segment_fault(segment: str) -> str:
 
 def _collisions(paths: list[str]) -> list[str]:
     """Returns the paths that would be one file where case or Unicode forms do not count, or file and folder at once."""
-    seen: dict[str, str] = {}
     faults = []
+    files: dict[tuple[int, str], str] = {}  # (folder, key of a name) → path
+    folders: dict[tuple[int, str], tuple[int, str]] = {}  # (folder above, key of a name) → folder, its path
     for path in sorted(paths):
-        key = _key(path)
-        if key in seen:
-            faults.append(f"{path!r}: it is {seen[key]!r} where case does not count, or listed twice")
-        seen[key] = path
-    spelled: dict[str, str] = {}
-    for path in sorted(paths):
-        parts = path.split("/")
-        for depth in range(1, len(parts)):
-            folder = "/".join(parts[:depth])
-            if _key(folder) in seen:
-                faults.append(f"{path!r}: {folder!r} is a file")
-            elif spelled.setdefault(_key(folder), folder) != folder:
-                faults.append(f"{path!r}: its folder is {spelled[_key(folder)]!r} where case does not count")
+        above, start = 0, 0
+        while (end := path.find("/", start)) >= 0:
+            place = above, _key(path[start:end])
+            above, spelled = folders.setdefault(place, (len(folders) + 1, path[:end]))
+            if spelled != path[:end]:
+                faults.append(f"{path!r}: its folder is {spelled!r} where case does not count")
+                break
+            start = end + 1
+        else:
+            place = above, _key(path[start:])
+            if place in files:
+                faults.append(f"{path!r}: it is {files[place]!r} where case does not count, or listed twice")
+            files[place] = path
+    faults += [f"{path!r}: {folders[place][1]!r} is a folder" for place, path in files.items() if place in folders]
     return faults
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from wanconv.errors import UsageError
 
 Algorithm = Literal["sha256", "git-sha1"]
 
@@ -75,4 +78,20 @@ def hasher(algorithm: str, nbytes: int) -> Hasher:
 
 
 def endpoint(variable: str, default: str) -> str:
-    return (os.environ.get(variable) or default).rstrip("/")
+    """Returns where a hub is, by the environment; raises UsageError for what is not an address of HTTP."""
+    url = (os.environ.get(variable) or default).rstrip("/")
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"{variable} is {url[:100]!r}, which is not a valid address", f"write it as {default}")
+    return url
+
+
+def usable_token(token: str | None, variable: str) -> str | None:
+    """Returns a token that fits into a header; raises UsageError, which does not show it, for another."""
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError("the token holds characters that no token has", f"copy it again, into {variable}")
+    return token or None

@@ -36,7 +36,7 @@ from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
-    from wanconv.hubs.ranges import Patience
+    from wanconv.hubs import Patience
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -47,13 +47,19 @@ def preview(source: Path, options: Options) -> Report:
     return _preview(made, Here(), str(source), out, options)
 
 
-def preview_remote(repository: str, options: Options, token: str | None = None, keep: bool = False) -> Report:
+def preview_remote(
+    repository: str,
+    options: Options,
+    token: str | None = None,
+    keep: bool = False,
+    patience: "Patience | None" = None,
+) -> Report:
     """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
     from wanconv.workshop.streaming import Streamed
 
     _refuse_report(repository, options)
-    with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
+    with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
         made = prepare(mirror.root, options)
         report = _preview(made, Streamed(mirror, out, keep), mirror.uri, out, options)

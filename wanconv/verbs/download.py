@@ -2,22 +2,24 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.checkpoint.output import sync_folders
 from wanconv.errors import Interrupted, OutputError, UsageError
-from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
+from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
-from wanconv.hubs.ranges import Patience, Reader
+from wanconv.hubs.ranges import Reader
 from wanconv.report import Finding, Report, Table
 from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish, owners, select
+
+_MAX_SHOWN = 200  # characters of a name that nobody has checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class _Job:
 def preview(repository: str, options: Options) -> Report:
     """Returns what would be downloaded and whether it fits on the disk; asks for the list alone and writes nothing."""
     job = _prepare(repository, options)
-    here = [file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes]
+    here = {file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes}
     needed, free = _needed(job, here), free_nbytes(job.root)
     findings = _skipped(job)
     if needed > free:
@@ -87,7 +89,7 @@ def download(repository: str, options: Options, progress: Progress = lambda what
 def _prepare(repository: str, options: Options) -> _Job:
     """Returns the job; raises before anything is written, for a name that may not be among the rest."""
     reference = parse(repository, options.source, options.revision)
-    hub = open_hub(reference.hub, options.token)
+    hub = open_hub(reference.hub, options.token, options.patience)
     listing = hub.snapshot(reference.repository, reference.revision)
     wanted, reasons = select(listing.files, options.wish)
     check_names((file.path for file in wanted), listing.uri)
@@ -119,17 +121,17 @@ def _merged(job: _Job, before: Snapshot | None) -> Snapshot:
     return replace(job.snapshot, files=tuple(sorted((*job.snapshot.files, *kept), key=lambda file: file.path)))
 
 
-def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progress) -> list[RemoteFile]:
+def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progress) -> set[RemoteFile]:
     """Returns the wanted files that are there already, by their digests; raises UsageError where other bytes stand in
     the way that no earlier download put there."""
     there = [file for file in job.snapshot.files if _size(job.root / file.path) is not None]
     whole = [file for file in there if _size(job.root / file.path) == file.nbytes]
     tell = total(progress, "checking what is there", sum(file.nbytes for file in whole))
-    right = []
+    right = set[RemoteFile]()
     for algorithm in ("sha256", "git-sha1"):
         files = [file for file in whole if file.algorithm == algorithm]
         found = manifest.digest_files(job.root, [file.path for file in files], algorithm, tell, options.jobs)
-        right += [file for file in files if found[file.path] == file.digest]
+        right |= {file for file in files if found[file.path] == file.digest}
     ours = {file.path for file in before.files} if before else set()
     if foreign := [file.path for file in there if file not in right and file.path not in ours and not options.force]:
         raise UsageError(
@@ -183,7 +185,7 @@ def _size(path: Path) -> int | None:
     return None
 
 
-def _needed(job: _Job, here: Sequence[RemoteFile]) -> int:
+def _needed(job: _Job, here: Set[RemoteFile]) -> int:
     """Returns the bytes still to come: all, less what is there and what earlier runs have begun."""
     missing = (file for file in job.snapshot.files if file not in here)
     return sum(file.nbytes - part_nbytes(job.root / file.path, file) for file in missing)
@@ -199,7 +201,7 @@ def _figures(job: _Job) -> dict[str, object]:
     }
 
 
-def _table(job: _Job, here: Sequence[RemoteFile]) -> Table:
+def _table(job: _Job, here: Set[RemoteFile]) -> Table:
     rows = tuple(
         (
             file.path,
@@ -225,5 +227,5 @@ def _skipped(job: _Job) -> list[Finding]:
 
 
 def _examples(files: Sequence[RemoteFile]) -> str:
-    shown = ", ".join(file.path for file in files[:3])
+    shown = ", ".join(file.path[:_MAX_SHOWN] for file in files[:3])
     return shown if len(files) <= 3 else f"{shown} …"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError
@@ -13,6 +14,9 @@ from wanconv.tensors import Component, Model
 from wanconv.workshop import twins
 from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
+
+if TYPE_CHECKING:
+    from wanconv.hubs import Patience
 
 _NOTES = 20  # of a header, that are shown
 
@@ -66,11 +70,12 @@ def inspect_remote(
     exclude: tuple[str, ...] = (),
     tensors: bool = False,
     token: str | None = None,
+    patience: "Patience | None" = None,
 ) -> Report:
     """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
 
-    with mirrored(repository, Wish(exclude=exclude), token) as mirror:
+    with mirrored(repository, Wish(exclude=exclude), token, patience) as mirror:
         model = identify(open_checkpoint(mirror.root), expert)
         same = twins.listed(model, {file.path: file.digest for file in mirror.snapshot.files})
         report = _report(model, mirror.uri, tensors, same)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
-from wanconv.hubs import Snapshot, open_hub, parse
+from wanconv.hubs import Patience, Snapshot, open_hub, parse
 from wanconv.report import Finding, Report, Table
 from wanconv.verbs import verify as verifying
 from wanconv.workshop import manifest, sums
 from wanconv.workshop.progress import Progress
+
+_MAX_SHOWN = 200  # characters of a name that nobody has checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Options:
     private: bool = False
     bars: bool = False
     jobs: int = 2
+    patience: Patience = field(default_factory=Patience)
 
 
 def publish(
@@ -40,7 +43,7 @@ def publish(
     files = {file.path: file.nbytes for file in manifest.files(known)}
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
     _check(folder, options, progress)
-    hub = open_hub(reference.hub, options.token)
+    hub = open_hub(reference.hub, options.token, options.patience)
     hub.publish(folder, tuple(files), reference.repository, options.private, options.bars)
     snapshot = hub.snapshot(reference.repository, None)
     lines = [sums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
@@ -63,7 +66,7 @@ def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
     others = [file.path for file in snapshot.files if file.path not in files and not file.path.startswith(".")]
     if not others:
         return []
-    shown = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+    shown = ", ".join(path[:_MAX_SHOWN] for path in others[:3]) + (" …" if len(others) > 3 else "")
     message = f"holds {len(others)} files beside these, which come with every download: {shown}"
     return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 

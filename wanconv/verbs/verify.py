@@ -7,6 +7,7 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
+from wanconv.hubs import Patience
 from wanconv.layouts import source_layout
 from wanconv.plan import family_in_words
 from wanconv.report import Finding, Report, Table
@@ -36,6 +37,7 @@ class Options:
     token: str | None = field(default=None, repr=False)
     client: str | None = None
     loras: tuple[str, ...] = ()
+    patience: Patience = field(default_factory=Patience)
 
 
 def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
@@ -137,7 +139,7 @@ def _listed(path: Path, options: Options) -> tuple[list[sums.Listed], list[Findi
     if options.hub is not None:
         if not path.is_dir():
             raise UsageError(f"{path} is one file, and --hub is about folders", "give the folder")
-        lines, problems = hub_list.compare(path, options.hub, options.token)
+        lines, problems = hub_list.compare(path, options.hub, options.token, options.patience)
         return lines + [line for file in named for line in sums.read_list(file)], problems
     if not path.is_dir():
         lines = [line for file in named for line in sums.read_list(file) if Path(line.path).name == path.name]

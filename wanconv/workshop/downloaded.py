@@ -5,7 +5,6 @@ It is written before the first byte, so that a folder that is not complete is kn
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +14,11 @@ from wanconv.checkpoint.output import describe_output_error, publish, write_file
 from wanconv.errors import InputError
 from wanconv.hubs import RemoteFile, Snapshot
 from wanconv.hubs.names import check_names
+from wanconv.hubs.rows import is_commit, remote_file
 
 NAME = ".wanconv-download.json"
 SCHEMA = "wanconv.download/1"
 _MAX_NBYTES = 64_000_000
-_DIGITS = {"sha256": 64, "git-sha1": 40}
 _HINT = "run wanconv download again"
 
 
@@ -36,12 +35,10 @@ def write(root: Path, snapshot: Snapshot) -> None:
     publish(temporary, root / NAME)
 
 
-def sha256_of(record: Snapshot | None, path: str, nbytes: int) -> str | None:
-    """Returns the sha256 that a record has for a file of this length, None where it has none."""
-    for file in record.files if record else ():
-        if (file.path, file.nbytes, file.algorithm) == (path, nbytes, "sha256"):
-            return file.digest
-    return None
+def sha256_by_file(record: Snapshot | None) -> dict[tuple[str, int], str]:
+    """Returns the sha256 that a record has, by path and length of a file."""
+    files = record.files if record else ()
+    return {(file.path, file.nbytes): file.digest for file in files if file.algorithm == "sha256"}
 
 
 def read(root: Path) -> Snapshot | None:
@@ -56,22 +53,20 @@ def read(root: Path) -> Snapshot | None:
     hub, repository, revision = (record.get(key) for key in ("hub", "repository", "revision"))
     commit, files = record.get("commit"), record.get("files")
     named = hub in ("hf", "ms") and isinstance(repository, str) and isinstance(revision, str)
-    if not named or not (commit is None or isinstance(commit, str)):
+    if not named or not (commit is None or (isinstance(commit, str) and is_commit(commit))):
         raise InputError(f"{path} does not say which repository it is about", _HINT)
-    if not isinstance(files, list) or not all(map(_is_file, files)):
+    try:
+        listed = tuple(_file(entry) for entry in files) if isinstance(files, list) else None
+    except ValueError as error:
+        raise InputError(f"{path} does not list its files: {error}", _HINT) from error
+    if listed is None:
         raise InputError(f"{path} does not list its files", _HINT)
-    check_names((file["path"] for file in files), str(path))
-    return Snapshot(str(hub), str(repository), str(revision), commit, tuple(RemoteFile(**file) for file in files))
+    check_names((file.path for file in listed), str(path))
+    return Snapshot(str(hub), str(repository), str(revision), commit, listed)
 
 
-def _is_file(entry: object) -> bool:
+def _file(entry: object) -> RemoteFile:
+    """Returns a file of a record; raises ValueError for what `write` does not write."""
     if not isinstance(entry, Mapping) or entry.keys() != {"path", "nbytes", "algorithm", "digest"}:
-        return False
-    path, nbytes, digest = entry["path"], entry["nbytes"], entry["digest"]
-    return (
-        isinstance(path, str)
-        and type(nbytes) is int
-        and isinstance(digest, str)
-        and re.fullmatch(r"[0-9a-f]*", digest) is not None
-        and len(digest) == _DIGITS.get(str(entry["algorithm"]))
-    )
+        raise ValueError("an entry has other fields")
+    return remote_file(entry["path"], entry["nbytes"], entry["algorithm"], entry["digest"])

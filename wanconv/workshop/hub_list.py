@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from wanconv.errors import CheckFailed, UsageError
-from wanconv.hubs import Reference, Snapshot, open_hub, parse
+from wanconv.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.report import Finding
 from wanconv.workshop import downloaded
 from wanconv.workshop.sums import Listed
@@ -18,7 +18,9 @@ _CACHES = {
 }
 
 
-def compare(root: Path, which: str, token: str | None) -> tuple[list[Listed], list[Finding]]:
+def compare(
+    root: Path, which: str, token: str | None, patience: Patience | None = None
+) -> tuple[list[Listed], list[Finding]]:
     """Returns the lines of the hub's list that are about this folder's files, and what else the two differ in.
 
     `which` is a repository, or `recorded`: the one that the download's record or the path of a client's cache names.
@@ -26,7 +28,7 @@ def compare(root: Path, which: str, token: str | None) -> tuple[list[Listed], li
     """
     record = downloaded.read(root)
     reference = _recorded(root, record) if which == RECORDED else parse(which)
-    snapshot = open_hub(reference.hub, token).snapshot(reference.repository, reference.revision)
+    snapshot = open_hub(reference.hub, token, patience).snapshot(reference.repository, reference.revision)
     remote = {file.path: file for file in snapshot.files}
     local = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() or path.is_symlink()}
     wanted = {file.path for file in record.files} if record and which == RECORDED else local & remote.keys()

@@ -43,13 +43,14 @@ def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = Non
     says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
     record = downloaded.read(checkpoint.root)
+    recorded = downloaded.sha256_by_file(record)
     for path in checkpoint.weight_files:
         file = checkpoint.root / path
         nbytes = file.stat().st_size
         entry: Json = {"path": path, "nbytes": nbytes, "header_sha256": header_digest(file)}
         if digests:
             entry |= {"sha256": digests[path], "sha256_from": "read"}
-        elif record is not None and (listed := downloaded.sha256_of(record, path, nbytes)) is not None:
+        elif record is not None and (listed := recorded.get((path, nbytes))) is not None:
             entry |= {"sha256": listed, "sha256_from": record.uri}
         elif (known := known_digest(checkpoint.root, path)) is not None:
             entry |= {"sha256": known, "sha256_from": "huggingface"}

@@ -19,9 +19,9 @@ from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
 from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import InputError, WanconvError
 from wanconv.families import is_constant
-from wanconv.hubs import Hub, RemoteFile, Snapshot, open_hub, parse
+from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
-from wanconv.hubs.ranges import Patience, Reader
+from wanconv.hubs.ranges import Reader
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish, select
@@ -29,6 +29,7 @@ from wanconv.workshop.selection import Wish, select
 _EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
 _STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
 _WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
+_ALL_WHOLE_NBYTES = 500_000_000  # of them together; a released model has some 40 MB
 _JOBS = 8
 _HINT = "try again; --exclude leaves files out"
 
@@ -58,10 +59,11 @@ def mirrored(
 ) -> Iterator[Mirror]:
     """Yields the mirror of a repository's wanted files; errors in the block name the repository, not the folder."""
     reference = parse(repository)
-    hub = open_hub(reference.hub, token)
+    hub = open_hub(reference.hub, token, patience)
     snapshot = hub.snapshot(reference.repository, reference.revision)
     wanted, _ = select(snapshot.files, wish)
     check_names((file.path for file in wanted), snapshot.uri)
+    _check_sidecars(wanted, snapshot.uri)
     with scratch() as folder:
         root = folder / reference.repository.split("/")[1]
         mirror = Mirror(root, hub, replace(snapshot, files=tuple(wanted)), patience or Patience())
@@ -73,6 +75,18 @@ def mirrored(
                 text.replace(str(mirror.root), snapshot.uri) for text in (error.message, error.hint, *error.details)
             ]
             raise type(error)(texts[0], texts[1], texts[2:]) from error
+
+
+def _check_sidecars(files: Iterable[RemoteFile], where: str) -> None:
+    """Raises InputError where the files that would be fetched whole are too many: headers alone are wanted."""
+    nbytes = sum(file.nbytes for file in files if _is_small(file))
+    if nbytes > _ALL_WHOLE_NBYTES:
+        message = f"{where} has {nbytes} bytes in small files; of a model that is not here, at most {_ALL_WHOLE_NBYTES}"
+        raise InputError(f"{message} are read", "leave some out with --exclude, or download the model first")
+
+
+def _is_small(file: RemoteFile) -> bool:
+    return file.nbytes <= _WHOLE_NBYTES and not file.path.endswith(WEIGHTS)
 
 
 def complete(mirror: Mirror, paths: Collection[str]) -> None:

@@ -5,9 +5,10 @@ What a component is stored as comes from the places of the layouts; the suffixes
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 
 from wanconv.checkpoint.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
@@ -41,6 +42,8 @@ _SIDECARS = {
 }
 # fmt: on
 _SHARD = r"(-\d{5}-of-\d{5})?"
+_SAFE = {pickled: re.compile(rf"{same}{_SHARD}\.safetensors") for pickled, same in _TWICE.items()}
+_PICKLED = {pickled: re.compile(rf"{pickled}{_SHARD}\.bin(\.index\.json)?") for pickled in _TWICE}
 _WEIGHTS = (*WEIGHTS, f".safetensors{INDEX}")
 _GROUPS = {"experts": DENOISERS, "denoiser": DENOISERS}
 COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
@@ -58,12 +61,12 @@ class Wish:
 def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], Mapping[str, str]]:
     """Returns the files that are wanted, and why each of the others is not; raises UsageError for an empty wish."""
     only = _components(wish.only)
-    paths = {file.path for file in files}
-    skipped = {file.path: why for file in files if (why := _why_not(file.path, paths, wish, only))}
+    twice = _held_twice(file.path for file in files)
+    skipped = {file.path: why for file in files if (why := _why_not(file.path, twice, wish, only))}
     wanted = [file for file in files if file.path not in skipped]
     owned = {name for file in wanted for name in owners(file.path)}
     if absent := [word for word in wish.only if not owned & _components((word,))]:
-        known = sorted({name for path in paths for name in owners(path)})
+        known = sorted({name for file in files for name in owners(file.path)})
         hint = f"choose among {', '.join(known)}" if known else "leave --only out"
         globs = wish.include or wish.exclude
         left = " that --include and --exclude leave" if globs else ""
@@ -77,16 +80,38 @@ def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], M
 def owners(path: str) -> set[str]:
     """Returns the components that a file may belong to, by every layout; none for what all share."""
     folder, name = os.path.split(path)
-    found = set()
+    places = _places()
+    found = set(places.folders.get(folder, ()))
+    if not folder:
+        found |= {component for weights, component in places.at_root if weights.fullmatch(name)}
+    for end in (*(match.start() for match in re.finditer("/", folder)), len(folder)):
+        found |= places.sidecars.get(folder[:end], set())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Who owns what lies in a folder, in a folder or below it, or, by its name, beside all folders."""
+
+    folders: Mapping[str, set[str]]
+    sidecars: Mapping[str, set[str]]
+    at_root: tuple[tuple[re.Pattern[str], str], ...]
+
+
+@cache
+def _places() -> _Places:
+    """Returns the places of every layout: what a list of thousands of files is held against, made once."""
+    folders, sidecars, at_root = dict[str, set[str]](), dict[str, set[str]](), dict[tuple[str, str], re.Pattern[str]]()
     for layout in LAYOUTS.values():
         for slot, place in layout.places.items():
-            weights = re.fullmatch(rf"{re.escape(place.stem)}{_SHARD}\.[a-z.]+", name)
-            if folder == place.folder and (folder or weights):
-                found.add(slot.partition(":")[0])
+            component = slot.partition(":")[0]
+            if place.folder:
+                folders.setdefault(place.folder, set()).add(component)
+            else:
+                at_root[place.stem, component] = re.compile(rf"{re.escape(place.stem)}{_SHARD}\.[a-z.]+")
         for group, home in layout.folders.items():
-            if folder == home or folder.startswith(f"{home}/"):
-                found.add(_SIDECARS[group])
-    return found
+            sidecars.setdefault(home, set()).add(_SIDECARS[group])
+    return _Places(folders, sidecars, tuple((weights, component) for (_, component), weights in at_root.items()))
 
 
 def _components(words: Sequence[str]) -> set[str]:
@@ -100,13 +125,13 @@ def _components(words: Sequence[str]) -> set[str]:
     return found
 
 
-def _why_not(path: str, paths: set[str], wish: Wish, only: set[str]) -> str:
+def _why_not(path: str, twice: Set[tuple[str, str]], wish: Wish, only: set[str]) -> str:
     """Returns why a file is not wanted; empty where it is."""
     if any(fnmatchcase(path, glob) for glob in wish.exclude):
         return "--exclude"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):
         return "not in --include"
-    if not wish.include and (why := _of_no_use(path, paths)):
+    if not wish.include and (why := _of_no_use(path, twice)):
         return why
     mine = owners(path)
     if only and not mine & only and (mine or path.endswith(_WEIGHTS)):
@@ -114,16 +139,22 @@ def _why_not(path: str, paths: set[str], wish: Wish, only: set[str]) -> str:
     return ""
 
 
-def _of_no_use(path: str, paths: set[str]) -> str:
+def _held_twice(paths: Iterable[str]) -> set[tuple[str, str]]:
+    """Returns each folder with the beginnings of the pickled weights that it holds as safetensors, too."""
+    found = set()
+    for path in paths:
+        folder, name = os.path.split(path)
+        found |= {(folder, pickled) for pickled, same in _SAFE.items() if same.fullmatch(name)}
+    return found
+
+
+def _of_no_use(path: str, twice: Set[tuple[str, str]]) -> str:
     folder, name = os.path.split(path)
     for suffix, whose in _OTHERS.items():
         if name.endswith(suffix):
             return whose
-    beside = [os.path.basename(other) for other in paths if os.path.dirname(other) == folder]
-    for pickled, better in _TWICE.items():
-        is_same = re.compile(rf"{better}{_SHARD}\.safetensors").fullmatch
-        if re.fullmatch(rf"{pickled}{_SHARD}\.bin(\.index\.json)?", name) and any(map(is_same, beside)):
-            return "the same stands beside it as safetensors"
+    if any(weights.fullmatch(name) and (folder, pickled) in twice for pickled, weights in _PICKLED.items()):
+        return "the same stands beside it as safetensors"
     if name.endswith(_EXAMPLES) or folder.split("/")[0] in _EXAMPLE_FOLDERS:
         return "an example"
     return ""
