@@ -22,7 +22,7 @@ CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "te
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT = "test_convert_out.py"
+OUT, SPECIAL, SUMS = "test_convert_out.py", "test_special_files.py", "test_sums.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,13 @@ SUITES = (
           lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list, in the target of a download or in place of OUT: "
           "nothing outside is touched."),
+    Suite("special files",
+          (SPECIAL,), lambda scale: 200,
+          "A device, a FIFO, a folder, a socket, a hole of a terabyte, a file of /proc or one that grows in the place of "
+          "every recipe, profile, report, list, record, config, image, sound and weight file: a sentence, at once."),
+    Suite("flipped bits of digest lists",
+          (SUMS,), lambda scale: 3_000,
+          "Each bit of lists in every style is flipped: a failure, or a list that says the same of every file."),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

@@ -25,6 +25,7 @@ import xxhash
 
 from wanconv.checkpoint.output import Written, describe_output_error, pwrite_all
 from wanconv.errors import Interrupted
+from wanconv.reading import fill_at
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096
@@ -85,7 +86,7 @@ class Journal:
                 self._known = {key: value for key, value in self._known.items() if key[0] != image}
             else:
                 self._known[image, block] = digest
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             pass  # torn, or no line of ours: the block is made again
 
     def known(self, image: str, block: int) -> str | None:
@@ -160,7 +161,7 @@ class _File:
     def read(self, start: int, view: memoryview) -> bool:
         """Reads back what an earlier run wrote; False where it is not all there."""
         try:
-            return os.preadv(self._plain, [view], start) == len(view)
+            return fill_at(self._plain, view, start) == len(view)
         except OSError:
             return False
 

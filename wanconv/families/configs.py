@@ -1,12 +1,12 @@
 """What the JSON files beside the weights say, held against the shapes of the tensors."""
 
-import json
 from collections.abc import Mapping
 
 from wanconv.errors import InputError
 from wanconv.families.match import Claim
 from wanconv.families.names import size_of
 from wanconv.families.releases import DENOISERS
+from wanconv.reading import TEXT_NBYTES, brief, parsed_json, read_small
 from wanconv.tensors import Checkpoint, Family
 
 _HINT = "download it again; without a config.json, sizes come from the weights"
@@ -18,10 +18,10 @@ def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
         return None
     file = checkpoint.root / path
     try:
-        value = json.loads(file.read_bytes())
+        value = parsed_json(read_small(file, TEXT_NBYTES))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is no JSON: {error}", _HINT) from None
     if not isinstance(value, dict):
         raise InputError(f"{file} holds no JSON object", _HINT)
@@ -41,15 +41,17 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
             if isinstance(value, int):
                 stated[size] = value
                 continue
-            wrong.append(f"{key} is {value!r}, not a whole number")
+            wrong.append(f"{key} is {brief(value)}, not a whole number")
         elif value != size_of(size, fit.dims):
-            wrong.append(f"{key} is {value!r}, but {claim.part.path} has {size_of(size, fit.dims)}")
+            wrong.append(f"{key} is {brief(value)}, but {claim.part.path} has {size_of(size, fit.dims)}")
     heads = stated.get("heads")
     if heads is not None and (heads < 1 or fit.dims["d"] % heads):
         wrong.append(f"{fit.dims['d']} does not divide into {heads} heads")
     model_type = config.get("model_type")
     if claim.component in DENOISERS and fit.scheme == "official" and model_type not in (None, family.model_type):
-        wrong.append(f"model_type is {model_type!r}, but {claim.part.path} is {family.name}: {family.model_type!r}")
+        wrong.append(
+            f"model_type is {brief(model_type)}, but {claim.part.path} is {family.name}: {family.model_type!r}"
+        )
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(
