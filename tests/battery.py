@@ -22,7 +22,7 @@ CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "te
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT, SPECIAL, SUMS = "test_convert_out.py", "test_special_files.py", "test_sums.py"
+OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Scale:
 
     header_mutants: int
     pth_mutants: int
+    saved_mutants: int
+    """of results, recipes and profiles, each"""
     kills: int
     remote_kills: int
     """of a conversion that downloads, and of a download"""
@@ -49,6 +51,7 @@ SCALES = {
     "sample": Scale(
         header_mutants=2_000,
         pth_mutants=1_000,
+        saved_mutants=600,
         kills=8,
         remote_kills=2,
         flips=40,
@@ -60,6 +63,7 @@ SCALES = {
     "quick": Scale(
         header_mutants=20_000,
         pth_mutants=4_000,
+        saved_mutants=4_000,
         kills=30,
         remote_kills=10,
         flips=200,
@@ -71,6 +75,7 @@ SCALES = {
     "nightly": Scale(
         header_mutants=1_000_000,
         pth_mutants=100_000,
+        saved_mutants=100_000,
         kills=300,
         remote_kills=100,
         flips=2_000,
@@ -111,6 +116,10 @@ SUITES = (
     Suite("mutants of .pth files",
           (f"{PTH}::test_a_mutant_is_refused_or_read_as_torch_reads_it",), lambda scale: scale.pth_mutants,
           "Nothing but a refusal escapes, and what is accepted is what torch reads from the file."),
+    Suite("mutants of results, recipes and profiles",
+          (MUTANTS,), lambda scale: 3 * scale.saved_mutants,
+          "Nothing but a refusal escapes `--recheck` and whatever reads a recipe or a profile, and what is accepted is "
+          "judged and applied."),
     Suite("SIGKILL of convert",
           (f"{CRASH}::test_runs_killed_at_random_moments_go_on_to_the_same_bytes",), lambda scale: scale.kills,
           "Killed while it writes, the same command goes on to the bytes of an undisturbed run; nothing half made is "
@@ -168,8 +177,8 @@ SUITES = (
           "nothing outside is touched."),
     Suite("special files",
           (SPECIAL,), lambda scale: 200,
-          "A device, a FIFO, a folder, a socket, a hole of a terabyte, a file of /proc or one that grows in the place of "
-          "every recipe, profile, report, list, record, config, image, sound and weight file: a sentence, at once."),
+          "A device, a FIFO, a folder, a socket, a hole of a terabyte, a file of /proc or one that grows in the place "
+          "of every recipe, profile, report, list, record, config, image, sound and weight file: a sentence, at once."),
     Suite("flipped bits of digest lists",
           (SUMS,), lambda scale: 3_000,
           "Each bit of lists in every style is flipped: a failure, or a list that says the same of every file."),

@@ -301,7 +301,7 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
         ({"candidate": None}, "candidate is no object"),
         ({"candidate": {"path": "out", "family": "wan2.1-t2v"}}, "candidate lacks one of path, family, layout"),
         ({"reference": {}}, "reference lacks its path"),
-        ({"notes": "none"}, "notes is no list"),
+        ({"notes": "none"}, "notes is not a list of texts"),
         ({"steps": [{"component": "dit"}]}, "steps[0] lacks one of component, timestep, format"),
         ({"storage": ["NaN"]}, "storage[0] lacks one of tensor, format"),
         (
