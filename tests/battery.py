@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
 CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
+SHORT = "test_short_reads.py"
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
@@ -33,6 +34,8 @@ class Scale:
     pth_mutants: int
     saved_mutants: int
     """of results, recipes and profiles, each"""
+    limits: int
+    """of memory"""
     kills: int
     remote_kills: int
     """of a conversion that downloads, and of a download"""
@@ -52,6 +55,7 @@ SCALES = {
         header_mutants=2_000,
         pth_mutants=1_000,
         saved_mutants=600,
+        limits=4,
         kills=8,
         remote_kills=2,
         flips=40,
@@ -64,6 +68,7 @@ SCALES = {
         header_mutants=20_000,
         pth_mutants=4_000,
         saved_mutants=4_000,
+        limits=16,
         kills=30,
         remote_kills=10,
         flips=200,
@@ -76,6 +81,7 @@ SCALES = {
         header_mutants=1_000_000,
         pth_mutants=100_000,
         saved_mutants=100_000,
+        limits=200,
         kills=300,
         remote_kills=100,
         flips=2_000,
@@ -187,9 +193,14 @@ SUITES = (
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "
           "`verify`, and where it is in a number, the tensor is named."),
     Suite("memory",
-          (MEMORY,), lambda scale: 2 + min(scale.blocks, 10),
+          (MEMORY,), lambda scale: 2 + min(scale.blocks, 10) + scale.limits,
           "Under a limit of 1.5 GiB that is set from outside, a 14B checkpoint of 57 GB is planned, and blocks of its "
-          "width are converted: at most 40, and as many as a quarter of the free disk takes."),
+          "width are converted: at most 40, and as many as a quarter of the free disk takes. Under smaller limits, "
+          "from what Python starts with, each command is done or says in a sentence that memory is short."),
+    Suite("short reads",
+          (SHORT,), lambda scale: 10,
+          "Where each read gives half of what is asked for, every container is read, converted and verified alike, and "
+          "a file that ends early is named as such."),
     Suite("no network",
           (f"{DEMO}::test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again",
            f"{DEMO}::test_an_attempt_to_reach_anybody_is_noted",

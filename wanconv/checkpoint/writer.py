@@ -29,6 +29,9 @@ from wanconv.reading import fill_at
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096
+# Of address space, which may be limited, for the stacks and what libraries keep for each thread: where these find none,
+# they end the process.
+_ROOM_NBYTES, _ROOM_OF_A_THREAD_NBYTES = 64 << 20, 12 << 20
 
 Fill = Callable[[str, int, memoryview], None]
 Progress = Callable[[int], None]
@@ -261,12 +264,19 @@ class _Writer:
                 file.close()
 
     def _run(self) -> list[Written]:
+        mmap.mmap(-1, _ROOM_NBYTES + self._jobs * _ROOM_OF_A_THREAD_NBYTES).close()  # else it fails now, not in C
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         with _interrupts(self._stop) as interrupted:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                for thread in threads:
+                    thread.start()
+            except RuntimeError:  # no further one can be had
+                self._stop()
+                raise
+            finally:
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
         if interrupted:
             raise Interrupted("stopped; what is written stays", "run the same command to go on")
         if self._state.errors:
