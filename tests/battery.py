@@ -20,10 +20,11 @@ PAGE = ROOT / "docs" / "reliability.md"
 HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
 CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
+SHORT = "test_short_reads.py"
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT = "test_convert_out.py"
-LIES, MUTANTS = "test_lying_hub.py", "test_lying_hub_mutants.py"
+OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
+LIES, LYING = "test_lying_hub.py", "test_lying_hub_mutants.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,10 @@ class Scale:
 
     header_mutants: int
     pth_mutants: int
+    saved_mutants: int
+    """of results, recipes and profiles, each"""
+    limits: int
+    """of memory"""
     kills: int
     remote_kills: int
     """of a conversion that downloads, and of a download"""
@@ -52,6 +57,8 @@ SCALES = {
     "sample": Scale(
         header_mutants=2_000,
         pth_mutants=1_000,
+        saved_mutants=600,
+        limits=4,
         kills=8,
         remote_kills=2,
         hub_mutants=100,
@@ -64,6 +71,8 @@ SCALES = {
     "quick": Scale(
         header_mutants=20_000,
         pth_mutants=4_000,
+        saved_mutants=4_000,
+        limits=16,
         kills=30,
         remote_kills=10,
         hub_mutants=1_000,
@@ -76,6 +85,8 @@ SCALES = {
     "nightly": Scale(
         header_mutants=1_000_000,
         pth_mutants=100_000,
+        saved_mutants=100_000,
+        limits=200,
         kills=300,
         remote_kills=100,
         hub_mutants=30_000,
@@ -117,6 +128,10 @@ SUITES = (
     Suite("mutants of .pth files",
           (f"{PTH}::test_a_mutant_is_refused_or_read_as_torch_reads_it",), lambda scale: scale.pth_mutants,
           "Nothing but a refusal escapes, and what is accepted is what torch reads from the file."),
+    Suite("mutants of results, recipes and profiles",
+          (MUTANTS,), lambda scale: 3 * scale.saved_mutants,
+          "Nothing but a refusal escapes `--recheck` and whatever reads a recipe or a profile, and what is accepted is "
+          "judged and applied."),
     Suite("SIGKILL of convert",
           (f"{CRASH}::test_runs_killed_at_random_moments_go_on_to_the_same_bytes",), lambda scale: scale.kills,
           "Killed while it writes, the same command goes on to the bytes of an undisturbed run; nothing half made is "
@@ -173,18 +188,30 @@ SUITES = (
           "Paths, links, devices and look-alikes in a hub's list, in the target of a download or in place of OUT: "
           "nothing outside is touched."),
     Suite("lying hub",
-          (LIES, MUTANTS), lambda scale: 140 + 17 * scale.hub_mutants // 10,
+          (LIES, LYING), lambda scale: 140 + 17 * scale.hub_mutants // 10,
           "Rows, forms, headers, status lines and bodies of a hub's answers, one by one and drawn at random, through "
           "`download`, `inspect`, `convert`, `verify --hub` and `publish`: the right bytes or a sentence, in time and "
           "memory, and the token at no other host."),
+    Suite("special files",
+          (SPECIAL,), lambda scale: 200,
+          "A device, a FIFO, a folder, a socket, a hole of a terabyte, a file of /proc or one that grows in the place "
+          "of every recipe, profile, report, list, record, config, image, sound and weight file: a sentence, at once."),
+    Suite("flipped bits of digest lists",
+          (SUMS,), lambda scale: 3_000,
+          "Each bit of lists in every style is flipped: a failure, or a list that says the same of every file."),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "
           "`verify`, and where it is in a number, the tensor is named."),
     Suite("memory",
-          (MEMORY,), lambda scale: 2 + min(scale.blocks, 10),
+          (MEMORY,), lambda scale: 2 + min(scale.blocks, 10) + scale.limits,
           "Under a limit of 1.5 GiB that is set from outside, a 14B checkpoint of 57 GB is planned, and blocks of its "
-          "width are converted: at most 40, and as many as a quarter of the free disk takes."),
+          "width are converted: at most 40, and as many as a quarter of the free disk takes. Under smaller limits, "
+          "from what Python starts with, each command is done or says in a sentence that memory is short."),
+    Suite("short reads",
+          (SHORT,), lambda scale: 10,
+          "Where each read gives half of what is asked for, every container is read, converted and verified alike, and "
+          "a file that ends early is named as such."),
     Suite("no network",
           (f"{DEMO}::test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again",
            f"{DEMO}::test_an_attempt_to_reach_anybody_is_noted",

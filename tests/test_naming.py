@@ -1,7 +1,14 @@
 """Globs on canonical names: what they take, and what has no meaning."""
 
+import random
+import re
+import signal
+from types import FrameType
+
 import pytest
 
+from wanconv import naming
+from wanconv.families import FAMILIES, vocabulary
 from wanconv.naming import check, matches, nearest
 
 FFN = "expert.high/blocks.7.ffn.up.weight"
@@ -69,3 +76,77 @@ def test_a_glob_without_a_meaning_is_refused_with_the_reason(pattern: str, reaso
 def test_the_nearest_name_is_found_and_a_strange_one_is_not() -> None:
     assert nearest("fromat", ("match", "format", "fallback")) == "format"
     assert nearest("zzzz", ("match", "format", "fallback")) is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{*,*}" * 10 + "x", "**." * 30 + "x", "{*,*}." * 40 + "x", "{a*,b*,*c,*d*e*f}" * 16, "*a" * 100, "{,}" * 6000],
+)
+def test_no_pattern_takes_long_whatever_it_holds(pattern: str) -> None:
+    """All of these were exponential, or nearly: a name that does not fit was tried in every way."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        pytest.fail("it goes on and on")
+
+    names = [name for name, _, _ in vocabulary(FAMILIES[0])]
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    try:
+        check(pattern)
+        assert [name for name in names if matches(pattern, name)] == []
+        assert matches(pattern, "dit/" + "a." * 100 + "b") is False
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("*a" * 101, "it has 101 stars, and at most 100 are read"),
+        ("a" * 20_001, "it has 20001 characters, and at most 20000 are read"),
+    ],
+)
+def test_a_pattern_without_measure_is_refused(pattern: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        check(pattern)
+
+
+def test_what_is_remembered_of_a_pattern_stays_small_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name, _, _ in vocabulary(FAMILIES[0])]
+    pattern = "{dit,*}/**.{*a*,*b}.{q,k,weight}"
+    expected = [matches(pattern, name) for name in names]
+    assert any(expected)
+    monkeypatch.setattr(naming, "_MOST_REMEMBERED", 3)
+    naming._compiled.cache_clear()
+    assert [matches(pattern, name) for name in names] == expected
+    assert len(naming._compiled(pattern)._sets) <= 3
+    naming._compiled.cache_clear()
+
+
+def test_a_pattern_matches_as_the_regular_expression_of_its_definition_does() -> None:
+    """Random patterns on random names; `re` tries and goes back, which is well as long as both are short."""
+    chance, compared = random.Random(7), 0
+    words = {
+        "*": "[^./]*",
+        "**": ".*",
+        "**.": "(?:[^./]+[./])*",
+        "**/": "(?:[^./]+[./])*",
+        "{": "(?:",
+        "}": ")",
+        ",": "|",
+    }
+    for _ in range(5000):
+        tokens = chance.choices((*words, "a", "b", ".", "/"), k=chance.randint(1, 7))
+        try:
+            check("".join(tokens))
+        except ValueError:
+            continue
+        if tokens != naming._TOKEN.findall("".join(tokens)):  # two of them became one
+            continue
+        expression = re.compile("".join(words.get(token, re.escape(token)) for token in tokens))
+        for _ in range(8):
+            name = "".join(chance.choices("ab./", k=chance.randint(0, 6)))
+            assert matches("".join(tokens), name) == bool(expression.fullmatch(name)), (tokens, name)
+            compared += 1
+    assert compared > 3000

@@ -15,10 +15,11 @@ from command import Done, run, run_all
 from planted import edit, spiked
 from tiny import copy, poke
 
-from wanconv import verdict
+import wanconv
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.report import Report
+from wanconv.results import SCHEMA
 from wanconv.validation.pictures import drawn
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
@@ -96,7 +97,7 @@ def test_a_verdict_is_the_first_line(done: tuple[Path, dict[str, Done]]) -> None
 
 def test_the_json_holds_the_results(done: tuple[Path, dict[str, Done]]) -> None:
     document = json.loads(done[1]["0 --json"].output, parse_constant=pytest.fail)
-    assert (document["ok"], document["details"]["results"]["schema"]) == (True, verdict.SCHEMA)
+    assert (document["ok"], document["details"]["results"]["schema"]) == (True, SCHEMA)
     assert document["figures"]["verdict"] == "PASS"
 
 
@@ -133,7 +134,7 @@ def test_saved_results_are_judged_under_other_thresholds_without_a_run(
 ) -> None:
     assert quick(converted, source, out=tmp_path).exit_code == 0
     strict = tmp_path / "strict.toml"
-    text = Path(verdict.__file__).with_name("profiles").joinpath("quick.toml").read_text()
+    text = Path(wanconv.__file__).with_name("profiles").joinpath("quick.toml").read_text()
     strict.write_text(text.replace("bf16 = 1e-2", "bf16 = 1e-6"))
     shutil.rmtree(copy(converted, tmp_path / "copy"))  # nothing but the results is read
     report = recheck(tmp_path / "results.json", str(strict))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from wanconv import verdict
 from wanconv.errors import InputError, UsageError
 from wanconv.formats import FORMATS
-from wanconv.verdict import Check, Verdict, coarsest, faults, judge, load_profile, profiles, read_results
+from wanconv.results import SCHEMA, faults, read_results
+from wanconv.verdict import Check, Verdict, coarsest, judge, load_profile, profiles
 
 QUICK = load_profile("quick")
 GOOD: dict[str, Any] = {
-    "schema": verdict.SCHEMA,
+    "schema": SCHEMA,
     "candidate": {"path": "out", "family": "wan2.2-t2v-a14b", "layout": "diffusers"},
     "reference": {"path": "src"},
     "settings": {},
@@ -172,7 +172,7 @@ def test_an_expert_that_did_not_run_and_a_reason_cannot_be_judged() -> None:
     assert [(check.outcome, check.where) for check in not_passed(missing)] == [("CANNOT JUDGE", "expert.low")]
     told = judge({**GOOD, "cannot_judge": ["the candidate holds no denoiser"]}, QUICK)
     assert [check.message for check in not_passed(told)] == ["the candidate holds no denoiser"]
-    assert judge({"schema": verdict.SCHEMA}, QUICK).outcome == "CANNOT JUDGE"
+    assert judge({"schema": SCHEMA}, QUICK).outcome == "CANNOT JUDGE"
 
 
 def test_a_free_run_is_judged_only_where_it_is_no_video() -> None:
@@ -297,16 +297,16 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"schema": "wanconv.validation/0"}, f"schema is not {verdict.SCHEMA}"),
+        ({"schema": "wanconv.validation/0"}, f"schema is not {SCHEMA}"),
         ({"candidate": None}, "candidate is no object"),
         ({"candidate": {"path": "out", "family": "wan2.1-t2v"}}, "candidate lacks one of path, family, layout"),
         ({"reference": {}}, "reference lacks its path"),
-        ({"notes": "none"}, "notes is no list"),
+        ({"notes": "none"}, "notes is not a list of texts"),
         ({"steps": [{"component": "dit"}]}, "steps[0] lacks one of component, timestep, format"),
         ({"storage": ["NaN"]}, "storage[0] lacks one of tensor, format"),
         (
             {"safety": [{"component": "dit", "numerics": "fp16", "accumulators": [{"path": "head"}]}]},
-            "safety: an entry of accumulators lacks one of path, value, limit",
+            "safety[0].accumulators[0] lacks one of path, value, limit",
         ),
     ],
 )
@@ -325,4 +325,4 @@ def test_results_with_a_number_that_json_has_not_are_refused(number: str, tmp_pa
 
 
 def test_what_is_no_object_is_no_result() -> None:
-    assert faults([GOOD]) == [f"schema is not {verdict.SCHEMA}"]
+    assert faults([GOOD]) == [f"schema is not {SCHEMA}"]

@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import copy
 
 from wanconv import recipe
 from wanconv.checkpoint import open_checkpoint
@@ -19,7 +20,7 @@ from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
 from wanconv.report import Finding, Report
-from wanconv.tensors import TensorRef
+from wanconv.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
 from wanconv.verbs.verify import Options, verify
 from wanconv.workshop import manifest, sums
@@ -306,7 +307,7 @@ def test_escaped_names_are_read_as_sha256sum_writes_them(tmp_path: Path) -> None
     for style in ("", "--tag"):
         (tmp_path / "LIST").write_text(shell(f"sha256sum {style} -- [!L]*", tmp_path).stdout)
         assert shell("sha256sum -c LIST", tmp_path).returncode == 0
-        listed = {line.path: line.digest for line in sums.read_list(tmp_path / "LIST")}
+        listed = {line.path: line.digest for line in sums.read_list(tmp_path / "LIST").lines}
         assert listed == {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in tmp_path.iterdir()
@@ -319,11 +320,11 @@ def test_escaped_names_are_read_as_sha256sum_writes_them(tmp_path: Path) -> None
     [
         (b"", "lists nothing"),
         (b"\n\n# nothing\n", "lists nothing"),
-        (b"hello\n", "line 1 is no digest and file name"),
-        (b"0123456789  a\n", "line 1: a digest of 10 digits is of no known kind"),
-        (b"BLAKE2b (a) = " + b"0" * 128 + b"\n", "of no known kind"),
-        (b"MD5 (a) = " + b"0" * 64 + b"\n", "a digest of 64 digits is of no known kind"),
-        (b"\xff\xfe", "it is not UTF-8"),
+        (b"hello\n", "line 1 is not a digest and a file name: 'hello'"),
+        (b"0123456789  a\n", "line 1 has a digest of an unknown kind, with 10 digits"),
+        (b"BLAKE2b (a) = " + b"0" * 128 + b"\n", "has a digest of an unknown kind, with 128 digits"),
+        (b"MD5 (a) = " + b"0" * 64 + b"\n", "has a digest of an unknown kind, with 64 digits"),
+        (b"\xff\xfe", "line 1 is not UTF-8"),
     ],
 )
 def test_what_is_no_list_is_refused(text: bytes, message: str, converted: Path, tmp_path: Path) -> None:
@@ -346,14 +347,16 @@ def test_a_listed_file_that_is_missing_or_elsewhere_is_a_failed_check(converted:
     assert report.exit_code == 1
 
 
-def test_lists_in_the_folder_are_found_and_one_that_is_none_is_a_warning(downloaded: Path) -> None:
+def test_lists_in_the_folder_are_found_and_one_that_is_damaged_is_a_failure(downloaded: Path) -> None:
     (downloaded / "SHA256SUMS").write_text(shell("sha256sum *.json *.pth", downloaded).stdout)
     (downloaded / "Wan2.1_VAE.pth.sha256").write_text("?")
     report = verify(downloaded, Options())
     assert report.figures["digests"] == "2 files by SHA256SUMS"
-    assert [one.message for one in warnings(report)] == [
-        f"{downloaded / 'Wan2.1_VAE.pth.sha256'}, line 1 is no digest and file name"
-    ]
+    damaged = downloaded / "Wan2.1_VAE.pth.sha256"
+    said = f"{damaged} is not a list of digests: line 1 is not a digest and a file name: '?'"
+    assert [(one.where, one.message) for one in failures(report)] == [(str(damaged), said)]
+    assert report.exit_code == 3
+    damaged.unlink()
     flip(downloaded / "configuration.json", 0)
     assert verify(downloaded, Options()).exit_code == 4
 
@@ -365,6 +368,105 @@ def test_a_lone_file_is_checked_by_its_own_line(downloaded: Path) -> None:
     (downloaded / "OTHER").write_text("0" * 64 + "  other.pth\n")
     with pytest.raises(InputError, match=r"no line of .*OTHER is about Wan2.1_VAE.pth"):
         verify(vae, Options(sums=(downloaded / "OTHER",)))
+
+
+def test_a_damaged_line_is_a_failure_and_the_good_ones_are_checked_all_the_same(downloaded: Path) -> None:
+    """One bit of a letter of the first digest has flipped."""
+    names = ("configuration.json", "Wan2.1_VAE.pth")
+    digests = [hashlib.sha256((downloaded / name).read_bytes()).hexdigest() for name in names]
+    lines = f"g{digests[0][1:]}  {names[0]}\n{digests[1]}  {names[1]}\n"
+    (downloaded / "SHA256SUMS").write_text(lines)
+    report = verify(downloaded, Options())
+    assert failures(report)[0].message.startswith("line 1 is not a digest and a file name: 'g")
+    assert (len(failures(report)), report.exit_code, report.figures["digests"]) == (1, 3, "1 files by SHA256SUMS")
+    flip(downloaded / "Wan2.1_VAE.pth", -1)
+    report = verify(downloaded, Options())
+    assert [one.where for one in failures(report)] == [str(downloaded / "SHA256SUMS"), "Wan2.1_VAE.pth"]
+    assert report.exit_code == 4
+
+
+def test_weight_files_that_a_list_does_not_cover_are_named(tiny: Make, tmp_path: Path) -> None:
+    folder = copy(tiny(A14B), tmp_path / "model")
+    weights = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in CONTAINERS)
+    assert len(weights) == 4
+    (folder / "SHA256SUMS").write_text(shell(f"sha256sum {weights[0]} {weights[3]}", folder).stdout)
+    report = verify(folder, Options())
+    assert report.exit_code == 0
+    assert {one.where: one.message for one in warnings(report)} == dict.fromkeys(
+        weights[1:3], "no digest of it is known"
+    )
+    (folder / "MD5SUMS").write_text(shell(f"md5sum {weights[1]} {weights[2]}", folder).stdout)
+    assert warnings(verify(folder, Options())) == []
+
+
+def test_a_list_made_further_up_is_about_the_folder_that_it_names(tiny: Make, tmp_path: Path) -> None:
+    folder = copy(tiny(A14B), tmp_path / "checkpoints" / "wan")
+    (tmp_path / "LIST").write_text(shell("md5sum checkpoints/*/*/*.safetensors checkpoints/wan/*.pth", tmp_path).stdout)
+    report = verify(folder, Options(sums=(tmp_path / "LIST",)))
+    assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, "4 files by LIST", [])
+    flip(folder / "Wan2.1_VAE.pth", -1)
+    assert [one.where for one in failures(verify(folder, Options(sums=(tmp_path / "LIST",))))] == ["Wan2.1_VAE.pth"]
+
+
+def test_an_expert_alone_is_found_in_a_list_of_both(tiny: Make, tmp_path: Path) -> None:
+    folder = copy(tiny(A14B), tmp_path / "wan")
+    (tmp_path / "LIST").write_text(shell("sha256sum wan/*/*.safetensors", tmp_path).stdout)
+    file = folder / "low_noise_model" / "diffusion_pytorch_model.safetensors"
+    lone = Options(sums=(tmp_path / "LIST",), expert="low")
+    for path in (file, file.parent):
+        assert verify(path, lone).exit_code == 0
+    file.parent.rename(folder / "renamed")  # now nothing tells which of the two it is
+    report = verify(folder / "renamed", lone)
+    (failure,) = failures(report)
+    assert failure.message.endswith("in 2 ways, as any of wan/high_noise_model, wan/low_noise_model")
+    with pytest.raises(InputError, match="could both be"):
+        verify(folder / "renamed" / file.name, lone)
+
+
+def test_a_digest_without_a_name_is_of_the_file_that_has_it(downloaded: Path) -> None:
+    vae = downloaded / "Wan2.1_VAE.pth"
+    digest = hashlib.sha256(vae.read_bytes()).hexdigest()
+    for name in ("Wan2.1_VAE.pth.sha256", "vae.sha256"):
+        (downloaded / name).write_text(f"{digest}\n")
+        report = verify(downloaded, Options())
+        assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, f"1 files by {name}", [])
+        flip(vae, -1)
+        (failure,) = failures(verify(downloaded, Options()))
+        expected = "sha256 is " if name.startswith("Wan") else f"no file of this folder has the sha256 {digest}"
+        assert failure.message.startswith(expected)
+        flip(vae, -1)
+        (downloaded / name).unlink()
+
+
+def test_a_file_that_is_listed_often_is_read_once(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tool in ("sha256", "md5", "sha512"):
+        (downloaded / f"{tool}sums").write_text(shell(f"{tool}sum *.pth *.json; {tool}sum *.pth", downloaded).stdout)
+    read: list[str] = []
+    chunks = manifest.read_chunks
+
+    def noted(path: Path) -> Iterator[memoryview]:
+        read.append(path.name)
+        return chunks(path)
+
+    monkeypatch.setattr(manifest, "read_chunks", noted)
+    assert verify(downloaded, Options()).exit_code == 0
+    assert sorted(read) == ["Wan2.1_VAE.pth", "configuration.json"]
+
+
+def test_what_a_manifest_and_a_list_say_is_read_once(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "LIST").write_text(shell("find . -type f ! -name wanconv.json | xargs sha256sum", converted).stdout)
+    read: list[str] = []
+    chunks = manifest.read_chunks
+
+    def noted(path: Path) -> Iterator[memoryview]:
+        read.append(path.relative_to(converted).as_posix())
+        return chunks(path)
+
+    monkeypatch.setattr(manifest, "read_chunks", noted)
+    assert verify(converted, Options(sums=(tmp_path / "LIST",))).exit_code == 0
+    assert len(read) == len(set(read)) > 3
 
 
 def test_without_any_digest_there_is_a_warning(tiny: Make) -> None:

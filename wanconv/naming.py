@@ -3,6 +3,9 @@
 Segments end at `/` and `.`. `*` is one segment or a part of one, `{a,b}` are alternatives, and every other character
 stands for itself. `**` at the end is all that follows; `**.` and `**/` are any number of whole segments, none as well.
 A pattern always means the whole name.
+
+A pattern may come from anybody, so none is matched by trying and going back: all ways through it are followed at once,
+one character after the other, and where they led is remembered (an automaton, made as far as names need it).
 """
 
 import re
@@ -12,36 +15,120 @@ from functools import lru_cache
 
 _TOKEN = re.compile(r"\*\*[./]|\*\*|\*|\{|\}|,|[^*{},]+")
 _PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** beside a part of a segment
+_MOST_CHARACTERS = 20_000  # of a pattern, enough for a list of some hundred names
+_MOST_STARS = 100
+_MOST_REMEMBERED = 2000  # sets of places in a pattern
+_ENDS = "./"  # of a segment
+_INSIDE, _END, _ANY = "inside", "end", "any"  # what a step takes beside a character of its own; all longer than one
+
+
+class _Glob:
+    """A pattern as steps between numbered places: `freely` from one to others, or by a character."""
+
+    def __init__(self, pattern: str) -> None:
+        self._freely: list[list[int]] = [[]]
+        self._steps: list[list[tuple[str, int]]] = [[]]
+        self._last = self._build(pattern)
+        self._sets: list[frozenset[int]] = []  # where one can be at once
+        self._numbers: dict[frozenset[int], int] = {}
+        self._table: list[dict[str, int]] = []  # number of a set → character → number of the set it leads to, -1: none
+        self._start = self._closed({0})
+        self._number(self._start)
+
+    def matches(self, name: str) -> bool:
+        at = 0
+        for character in name:
+            following = self._table[at].get(character)
+            at = self._follow(at, character) if following is None else following
+            if at < 0:
+                return False
+        return self._last in self._sets[at]
+
+    def _place(self) -> int:
+        self._freely.append([])
+        self._steps.append([])
+        return len(self._steps) - 1
+
+    def _build(self, pattern: str) -> int:
+        """Returns the place where the pattern ends; raises ValueError where it has no meaning."""
+        at, groups = 0, list[tuple[int, int]]()  # where each open brace began, and where it ends
+        for token in _TOKEN.findall(pattern):
+            if token == "{":
+                groups.append((at, self._place()))
+                at = self._branch(at)
+            elif token in ("}", ",") and not groups:
+                raise ValueError(f"{token!r} stands outside of braces")
+            elif token == ",":
+                self._freely[at].append(groups[-1][1])
+                at = self._branch(groups[-1][0])
+            elif token == "}":
+                self._freely[at].append(groups[-1][1])
+                at = groups.pop()[1]
+            elif token[0] == "*":
+                at = self._wildcard(token, at)
+            else:
+                for character in token:
+                    following = self._place()
+                    self._steps[at].append((character, following))
+                    at = following
+        if groups:
+            raise ValueError("a brace is not closed")
+        return at
+
+    def _branch(self, start: int) -> int:
+        place = self._place()
+        self._freely[start].append(place)
+        return place
+
+    def _wildcard(self, token: str, at: int) -> int:
+        loop = self._branch(at)
+        if token in ("*", "**"):
+            self._steps[loop].append((_INSIDE if token == "*" else _ANY, loop))
+        else:  # whole segments: something inside of one, as often as it comes, and its end
+            segment = self._place()
+            self._steps[loop].append((_INSIDE, segment))
+            self._steps[segment] += [(_INSIDE, segment), (_END, loop)]
+        return self._branch(loop)
+
+    def _number(self, places: frozenset[int]) -> int:
+        if places not in self._numbers:
+            self._numbers[places] = len(self._sets)
+            self._sets.append(places)
+            self._table.append({})
+        return self._numbers[places]
+
+    def _follow(self, at: int, character: str) -> int:
+        places = self._sets[at]
+        if len(self._sets) >= _MOST_REMEMBERED:  # memory stays bounded: begin again from here
+            for remembered in (self._sets, self._numbers, self._table):
+                remembered.clear()
+            self._number(self._start)
+            at = self._number(places)
+        kinds = {character, _ANY, _END if character in _ENDS else _INSIDE}
+        found = self._closed({to for place in places for kind, to in self._steps[place] if kind in kinds})
+        self._table[at][character] = following = self._number(found) if found else -1
+        return following
+
+    def _closed(self, places: set[int]) -> frozenset[int]:
+        """Returns the places, and all that can be reached from them freely."""
+        left = list(places)
+        while left:
+            fresh = [one for one in self._freely[left.pop()] if one not in places]
+            places.update(fresh)
+            left += fresh
+        return frozenset(places)
 
 
 @lru_cache(maxsize=512)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    depth, out = 0, []
-    for token in _TOKEN.findall(pattern):
-        match token:
-            case "**." | "**/":
-                out.append(r"(?:[^./]+[./])*")
-            case "**":
-                out.append(r".*")
-            case "*":
-                out.append(r"[^./]*")
-            case "{":
-                depth += 1
-                out.append("(?:")
-            case "}" if depth:
-                depth -= 1
-                out.append(")")
-            case "," if depth:
-                out.append("|")
-            case "}" | ",":
-                raise ValueError(f"{token!r} stands outside of braces")
-            case _:
-                out.append(re.escape(token))
-    if depth:
-        raise ValueError("a brace is not closed")
+def _compiled(pattern: str) -> _Glob:
+    if len(pattern) > _MOST_CHARACTERS:
+        raise ValueError(f"it has {len(pattern)} characters, and at most {_MOST_CHARACTERS} are read")
+    if (stars := pattern.count("*")) > _MOST_STARS:
+        raise ValueError(f"it has {stars} stars, and at most {_MOST_STARS} are read")
+    glob = _Glob(pattern)
     if _PARTIAL.search(pattern):
         raise ValueError("** stands for whole segments: put a . or / beside it, or write * for a part of one")
-    return re.compile("".join(out))
+    return glob
 
 
 def check(pattern: str) -> None:
@@ -52,7 +139,7 @@ def check(pattern: str) -> None:
 
 
 def matches(pattern: str, name: str) -> bool:
-    return _compiled(pattern).fullmatch(name) is not None
+    return _compiled(pattern).matches(name)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

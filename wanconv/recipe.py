@@ -1,6 +1,5 @@
 """Recipes: precision policy as data. A TOML file of rules; the first rule that matches a tensor decides its format."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -11,9 +10,12 @@ from wanconv.errors import Refused, UsageError
 from wanconv.families import FAMILIES
 from wanconv.formats import FORMATS, ROUNDINGS
 from wanconv.naming import check, matches, nearest
+from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import Kind
 
 SCHEMA = 1
+_LAST_BLOCK = 1000  # far beyond every network
+_MOST_RULES = 2000  # one for each linear weight of the largest family
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
 _RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallback", "optional")
 
@@ -65,7 +67,7 @@ def load(name: str) -> Recipe:
     path = Path(name)
     if path.suffix == ".toml":
         try:
-            text = path.read_text(encoding="utf-8")
+            text = small_text(path)
         except OSError as error:
             message = f"recipe {name} cannot be read: {error.strerror}"
             raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
@@ -84,12 +86,12 @@ def load(name: str) -> Recipe:
 def parse(name: str, text: str) -> Recipe:
     """Returns the recipe that `text` holds, or raises UsageError with everything that is wrong in it."""
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parsed_toml(text)
+    except ValueError as error:
         raise UsageError(f"recipe {name} is no TOML: {error}", "recipes/README.md shows the schema") from None
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
-        problems.append(f"schema must be {SCHEMA}, not {table.get('schema')!r}")
+        problems.append(f"schema must be {SCHEMA}, not {brief(table.get('schema'))}")
     if not isinstance(table.get("summary"), str) or not table["summary"].strip():
         problems.append("summary must be one sentence")
     families = table.get("families", ["**"])
@@ -97,6 +99,9 @@ def parse(name: str, text: str) -> Recipe:
     tables = table.get("rule", [])
     if not isinstance(tables, list) or not tables or not all(isinstance(rule, dict) for rule in tables):
         problems.append("there must be at least one [[rule]]")
+        tables = []
+    if len(tables) > _MOST_RULES:
+        problems.append(f"there are {len(tables)} rules; at most {_MOST_RULES} are read")
         tables = []
     rules = [_rule(position, rule, problems) for position, rule in enumerate(tables, 1)]
     if problems:
@@ -115,19 +120,19 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     if not isinstance(match, str):
         found.append(f"{where}: match must be a glob on canonical names")
     elif reason := _bad_glob(match):
-        found.append(f"{where}: match {match!r}: {reason}")
+        found.append(f"{where}: match {brief(match)}: {reason}")
     kinds = [kind] if isinstance(kind, str) else kind
     if not isinstance(kinds, list) or ("kind" in table and not kinds):
         found.append(f"{where}: kind must be one or a list of {', '.join(get_args(Kind))}")
     else:
         found += [_not_one_of(f"{where}: kind", one, get_args(Kind)) for one in kinds if one not in get_args(Kind)]
-    if not isinstance(blocks, list) or (not blocks and "blocks" in table) or any(type(n) is not int for n in blocks):
+    if not isinstance(blocks, list) or (not blocks and "blocks" in table) or not all(map(_is_block, blocks)):
         found.append(f"{where}: blocks must be a list of whole numbers, such as [0, 1, -1]")
     for key, value in (("format", table.get("format")), ("fallback", fallback)):
         if value not in tuple(FORMATS) and not (key == "fallback" and value is None):
             found.append(_not_one_of(f"{where}: {key}", value, tuple(FORMATS)))
     if target is not None and scale not in target.scales:
-        found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {scale!r}")
+        found.append(f"{where}: {target.name} takes scale {' or '.join(target.scales)}, not {brief(scale)}")
     if rounding not in ROUNDINGS:
         found.append(_not_one_of(f"{where}: rounding", rounding, ROUNDINGS))
     elif rounding != "nearest" and scale == "none":
@@ -153,18 +158,23 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     )
 
 
+def _is_block(number: object) -> bool:
+    return type(number) is int and abs(number) <= _LAST_BLOCK
+
+
 def _unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> list[str]:
     out = []
     for key in table:
         if key not in known:
             guess = nearest(key, known)
-            out.append(f"{where}: unknown key {key!r}" + (f" – {guess}?" if guess else f"; known: {', '.join(known)}"))
+            known_ones = f" – {guess}?" if guess else f"; known: {', '.join(known)}"
+            out.append(f"{where}: unknown key {brief(key)}{known_ones}")
     return out
 
 
 def _not_one_of(what: str, value: object, known: Sequence[str]) -> str:
     guess = nearest(str(value), known)
-    return f"{what} must be of {', '.join(known)}, not {value!r}" + (f" – {guess}?" if guess else "")
+    return f"{what} must be of {', '.join(known)}, not {brief(value)}" + (f" – {guess}?" if guess else "")
 
 
 def _bad_glob(pattern: str) -> str | None:
@@ -182,9 +192,9 @@ def _family_problems(globs: object) -> list[str]:
     problems = []
     for glob in globs:
         if reason := _bad_glob(glob):
-            problems.append(f"families: {glob!r}: {reason}")
+            problems.append(f"families: {brief(glob)}: {reason}")
         elif not any(matches(glob, family) for family in known):
-            problems.append(f"families: no family is called {glob!r}; known: {', '.join(known)}")
+            problems.append(f"families: no family is called {brief(glob)}; known: {', '.join(known)}")
     return problems
 
 

@@ -104,7 +104,8 @@ class TensorRef:
     def read(self) -> bytes:
         """Returns the payload; raises OSError where the file ends early."""
         with self.file.open("rb") as stream:
-            payload = os.pread(stream.fileno(), self.nbytes, self.offset)
+            stream.seek(self.offset)
+            payload = stream.read(self.nbytes)  # until nothing comes: a system may hand over less at a time
         if len(payload) != self.nbytes:
             raise OSError(f"{self.file} ends inside {self.name}")
         return payload

@@ -23,9 +23,7 @@ Results are one JSON object, schema wanconv.validation/1:
     tool                   versions
 """
 
-import json
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -34,11 +32,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Literal
 
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import UsageError
 from wanconv.naming import nearest
+from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import DTYPES
-
-SCHEMA = "wanconv.validation/1"
 
 Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]
 Answer = Outcome | Literal["WARNING"]  # of one check; a warning leaves the verdict as it is
@@ -112,7 +109,7 @@ def load_profile(name: str) -> Profile:
     path = Path(name)
     if path.suffix == ".toml":
         try:
-            return _parse(path.stem, path.read_text(encoding="utf-8"))
+            return _parse(path.stem, small_text(path))
         except OSError as error:
             raise UsageError(f"profile {name} cannot be read: {error.strerror}", "check the path") from None
         except UnicodeDecodeError:
@@ -135,8 +132,8 @@ _LIMITS = ("noise_relative_l2", "block_relative_l2", "weight_relative_l2", "comp
 
 def _parse(name: str, text: str) -> Profile:
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = parsed_toml(text)
+    except ValueError as error:
         raise UsageError(f"profile {name} is no TOML: {error}", "take quick.toml as an example") from None
     if problems := _problems(table):
         raise UsageError(f"profile {name} breaks the schema", "take quick.toml as an example", problems)
@@ -161,13 +158,13 @@ def _parse(name: str, text: str) -> Profile:
 
 def _problems(table: Mapping[str, object]) -> list[str]:
     known = {"schema", "summary", *_KEYS, *_LIMITS}
-    found = [f"unknown key {key}" for key in table if key not in known]
+    found = [f"unknown key {brief(key)[1:-1]}" for key in table if key not in known]
     if table.get("schema") != 1 or not isinstance(table.get("summary"), str):
         found.append("schema must be 1, and summary one sentence")
     for section, keys in _KEYS.items():
         values = table.get(section)
         values = values if isinstance(values, Mapping) else {}
-        found += [f"unknown key {section}.{key}" for key in values if key not in keys]
+        found += [f"unknown key {section}.{brief(key)[1:-1]}" for key in values if key not in keys]
         found += [
             f"{section}.{key} is missing or wrong" for key, kind in keys.items() if not _is(values.get(key), kind)
         ]
@@ -176,13 +173,15 @@ def _problems(table: Mapping[str, object]) -> list[str]:
         if not isinstance(limits, Mapping) or not all(_is(limit, int | float) for limit in limits.values()):
             found.append(f"{section} must hold a number per format, finite and not negative")
         elif unknown := sorted(limits.keys() - DTYPES.keys() - {"exact"}):
-            found.append(f"{section}: there is no format {', '.join(unknown)}")
+            found.append(f"{section}: there is no format {brief(', '.join(unknown))[1:-1]}")
     run = table.get("run")
     run = run if isinstance(run, Mapping) else {}
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(run.get("size"))):
+    size = run.get("size")
+    if not isinstance(size, str) or not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
         found.append("run.size must be as 128x128")
-    if run.get("frames") == 0:
-        found.append("run.frames must be 1 or more")
+    for key, least, most in (("steps", 0, 1000), ("frames", 1, 100_000)):
+        if _is(value := run.get(key), int) and not least <= value <= most:  # type: ignore[operator]  # an int, as it says
+            found.append(f"run.{key} must be {least} to {most}" if value else f"run.{key} must be {least} or more")
     probes = run.get("probes")
     if (
         not isinstance(probes, list)
@@ -198,65 +197,6 @@ def _is(value: object, kind: type | UnionType) -> bool:
     if kind is bool or not isinstance(value, int | float):
         return isinstance(value, kind)
     return not isinstance(value, bool) and isinstance(value, kind) and isfinite(value) and value >= 0
-
-
-# What judging reads of a row. The rest may be absent.
-_ROWS: Mapping[str, tuple[str, ...]] = {
-    "storage": ("tensor", "format"),
-    "safety": ("component", "numerics"),
-    "steps": ("component", "timestep", "format"),
-    "components": ("component", "what", "format"),
-}
-
-
-def read_results(path: Path) -> dict[str, object]:
-    """Returns saved results; raises InputError for a file that holds none."""
-    hint = "give the results.json that validate -o wrote"
-    try:
-        results = json.loads(path.read_bytes(), parse_constant=_number_of, parse_float=_number_of)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as results: {error}", hint) from None
-    if wrong := faults(results):
-        raise InputError(f"{path} holds no results of a validation", hint, wrong)
-    return dict(results)
-
-
-def _number_of(text: str) -> float:
-    """Returns a finite float; raises ValueError for NaN and infinity, which are below no limit and beyond none."""
-    if not isfinite(value := float(text)):
-        raise ValueError(f"it holds {text}, which is no number")
-    return value
-
-
-def faults(results: object) -> list[str]:
-    """Returns what keeps a JSON value from being results that can be judged."""
-    if not isinstance(results, Mapping) or results.get("schema") != SCHEMA:
-        return [f"schema is not {SCHEMA}"]
-    found = []
-    for name in ("notes", "experts_wanted", "experts_exercised", "cannot_judge", *_ROWS):
-        if not isinstance(results.get(name, []), list):
-            found.append(f"{name} is no list")
-    for name in ("candidate", "settings"):
-        if not isinstance(results.get(name), Mapping):
-            found.append(f"{name} is no object")
-    candidate, reference = results.get("candidate"), results.get("reference")
-    if isinstance(candidate, Mapping) and not {"path", "family", "layout"} <= candidate.keys():
-        found.append("candidate lacks one of path, family, layout")
-    if isinstance(reference, Mapping) and "path" not in reference:
-        found.append("reference lacks its path")
-    for name, keys in _ROWS.items():
-        rows = results.get(name)
-        for number, row in enumerate(rows if isinstance(rows, list) else []):
-            if not isinstance(row, Mapping) or any(key not in row for key in keys):
-                found.append(f"{name}[{number}] lacks one of {', '.join(keys)}")
-            elif any("block" not in block for block in row.get("blocks") or []):
-                found.append(f"{name}[{number}] has blocks without a name")
-    for row in results.get("safety") or [] if not found else []:
-        for what in _NAMES:
-            inner = row.get(what) or []
-            if not isinstance(inner, list) or any({"path", "value", "limit"} - set(one) for one in inner):
-                found.append(f"safety: an entry of {what} lacks one of path, value, limit")
-    return found
 
 
 def judge(results: Results, profile: Profile) -> Verdict:

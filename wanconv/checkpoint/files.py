@@ -1,5 +1,6 @@
 """What every reader here shares: opening a file that may be anything, naming what it is, the header it yields."""
 
+import errno
 import json
 import os
 import re
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from wanconv.errors import InputError
+from wanconv.reading import node_kind, opened, read_at, whole_number
 from wanconv.tensors import Shape, TensorRef
 
 MAX_TENSORS = 200_000
 _PEEK = 512
+_MOST_DIGITS = 1000  # of a whole number, enough for every size that is refused for its own sake
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -34,7 +37,6 @@ _MAGIC = (  # first bytes → what the file is, what to do; the first match coun
     (b"\x80\x05",    "a bare pickle",                       _RE_SAVE),
 )
 # fmt: on
-_NODES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 class Entry(NamedTuple):
@@ -75,7 +77,7 @@ class _FileOnDisk:
     size: int
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        found = os.pread(self.descriptor, nbytes, offset)
+        found = read_at(self.descriptor, nbytes, offset)
         if len(found) != nbytes:
             raise InputError(f"{self.path} ends at byte {offset + len(found)}, inside its header", _AGAIN)
         return found
@@ -90,11 +92,8 @@ def regular_file(path: Path) -> Iterator[OpenFile]:
             raise InputError(
                 f"{path} is {node_kind(mode)}, not a file", "give the path of a weight file or model folder"
             )
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
+        with opened(path) as descriptor:
             yield _FileOnDisk(path, descriptor, os.fstat(descriptor).st_size)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
@@ -106,12 +105,9 @@ def explained(path: Path) -> Iterator[None]:
         what = "is a dangling link" if path.is_symlink() else "does not exist"
         raise InputError(f"{path} {what}", "check the path, or download what is missing") from error
     except OSError as error:
-        hint = "check the permissions and the disk"
+        of_its_kind = error.errno in (errno.EINVAL, errno.EFBIG)  # it can be read, and is not what was meant
+        hint = "give another file" if of_its_kind else "check the permissions and the disk"
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint) from error
-
-
-def node_kind(mode: int) -> str:
-    return _NODES.get(stat.S_IFMT(mode), "a device")
 
 
 def what_is(file: OpenFile) -> tuple[str, str] | None:
@@ -167,7 +163,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _number(text: str) -> int | float:
-    return -0.0 if text == "-0" else int(text)  # as serde reads it: minus zero is no integer
+    return -0.0 if text == "-0" else whole_number(text, _MOST_DIGITS)  # as serde reads it: minus zero is no integer
 
 
 def combined(errors: Sequence[InputError], where: Path) -> InputError:

@@ -9,9 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wanconv.checkpoint import gguf, pth, safetensors
-from wanconv.checkpoint.files import Header, OpenFile, combined, explained, node_kind, printable, regular_file, what_is
+from wanconv.checkpoint.files import Header, OpenFile, combined, explained, printable, regular_file, what_is
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
 from wanconv.errors import InputError
+from wanconv.reading import node_kind
 from wanconv.tensors import CONTAINERS, Checkpoint, Part, TensorRef
 
 WEIGHTS = tuple(CONTAINERS)

@@ -25,9 +25,13 @@ import xxhash
 
 from wanconv.checkpoint.output import Written, describe_output_error, pwrite_all
 from wanconv.errors import Interrupted
+from wanconv.reading import fill_at
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096
+# Of address space, which may be limited, for the stacks and what libraries keep for each thread: where these find none,
+# they end the process.
+_ROOM_NBYTES, _ROOM_OF_A_THREAD_NBYTES = 64 << 20, 12 << 20
 
 Fill = Callable[[str, int, memoryview], None]
 Progress = Callable[[int], None]
@@ -85,7 +89,7 @@ class Journal:
                 self._known = {key: value for key, value in self._known.items() if key[0] != image}
             else:
                 self._known[image, block] = digest
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             pass  # torn, or no line of ours: the block is made again
 
     def known(self, image: str, block: int) -> str | None:
@@ -160,7 +164,7 @@ class _File:
     def read(self, start: int, view: memoryview) -> bool:
         """Reads back what an earlier run wrote; False where it is not all there."""
         try:
-            return os.preadv(self._plain, [view], start) == len(view)
+            return fill_at(self._plain, view, start) == len(view)
         except OSError:
             return False
 
@@ -260,12 +264,19 @@ class _Writer:
                 file.close()
 
     def _run(self) -> list[Written]:
+        mmap.mmap(-1, _ROOM_NBYTES + self._jobs * _ROOM_OF_A_THREAD_NBYTES).close()  # else it fails now, not in C
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         with _interrupts(self._stop) as interrupted:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            try:
+                for thread in threads:
+                    thread.start()
+            except RuntimeError:  # no further one can be had
+                self._stop()
+                raise
+            finally:
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
         if interrupted:
             raise Interrupted("stopped; what is written stays", "run the same command to go on")
         if self._state.errors:

@@ -5,6 +5,10 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 def main() -> None:
@@ -14,15 +18,32 @@ def main() -> None:
     gc.set_threshold(50_000)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from wanconv.cli.run import run
-
-        run(sys.argv[1:])
+        _loaded()(sys.argv[1:])
     except KeyboardInterrupt:
         _leave()
     except SystemExit as ending:
         if ending.code != 130:
             raise
         _leave()
+
+
+def _loaded() -> "Callable[[Sequence[str]], None]":
+    """Returns the command line, or ends where there is no memory for it."""
+    try:
+        from wanconv.cli.memory import end, heed_limits, shortage
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "failed to map" not in str(error):
+            raise
+        os.write(2, b"error[output]: out of memory\n")  # by what Python has at its start: there is no room for more
+        os._exit(7)
+    try:
+        heed_limits()
+        from wanconv.cli.run import run
+    except Exception as error:
+        if (short := shortage(error)) is None:
+            raise
+        end(short)
+    return run
 
 
 def _leave() -> None:

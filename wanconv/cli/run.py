@@ -4,11 +4,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
 from wanconv.cli.app import app
 from wanconv.cli.console import SETTINGS, fail
+from wanconv.cli.memory import end, shortage
 from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
 from wanconv.naming import nearest
 
@@ -22,14 +24,24 @@ def run(arguments: Sequence[str]) -> None:
         _check_current_folder()
         code = app(arguments, prog_name="wanconv", standalone_mode=False)
     except WanconvError as error:
-        fail(error)
+        fail(shortage(error) or error)
     except typer.TyperException as error:
         fail(_usage_error(error))
-    except MemoryError:
-        fail(OutputError("out of memory", "close other programs, or lower --jobs"))
+    except Exception as error:
+        if (short := shortage(error)) is None:
+            raise
+        _fail_short(short)
     if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
         fail(Interrupted("stopped"))
     sys.exit(code)
+
+
+def _fail_short(error: OutputError) -> NoReturn:
+    """Fails where memory is short, by other means where even the sentence does not fit."""
+    try:
+        fail(error)
+    except Exception:  # noqa: BLE001  # whatever it was: what is to be said is known
+        end(error)
 
 
 def _check_current_folder() -> None:

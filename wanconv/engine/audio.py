@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from wanconv.engine.libraries import held, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
+from wanconv.reading import stream
 
 RATE = 16000  # samples a second
 STATES, _FEATURES = 50, 30  # a second
 _COMPONENT = "audio_encoder"
 _HEAD_DIM = 64  # of the released model: 16 heads in 1024 channels
+_ALONE = {"protocol_whitelist": "none"}  # a playlist would name other files, here or far away
 _SHORTEST = 1600  # samples: a tenth of a second
 # torch's weight normalisation calls its two parameters so; files, and with them the table, have older names
 _NORMALISED = {
@@ -46,7 +48,7 @@ def read(path: Path, seconds: float) -> Tensor:
     hint = "give a file with sound that FFmpeg can decode: WAV, FLAC, MP3, M4A …"
     wanted, parts = ceil(seconds * RATE), []
     try:
-        with av.open(str(path)) as container:
+        with stream(path) as opened, av.open(opened, "r", options=_ALONE) as container:
             if not container.streams.audio:
                 raise InputError(f"{path} holds no sound", hint)
             resampler = av.AudioResampler(format="fltp", rate=RATE)
@@ -57,7 +59,7 @@ def read(path: Path, seconds: float) -> Tensor:
             else:
                 parts += [part.to_ndarray() for part in resampler.resample(None)]
     except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as sound: {error}", hint) from error
+        raise InputError(f"{path} cannot be read as sound: {error.strerror or error}", hint) from error
     samples = np.concatenate(parts, axis=1).mean(axis=0)[:wanted] if parts else np.zeros(0)
     if len(samples) < _SHORTEST:
         raise InputError(f"{path} holds {len(samples) / RATE:.2g} s of sound", "give at least a tenth of a second")

@@ -1,6 +1,5 @@
 """What the JSON files beside the weights say, held against the shapes of the tensors."""
 
-import json
 from collections.abc import Mapping
 
 from wanconv.errors import InputError
@@ -8,6 +7,7 @@ from wanconv.families.marks import is_other_type
 from wanconv.families.match import Claim
 from wanconv.families.names import size_of
 from wanconv.families.releases import DENOISERS
+from wanconv.reading import TEXT_NBYTES, brief, parsed_json, read_small
 from wanconv.tensors import Checkpoint, Family
 
 _HINT = "download it again; without a config.json, sizes come from the weights"
@@ -21,10 +21,10 @@ def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
         return None
     file = checkpoint.root / path
     try:
-        value = json.loads(file.read_bytes())
+        value = parsed_json(read_small(file, TEXT_NBYTES))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file} is no JSON: {error}", _HINT) from None
     if not isinstance(value, dict):
         raise InputError(f"{file} holds no JSON object", _HINT)
@@ -44,9 +44,9 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
             if isinstance(value, int):
                 stated[size] = value
                 continue
-            wrong.append(f"{key} is {value!r}, not a whole number")
+            wrong.append(f"{key} is {brief(value)}, not a whole number")
         elif value != size_of(size, fit.dims):
-            wrong.append(f"{key} is {value!r}, but {claim.part.path} has {size_of(size, fit.dims)}")
+            wrong.append(f"{key} is {brief(value)}, but {claim.part.path} has {size_of(size, fit.dims)}")
     heads = stated.get("heads")
     if heads is not None and (heads < 1 or fit.dims["d"] % heads):
         wrong.append(f"{fit.dims['d']} does not divide into {heads} heads")
@@ -54,7 +54,9 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
     known = (None, family.model_type, *_ALSO_CALLED.get(family.model_type, ()))
     contradicts = model_type not in known and not is_other_type(model_type, family)
     if claim.component in DENOISERS and fit.scheme == "official" and contradicts:
-        wrong.append(f"model_type is {model_type!r}, but {claim.part.path} is {family.name}: {family.model_type!r}")
+        wrong.append(
+            f"model_type is {brief(model_type)}, but {claim.part.path} is {family.name}: {family.model_type!r}"
+        )
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(

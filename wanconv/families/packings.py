@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanconv.errors import InputError
+from wanconv.reading import parsed_json
 from wanconv.tensors import Packing, Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"
@@ -127,8 +128,8 @@ def stated(part: Part) -> dict[str, object]:
     if _HEADER not in part.metadata:
         return {}
     try:
-        said = json.loads(part.metadata[_HEADER])
-    except (ValueError, RecursionError):
+        said = parsed_json(part.metadata[_HEADER].encode())
+    except ValueError:
         said = None
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, dict) or not all(layer.isprintable() for layer in layers):
@@ -274,8 +275,8 @@ def _parsed(ref: TensorRef) -> object:
     if not is_constant(ref):
         return None
     try:
-        return json.loads(ref.read())
-    except (OSError, ValueError, RecursionError):
+        return parsed_json(ref.read())
+    except (OSError, ValueError):
         return None
 
 

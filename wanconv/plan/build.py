@@ -19,6 +19,7 @@ from wanconv.plan.outputs import excluding, outputs_of
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
 from wanconv.plan.types import Contents, Plan
+from wanconv.reading import read_small
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, Component, Model
@@ -157,7 +158,7 @@ def _tokenizer_beside(path: Path) -> bytes:
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             message = f"{path} has {nbytes} bytes, and a tokenizer that becomes a tensor at most {TOKENIZER_NBYTES}"
             raise InputError(message, "get the file again, or --exclude it")
-        return path.read_bytes()
+        return read_small(path, TOKENIZER_NBYTES)
 
 
 def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[Slot]) -> list[Finding]:

@@ -1,6 +1,7 @@
 """LPIPS' two weight files, which the user hands in: only bytes that are known are taken."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -8,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv.errors import InputError
+from wanconv.reading import stream
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from wanconv.metrics.perceptual import Perceptual
+
+_MAX_NBYTES = 300_000_000  # the larger one has 244 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def _read(folder: Path, pin: Pin) -> "Mapping[str, Tensor]":
 
     path = folder / pin.file
     try:
-        with path.open("rb") as file:
+        with stream(path) as file:
             _check(file, path, pin)
             state: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -68,6 +72,8 @@ def _read(folder: Path, pin: Pin) -> "Mapping[str, Tensor]":
 
 def _check(file: BufferedReader, path: Path, pin: Pin) -> None:
     """Raises InputError unless the bytes are those that are known; leaves the file at its start."""
+    if (nbytes := os.fstat(file.fileno()).st_size) > _MAX_NBYTES:
+        raise InputError(f"{path} is not LPIPS' {pin.file}: it has {nbytes} bytes", f"get it again: {pin.origin}")
     found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != pin.sha256:
         message = f"{path} is not LPIPS' {pin.file}: its SHA-256 is {found[:16]}…, not {pin.sha256[:16]}…"

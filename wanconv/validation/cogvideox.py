@@ -7,7 +7,6 @@ its positions reach.
     size         128x128 and up    the same, up to the size that 1.5 and 5B-I2V were trained for
 """
 
-import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +20,7 @@ from wanconv.engine.sampling import Task as Defaults
 from wanconv.engine.vae import CogVideoXVae
 from wanconv.errors import InputError
 from wanconv.layouts import diffusers_cogvideox
+from wanconv.reading import TEXT_NBYTES, parsed_json, read_small
 from wanconv.tensors import Model
 from wanconv.validation import pictures
 from wanconv.validation.networks import hub_config, hub_names
@@ -41,10 +41,13 @@ def schedule(model: Model, task: Defaults, steps: int) -> NoiseSchedule:
         return NoiseSchedule(diffusers_cogvideox.scheduler(model), steps)
     path = model.checkpoint.root / _SCHEDULER
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "download the scheduler's folder again") from error
-    return NoiseSchedule(config, steps)
+        config = parsed_json(read_small(path, TEXT_NBYTES))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
+        return NoiseSchedule(config, steps)
+    except (OSError, ValueError, TypeError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path} cannot be read: {reason}", "download the scheduler's folder again") from error
 
 
 def limit(model: Model) -> "Limit | None":

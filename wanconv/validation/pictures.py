@@ -1,25 +1,31 @@
 """Conditioning images: read or drawn, and brought to a clip's size as Wan's own code does it."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wanconv.errors import InputError
+from wanconv.reading import read_small
 
+_MAX_NBYTES = 256_000_000
 _CENTRES = {"image": 0.0, "last_image": 0.4}  # of the disc, from left to right in -1 … 1
 
 
 def read(path: Path) -> Image.Image:
     """Returns an image file in RGB; raises InputError for what is none."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(BytesIO(read_small(path, _MAX_NBYTES))) as opened:
             return opened.convert("RGB")
+    except UnidentifiedImageError:
+        reason = "it is of no kind that Pillow knows"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise InputError(f"{path} cannot be read as an image: {error}", "give a PNG, JPEG or WebP file") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    raise InputError(f"{path} cannot be read as an image: {reason}", "give a PNG, JPEG or WebP file")
 
 
 def drawn(name: str, size: tuple[int, int]) -> Image.Image:

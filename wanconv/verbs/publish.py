@@ -48,7 +48,7 @@ def publish(
     snapshot = hub.snapshot(reference.repository, None)
     lines = [sums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
     lines = [line for line in lines if line.path in files]
-    wrong = [finding.message for finding in sums.check(folder, lines, progress, options.jobs)]
+    wrong = [finding.message for finding in sums.check(folder, lines, progress, options.jobs)[0]]
     wrong += [f"{path} is not listed" for path in sorted(files.keys() - {line.path for line in lines})]
     if wrong:
         raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wanconv import __version__, verdict
+from wanconv import __version__
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.output import describe_output_error, write_file
 from wanconv.errors import InputError, UsageError
@@ -18,6 +18,7 @@ from wanconv.layouts import source_layout
 from wanconv.naming import nearest
 from wanconv.plan import family_in_words
 from wanconv.report import Finding, Report, Table
+from wanconv.results import SCHEMA, read_results
 from wanconv.tensors import Model
 from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Check, Profile, Verdict, judge, load_profile
@@ -77,7 +78,7 @@ class Judged:
 
 def recheck(path: Path, profile_name: str) -> Report:
     """Returns the verdict on saved results under another profile, or under thresholds that have changed."""
-    results = verdict.read_results(path)
+    results = read_results(path)
     profile = load_profile(profile_name)
     return _report(results, judge(results, profile), profile)
 
@@ -99,7 +100,7 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
     check_inputs(candidate.family, _files(options))
     reference = None if options.against is None else _reference(options.against, options.expert)
     results: Json = {
-        "schema": verdict.SCHEMA,
+        "schema": SCHEMA,
         "candidate": _describe(path, candidate),
         "reference": None if reference is None or options.against is None else _describe(options.against, reference),
         "settings": {"profile": profile.name},

@@ -45,7 +45,8 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None
     source = _source(path, options, known)  # first: a wrong path is told before hours of reading
-    digests, findings = _check_digests(path, known, options, progress)
+    digests = _check_digests(path, known, options, progress)
+    findings = list(digests.findings)
     failed = any(finding.severity == "failure" for finding in findings)
     try:
         checkpoint = open_checkpoint(path, options.exclude)
@@ -53,15 +54,17 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     except InputError:
         if not failed:
             raise
-        return _report(path, {"digests": digests}, (), findings)  # they say more than the header that broke
-    if known is not None:
+        return _report(path, {"digests": digests.words}, (), findings)  # they say more than the header that broke
+    if known is None:
+        findings += _without_digest(checkpoint, digests)
+    else:
         findings += _unlisted(checkpoint, known)
         findings += changed_marks(model, manifest.says(known), manifest.NAME)
     figures: dict[str, object] = {
         "family": family_in_words(model),
         "layout": source_layout(model).name,
         "cover": f"{len(model.tensors)} tensors, every one known and none missing",
-        "digests": digests,
+        "digests": digests.words,
     }
     findings += twins.finding(twins.sampled(model))
     findings += bare_weights(model)
@@ -110,56 +113,83 @@ def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[m
     raise UsageError(f"{path} was made with other LoRAs, or other strengths, than are given", f"it holds {again}")
 
 
-def _check_digests(
-    path: Path, known: manifest.Json | None, options: Options, progress: Progress
-) -> tuple[str, list[Finding]]:
-    """Returns which digests were compared, in words, and every failure: the manifest's and those of lists."""
+@dataclass(frozen=True, slots=True)
+class _Digests:
+    """Which digests were compared, in words, every failure among them, and the files that they are of."""
+
+    words: str
+    findings: list[Finding]
+    compared: set[str]
+
+
+def _check_digests(path: Path, known: manifest.Json | None, options: Options, progress: Progress) -> _Digests:
+    """Compares the manifest's digests and those of lists."""
     findings: list[Finding] = []
-    compared: dict[str, int] = {}
+    files: dict[str, int] = {}  # by who lists them
+    read: dict[str, str] = {}
+    compared: set[str] = set()
     if known is not None:
-        files = manifest.files(known)
-        tell = total(progress, "checking digests", sum(file.nbytes for file in files))
-        findings += manifest.check_files(path, known, tell, options.jobs)
-        compared[manifest.NAME] = len(files)
+        written = manifest.files(known)
+        tell = total(progress, "checking digests", sum(file.nbytes for file in written))
+        findings += manifest.check_files(path, known, tell, options.jobs, read)
+        files[manifest.NAME] = len(written)
+        compared |= {file.path for file in written}
     if known is None or options.sums or options.hub:
-        listed, problems = _listed(path, options)
-        findings += problems + sums.check(path if path.is_dir() else path.parent, listed, progress, options.jobs)
-        for line in listed:
-            compared[line.origin] = compared.get(line.origin, 0) + 1
-    if not compared:
+        listed = _listed(path, options)
+        root = path if path.is_dir() else path.parent
+        problems, found = sums.check(root, listed.lines, progress, options.jobs, read)
+        findings += [*listed.findings, *problems]
+        compared |= found
+        for line in set(listed.lines):
+            files[line.origin] = files.get(line.origin, 0) + 1
+    if not files and not any(finding.severity == "failure" for finding in findings):
         message = "no digest is known: headers and cover are all that is checked"
         findings.append(Finding("warning", str(path), message, "give a list with --sums, or a repository with --hub"))
-    return ", ".join(f"{count} files by {origin}" for origin, count in compared.items()) or "none known", findings
+    words = ", ".join(f"{count} files by {origin}" for origin, count in sorted(files.items())) or "none known"
+    return _Digests(words, findings, compared)
 
 
-def _listed(path: Path, options: Options) -> tuple[list[sums.Listed], list[Finding]]:
+def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
+    """Returns a warning for each weight file of which nobody says a digest, where there are digests of others."""
+    told = {finding.where for finding in digests.findings}
+    return [
+        Finding("warning", name, "no digest of it is known", "give a list that has it, with --sums")
+        for name in checkpoint.weight_files
+        if digests.compared and name not in digests.compared | told
+    ]
+
+
+def _listed(path: Path, options: Options) -> sums.DigestList:
     """Returns the lines of the lists that are named, the hub's among them; or else those of the lists in the folder and
     of the record of its download, ours or Hugging Face's."""
-    named = options.sums
+    named = sums.DigestList()
+    for file in options.sums:
+        read = sums.read_list(file)
+        named += sums.placed(read, path) if path.is_dir() else read
     if options.hub is not None:
         if not path.is_dir():
             raise UsageError(f"{path} is one file, and --hub is about folders", "give the folder")
-        lines, problems = hub_list.compare(path, options.hub, options.token, options.patience)
-        return lines + [line for file in named for line in sums.read_list(file)], problems
+        return sums.DigestList(*hub_list.compare(path, options.hub, options.token, options.patience)) + named
     if not path.is_dir():
-        lines = [line for file in named for line in sums.read_list(file) if Path(line.path).name == path.name]
-        if named and not lines:
+        about = sums.about_file(named, path)
+        if options.sums and not about.lines:
             raise InputError(
-                f"no line of {', '.join(map(str, named))} is about {path.name}", "give the list that has it"
+                f"no line of {', '.join(map(str, options.sums))} is about {path.name}", "give the list that has it"
             )
-        return lines or sums.known_to_hugging_face(path.parent, [path.name]), []
-    if named:
-        return [line for file in named for line in sums.read_list(file)], []
-    listed, problems = [], []
+        known = [] if about.lines else sums.known_to_hugging_face(path.parent, [path.name])
+        return about + sums.DigestList(known)
+    if options.sums:
+        return named
+    listed = sums.DigestList()
     for file in sums.lists_in(path):
         try:
-            listed += sums.read_list(file)
+            listed += sums.placed(sums.read_list(file), path)
         except InputError as error:
-            problems.append(Finding("warning", str(file), error.message, "remove it, or give a list with --sums"))
+            listed.findings.append(Finding("failure", str(file), error.message, error.hint, error.code))
     if record := sums.recorded(path):
-        return listed + record, problems + _not_downloaded(path, record)
+        return listed + sums.DigestList(record, _not_downloaded(path, record))
     paths = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return listed + sums.known_to_hugging_face(path, paths), problems
+    return listed + sums.DigestList(sums.known_to_hugging_face(path, paths))
 
 
 def _not_downloaded(root: Path, record: Sequence[sums.Listed]) -> list[Finding]:

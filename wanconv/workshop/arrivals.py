@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wanconv.errors import Interrupted
+from wanconv.reading import open_regular
 from wanconv.workshop.needs import Need, blocking
 
 _WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside
@@ -86,7 +87,7 @@ class Arrivals:
     def _work(self) -> None:
         try:
             while (file := self._next()) is not None:
-                descriptor = os.open(self._fetch(file, self.stop), os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_regular(self._fetch(file, self.stop))
                 with self._changed:
                     self._open[file], self._coming, self._moves = descriptor, None, self._moves + 1
                     self._changed.notify_all()

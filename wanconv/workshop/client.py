@@ -4,13 +4,13 @@ What `keep` stores in the layout says every name, dtype and shape, and refuses w
 the rules are the layout's own, in one place; whether they are the client's is what the tests with its loader show.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
 from wanconv.families import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
 from wanconv.layouts import Json, Layout
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
+from wanconv.reading import parsed_json
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model, TensorRef
@@ -160,10 +160,9 @@ def _differences(found: Mapping[str, TensorRef], expected: Mapping[str, Slot], l
 
 def _parsed(text: str | None) -> object:
     try:
-        parsed: Json = json.loads(text or "null")
+        return parsed_json((text or "null").encode())
     except ValueError:
         return text
-    return parsed
 
 
 def _failure(where: str, message: str) -> Finding:

@@ -6,15 +6,16 @@ fp16 and passed; that it is the same source, a sample of its numbers tells.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.plan import Plan
+from wanconv.reading import opened, read_at
+from wanconv.results import read_results
 from wanconv.tensors import Model, TensorRef
-from wanconv.verdict import judge, load_profile, read_results
+from wanconv.verdict import judge, load_profile
 
 _SAMPLE_NBYTES = 4096
 _PROFILE = "standard"  # a report is judged by its figures, whatever profile it was made with
@@ -87,7 +88,10 @@ def sample(model: Model) -> str:
 def _middle(ref: TensorRef) -> bytes:
     nbytes = min(ref.nbytes, _SAMPLE_NBYTES)
     try:
-        with ref.file.open("rb") as stream:
-            return os.pread(stream.fileno(), nbytes, ref.offset + (ref.nbytes - nbytes) // 2)
+        with opened(ref.file) as descriptor:
+            found = read_at(descriptor, nbytes, ref.offset + (ref.nbytes - nbytes) // 2)
     except OSError as error:
         raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the file") from None
+    if len(found) < nbytes:
+        raise InputError(f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read")
+    return found

@@ -1,6 +1,5 @@
 """LoRAs for a model: which file goes to which component, what each of its keys changes there, and with what scale."""
 
-import json
 import os
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.families.experts import Witness, hear, twin, witnesses_of
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.reading import brief, parsed_json
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
 
@@ -296,14 +296,16 @@ def _metadata_alpha(header: Header, file: Path) -> float | None:
     if _METADATA not in header.metadata:
         return None
     try:
-        config = json.loads(header.metadata[_METADATA])
+        config = parsed_json(header.metadata[_METADATA].encode())
+        if not isinstance(config, dict):
+            raise ValueError("it holds no JSON object")
         words = {key.removeprefix("transformer."): value for key, value in config.items()}
-    except (ValueError, AttributeError, RecursionError):
+    except ValueError:
         raise InputError(f"{file}: its {_METADATA} is no JSON object", "get the file again") from None
     if told := [word for word in _UNTOLD if words.get(word)]:
         message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
         raise Refused(message, "fuse it with diffusers, and save it without")
     alpha = words.get("lora_alpha")
     if alpha is not None and not (isinstance(alpha, int | float) and isfinite(alpha)):
-        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {alpha!r}", "get the file again")
+        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {brief(alpha)}", "get the file again")
     return alpha

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families import Expert
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
+from wanconv.reading import fill_at, opened, read_small
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, Model, TensorRef
 from wanconv.workshop import downloaded
@@ -32,6 +33,7 @@ _NAMED = ("name", "xxh3_128")  # what an entry of a tensor says at least
 _BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of what stands beside a payload, in words
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
+_MAX_ETAG_NBYTES = 10_000  # of the three lines that Hugging Face's client leaves
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
@@ -71,7 +73,7 @@ def known_etag(root: Path, path: str) -> str | None:
         return blob.name
     metadata = root / ".cache" / "huggingface" / "download" / f"{path}.metadata"
     try:
-        etag = metadata.read_text().split("\n")[1].strip()
+        etag = read_small(metadata, _MAX_ETAG_NBYTES).decode().split("\n")[1].strip()
     except (OSError, IndexError, UnicodeDecodeError):
         return None
     return etag if _ETAG.fullmatch(etag) else None
@@ -305,43 +307,64 @@ def is_inside(path: str) -> bool:
 def read_chunks(path: Path) -> Iterator[memoryview]:
     """Yields a file's bytes in runs, through one buffer."""
     buffer = bytearray(_CHUNK_NBYTES)
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
+    with opened(path) as descriptor:
+        while count := os.readv(descriptor, [buffer]):
             yield memoryview(buffer)[:count]
 
 
 def digest_file(path: Path, algorithm: str, progress: Callable[[int], None]) -> str:
     """Returns the hex digest of a file, `git-sha1` among the algorithms; raises OSError."""
-    digest = hasher(algorithm, path.stat().st_size)
+    return _digests_of_file(path, [algorithm], progress)[algorithm]
+
+
+def _digests_of_file(path: Path, algorithms: Iterable[str], progress: Callable[[int], None]) -> dict[str, str]:
+    nbytes = path.stat().st_size
+    digests = {algorithm: hasher(algorithm, nbytes) for algorithm in algorithms}
     for chunk in read_chunks(path):
-        digest.update(chunk)
+        for digest in digests.values():
+            digest.update(chunk)
         progress(len(chunk))
-    return digest.hexdigest()
+    return {algorithm: digest.hexdigest() for algorithm, digest in digests.items()}
 
 
 def digest_files(
     root: Path, paths: Sequence[str], algorithm: str, progress: Callable[[int], None], jobs: int = 2
 ) -> dict[str, str | OSError]:
     """Returns path -> hex digest, or the error that kept it from being read; `jobs` files at a time."""
+    found = digests_of(root, dict.fromkeys(paths, (algorithm,)), progress, jobs)
+    return {path: one if isinstance(one, OSError) else one[algorithm] for path, one in found.items()}
+
+
+def digests_of(
+    root: Path, wanted: Mapping[str, Collection[str]], progress: Callable[[int], None], jobs: int = 2
+) -> dict[str, dict[str, str] | OSError]:
+    """Returns path -> algorithm -> hex digest of the algorithms that are wanted of each file, which is read once; or
+    the error that kept it from being read. `jobs` files at a time."""
     lock = threading.Lock()
 
     def tell(nbytes: int) -> None:
         with lock:
             progress(nbytes)
 
-    def one(path: str) -> str | OSError:
+    def one(path: str) -> dict[str, str] | OSError:
         try:
-            return digest_file(root / path, algorithm, tell)
+            return _digests_of_file(root / path, wanted[path], tell)
         except OSError as error:
             return error
 
     with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(paths, pool.map(one, paths), strict=True))
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
-def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], jobs: int = 2) -> list[Finding]:
+def check_files(
+    folder: Path,
+    manifest: Json,
+    progress: Callable[[int], None],
+    jobs: int = 2,
+    read: dict[str, str] | None = None,
+) -> list[Finding]:
     """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
-    manifest itself among them.
+    manifest itself among them. Into `read` it puts path -> sha256 of the files that it read.
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed: they come last.
     """
@@ -356,6 +379,8 @@ def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], j
         else:
             readable.append(file)
     found = digest_files(folder, [file.path for file in readable], "sha256", progress, jobs)
+    if read is not None:
+        read |= {path: digest for path, digest in found.items() if isinstance(digest, str)}
     for file in readable:
         digest = found[file.path]
         if isinstance(digest, OSError):
@@ -408,10 +433,9 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
 
 def _digest_tensor(ref: TensorRef) -> str:
     digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK_NBYTES)
-    with ref.file.open("rb", buffering=0) as stream:
-        stream.seek(ref.offset)
-        left = ref.nbytes
-        while left and (count := stream.readinto(memoryview(buffer)[:left])):
+    with opened(ref.file) as descriptor:
+        at, end = ref.offset, ref.offset + ref.nbytes
+        while count := fill_at(descriptor, memoryview(buffer)[: end - at], at):
             digest.update(memoryview(buffer)[:count])
-            left -= count
+            at += count
     return digest.hexdigest()

@@ -16,12 +16,13 @@ from pathlib import Path
 from wanconv.checkpoint.files import Header, OpenFile
 from wanconv.checkpoint.index import check_size
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
-from wanconv.checkpoint.output import describe_output_error
+from wanconv.checkpoint.output import describe_output_error, pwrite_all
 from wanconv.errors import InputError, WanconvError
 from wanconv.families import is_constant
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
+from wanconv.reading import read_at
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish, select
@@ -153,9 +154,9 @@ class _FarFile:
             raise InputError(f"{self.path} ends at byte {self.size}, inside its header", _HINT)
         if not self._has(offset, end):
             start, stop = self._around(offset, end)
-            os.pwrite(self._descriptor, self._span(start, stop), start)
+            pwrite_all(self._descriptor, memoryview(self._span(start, stop)), start)
             insort(self._known, (start, stop))
-        return os.pread(self._descriptor, nbytes, offset)
+        return read_at(self._descriptor, nbytes, offset)
 
     def _has(self, start: int, end: int) -> bool:
         place = bisect_right(self._known, start, key=lambda span: span[0]) - 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from wanconv.checkpoint.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
+from wanconv.reading import opened
 from wanconv.tensors import Model
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options
@@ -149,8 +150,9 @@ def _read_ahead(made: Plan) -> None:
         for ref in refs:
             if left <= 0:
                 return
-            with suppress(OSError), ref.file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError), opened(ref.file) as descriptor:
+                os.posix_fadvise(descriptor, ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
             left -= ref.nbytes
 
-    threading.Thread(target=advise, daemon=True).start()
+    with suppress(RuntimeError):  # no thread is to be had: nothing depends on it
+        threading.Thread(target=advise, daemon=True).start()

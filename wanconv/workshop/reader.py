@@ -1,6 +1,5 @@
 """Reads runs of a model's numbers from its files, on any thread: as they lie there, or decoded and merged."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
@@ -10,6 +9,7 @@ import torch
 from wanconv.errors import InputError, NotFinite
 from wanconv.formats import blocks, microscaled, scaled
 from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.reading import fill_at
 from wanconv.tensors import DTYPES, ModelTensor, TensorRef
 from wanconv.workshop.merge import Merger
 from wanconv.workshop.source_files import Files, FilesHere
@@ -34,14 +34,10 @@ class Sources:
     def _read(self, files: Files, ref: TensorRef, first: int, view: memoryview) -> None:
         offset = ref.offset + DTYPES[ref.dtype].nbytes(first)
         try:
-            descriptor = files.descriptor(ref.file)
-            while len(view):
-                count = os.preadv(descriptor, [view], offset)
-                if count == 0:
-                    raise InputError(
-                        f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read"
-                    )
-                view, offset = view[count:], offset + count
+            if fill_at(files.descriptor(ref.file), view, offset) < len(view):
+                raise InputError(
+                    f"{ref.file} ends inside {ref.name}", "get the file again: it changed while it was read"
+                )
         except OSError as error:
             raise InputError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
 

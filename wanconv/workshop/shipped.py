@@ -5,7 +5,6 @@ so here. The same package gives the same bytes.
 """
 
 import filecmp
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +17,7 @@ from wanconv.checkpoint.writer import Journal, write_images
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out
+from wanconv.reading import fill_at
 from wanconv.workshop.progress import Progress, total
 
 # what it was trained to generate
@@ -81,7 +81,7 @@ def _pickle(source: Path, place: Place, folder: Path) -> None:
     with source.open("rb") as stream, closing(Journal(journal)) as opened:
 
         def fill(name: str, start: int, view: memoryview) -> None:
-            done = os.preadv(stream.fileno(), [view], tensors[name].offset + start)
+            done = fill_at(stream.fileno(), view, tensors[name].offset + start)
             assert done == len(view), "the header was checked against the file's size"
 
         write_images(folder, [image], fill, opened, jobs=1)

@@ -11,6 +11,7 @@ from wanconv.checkpoint import header_digest, pth
 from wanconv.checkpoint.files import explained
 from wanconv.errors import InputError
 from wanconv.families import is_constant
+from wanconv.reading import open_regular
 from wanconv.tensors import Part, TensorRef
 
 
@@ -39,7 +40,7 @@ class FilesHere:
     def descriptor(self, file: Path) -> int:
         with self._lock:
             if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors[file] = open_regular(file)
             return self._descriptors[file]
 
     def written(self, nbytes: int) -> None:

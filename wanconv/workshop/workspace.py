@@ -12,6 +12,7 @@ from pathlib import Path
 from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
 from wanconv.checkpoint.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.reading import JSON_NBYTES, parsed_json, read_small
 from wanconv.workshop import manifest
 
 _PRIVATE = ".wanconv"
@@ -31,8 +32,9 @@ class Workspace:
         self.found: str | None = None
         self.overflowing: frozenset[str] = frozenset()
         try:
-            saved = json.loads(self._state.read_bytes())
-            self.found, self.overflowing = str(saved["key"]), frozenset(saved["overflowing"])
+            saved = parsed_json(read_small(self._state, JSON_NBYTES))
+            if isinstance(saved, dict):
+                self.found, self.overflowing = str(saved["key"]), frozenset(saved["overflowing"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
 
