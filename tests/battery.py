@@ -22,7 +22,7 @@ CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "te
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT = "test_convert_out.py"
+OUT, PLACES, TYPED = "test_convert_out.py", "test_force_places.py", "test_cli_paths.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,20 @@ SUITES = (
           lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list, in the target of a download or in place of OUT: "
           "nothing outside is touched."),
+    Suite("places for --force",
+          (PLACES, TYPED,
+           *(f"{OUT}::test_{test}" for test in (
+              "a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied",
+              "an_out_that_appears_during_the_run_is_not_touched",
+              "an_out_that_ends_in_dots_is_the_folder_that_it_leads_to")),
+           "test_demo.py::test_what_no_demo_made_is_not_written_over",
+           "test_demo.py::test_a_link_in_what_a_demo_made_is_not_written_through",
+           "test_shipped.py::test_a_folder_named_partial_beside_the_model_is_somebodys_and_stays",
+           "test_download.py::test_a_repository_is_not_downloaded_into_a_home_folder"),
+          lambda scale: 200,
+          "Home, mount points, the current folder and what Python and wanconv stand on are never replaced; nor is what "
+          "others wrote, before, during or after the look, in OUT, OUT.partial, a report or a demo. Every path is read "
+          "as it was typed.", needs="root, unshare"),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

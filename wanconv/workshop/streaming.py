@@ -26,7 +26,7 @@ from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
 from wanconv.workshop.origin import other_numbers
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.source_files import Files, confirm_file
-from wanconv.workshop.workspace import partial_folder, private_folder, writing
+from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.workshop.mover import Mover
@@ -42,7 +42,7 @@ class Streamed:
 
     def __init__(self, mirror: Mirror, out: Path, keep: bool) -> None:
         self._mirror, self._keep = mirror, keep
-        self._root = kept_folder(out) if keep else private_folder(partial_folder(out)) / "source"
+        self._root = kept_folder(out) if keep else downloads_folder(partial_folder(out))
         self._remote = {file.path: file for file in mirror.snapshot.files}
         self._right: set[str] = set()  # what this process has checked
 
