@@ -22,9 +22,13 @@ from command import COMMAND
 from wanconv.checkpoint.output import publish
 from wanconv.cli.run import run
 from wanconv.errors import NotFinite, UsageError
+from wanconv.hubs import Snapshot, open_hub
+from wanconv.hubs.ranges import Patience
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.workshop import replacing, workspace
 from wanconv.workshop.job import Options
+from wanconv.workshop.mirror import Mirror
+from wanconv.workshop.streaming import streamed
 
 BY_HAND = "choose another folder for the output, or move it away by hand"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -287,6 +291,19 @@ def test_a_repository_is_converted_into_no_such_place_and_no_hub_is_asked(home: 
     for verb in (convert_remote, preview_remote):
         with pytest.raises(UsageError, match=r"holds|is a mount point|is the current folder"):
             verb("hf://owner/name", Options("bf16", out=Path(spelled), force=True))
+
+
+def test_a_kept_source_fills_no_home_folder(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "out.source").symlink_to(home)
+    snapshot = Snapshot("hf", "owner/name", "main", None, ())
+    mirror = Mirror(tmp_path / "mirror", open_hub("hf"), snapshot, Patience())
+    with (
+        pytest.raises(UsageError, match=r"out\.source is the home folder"),
+        streamed(mirror, tmp_path / "out", keep=True),
+    ):
+        pass
+    assert state(home).keys() == {"precious"}
 
 
 def test_another_file_system_in_the_folder_is_not_emptied(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from wanconv.workshop.mirror import Mirror
 from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
 from wanconv.workshop.origin import other_numbers
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.source_files import Files, confirm_file
 from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
@@ -192,6 +193,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         yield origin
         return
     root = kept_folder(out)
+    check_not_home(root)
     with held(root):
         before = downloaded.read(root)
         mine = {file.path for file in before.files} if before is not None else set()
