@@ -25,6 +25,7 @@ FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
 LIES, LYING = "test_lying_hub.py", "test_lying_hub_mutants.py"
+PLACES, TYPED = "test_force_places.py", "test_cli_paths.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,20 @@ SUITES = (
     Suite("flipped bits of digest lists",
           (SUMS,), lambda scale: 3_000,
           "Each bit of lists in every style is flipped: a failure, or a list that says the same of every file."),
+    Suite("places for --force",
+          (PLACES, TYPED,
+           *(f"{OUT}::test_{test}" for test in (
+              "a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied",
+              "an_out_that_appears_during_the_run_is_not_touched",
+              "an_out_that_ends_in_dots_is_the_folder_that_it_leads_to")),
+           "test_demo.py::test_what_no_demo_made_is_not_written_over",
+           "test_demo.py::test_a_link_in_what_a_demo_made_is_not_written_through",
+           "test_shipped.py::test_a_folder_named_partial_beside_the_model_is_somebodys_and_stays",
+           "test_download.py::test_a_repository_is_not_downloaded_into_a_home_folder"),
+          lambda scale: 200,
+          "Home, mount points, the current folder and what Python and wanconv stand on are never replaced; nor is what "
+          "others wrote, before, during or after the look, in OUT, OUT.partial, a report or a demo. Every path is read "
+          "as it was typed.", needs="root, unshare"),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

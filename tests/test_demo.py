@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 from command import COMMAND, run
 from isolation import namespace, run_isolated
+from tiny import digests
 from validation_samples import sides
 
+from wanconv.errors import UsageError
 from wanconv.verbs import demo
 
 
 def test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again(tmp_path: Path) -> None:
-    """It converts, verifies, validates, breaks and compares; what a stopped run or somebody left is made again."""
+    """It converts, verifies, validates, breaks and compares; what a stopped run left is made again."""
     folder = tmp_path / "a folder"
-    (folder / "source.partial").mkdir(parents=True)
-    (folder / "source.partial" / "model.safetensors").write_bytes(b"half")
-    spoilt = folder / "converted" / "int8-row"
-    spoilt.mkdir(parents=True)
-    (spoilt / "wanconv.json").write_text("{}")
+    (folder / ".wanconv-demo-0a1b2c3d").mkdir(parents=True)
+    (folder / ".wanconv-demo-0a1b2c3d" / "model.safetensors").write_bytes(b"half")
     command = [*COMMAND, "demo", "--dir", "a folder"]  # what scripts/demo calls
     first, attempts = run_isolated(command, tmp_path, tmp_path / "notes")
     assert (first.returncode, attempts, "error" in first.stderr) == (0, "", False), first.stdout + first.stderr
@@ -84,4 +83,34 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run("demo", "--dir", "file/demo", cwd=tmp_path)
     assert done.returncode == 7
-    assert done.stderr.startswith("error[output]: cannot write file/demo/source.partial: Not a directory\nhint: ")
+    assert done.stderr.startswith("error[output]: cannot write file/demo/source: Not a directory\nhint: ")
+
+
+@pytest.mark.parametrize("name", ["converted", "broken", "reports", "demo.html"])
+@pytest.mark.parametrize("kind", ["somebody's", "a link"])
+def test_what_no_demo_made_is_not_written_over(tmp_path: Path, name: str, kind: str) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "model.safetensors").write_text("precious")
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    if kind == "a link":
+        (folder / "source").mkdir()
+        (folder / name).symlink_to(precious)
+    else:
+        precious.rename(folder / name)
+    before = digests(tmp_path)
+    with pytest.raises(UsageError, match=f"demo/{name} (is a link|was not made by a demo)") as refused:
+        demo.demo(folder)
+    assert refused.value.hint == "name another folder, or move it away by hand"
+    assert digests(tmp_path) == before
+
+
+def test_a_link_in_what_a_demo_made_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "demo" / "source").mkdir(parents=True)
+    (tmp_path / "demo" / "broken").mkdir()
+    (tmp_path / "demo" / "broken" / "vae.safetensors").symlink_to(tmp_path / "precious")
+    with pytest.raises(UsageError, match=r"broken/vae\.safetensors is a link"):
+        demo.demo(tmp_path / "demo")
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -589,6 +589,50 @@ def test_a_disk_that_fills_up_leaves_what_it_took(hub: Hub, tmp_path: Path) -> N
     assert there(Options(local_dir=folder)) == FILES
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_repository_is_not_downloaded_into_a_home_folder(
+    hub: Hub, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    """A file that others name, such as `.profile`, would be run there."""
+    home = tmp_path / "people" / "home"
+    home.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "link").symlink_to(home)
+    for folder, said in ((home, "is"), (home.parent, "holds"), (tmp_path / "link", "is")):
+        with pytest.raises(UsageError, match=f"{said} the home folder") as refused:
+            get(replace(options, local_dir=folder, force=force))
+        assert refused.value.hint == "name a new folder for the output"
+    assert (list(home.iterdir()), hub.log) == ([], [])
+    get(replace(options, local_dir=home / "model", force=force))
+
+
+@pytest.mark.parametrize("kind", ["a link", "a folder", "a FIFO"])
+def test_force_replaces_files_alone(hub: Hub, options: Options, tmp_path: Path, kind: str) -> None:
+    assert options.local_dir is not None
+    target = options.local_dir / "config.json"
+    options.local_dir.mkdir()
+    (tmp_path / "precious").write_text("precious")
+    if kind == "a link":
+        target.symlink_to(tmp_path / "precious")
+    elif kind == "a FIFO":
+        os.mkfifo(target)
+    else:
+        target.mkdir()
+        (target / "precious").write_text("precious")
+    before = target.lstat()
+    with pytest.raises(UsageError, match=r"config\.json is (a link|in the way)"):
+        get(replace(options, force=True))
+    assert os.path.samestat(target.lstat(), before)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
+def test_the_name_of_a_weight_file_is_refused_for_a_folder(hub: Hub, options: Options, suffix: str) -> None:
+    with pytest.raises(UsageError, match=f"x.{suffix} is the name of a file, and a folder is written there"):
+        get(replace(options, local_dir=Path(f"x.{suffix}")))
+    assert hub.log == []
+
+
 def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> None:
     hub.faults.chunk_delay_s = 0.2
     first = start(hub, tmp_path / "model")

@@ -602,12 +602,28 @@ def test_a_text_is_a_component_a_file_and_a_strength(tmp_path: Path, monkeypatch
         ("a:x", "x"),
         ("a:nan", "nan"),
         ("a:inf", "inf"),
-        (":1", "1"),
         ("high=a:0,8", "0,8"),
     ):
         with pytest.raises(UsageError, match=f"^--lora {text}: '{tail}' is no strength$") as caught:
             parse(text)
         assert caught.value.hint == "write it as FILE, FILE:0.8 or high=FILE:0.8"
+    for text in ("", " ", ":1", "high=", "low=:0.8"):
+        with pytest.raises(UsageError, match=f"^--lora{' ' * bool(text.strip())}{text.strip()}: the path is empty$"):
+            parse(text)
+    for text in ("s3://bucket/x.safetensors:0.8", "high=https://host/x.safetensors"):
+        address = text.removeprefix("high=")
+        scheme = address.partition("://")[0]
+        with pytest.raises(UsageError, match=f"^--lora {text}: {scheme}:// is not supported yet: {address}$"):
+            parse(text)
+
+
+def test_a_tilde_is_a_home_folder_where_a_loras_file_begins_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert parse("high=~/a.safetensors:0.8") == Wanted(tmp_path / "home" / "a.safetensors", 0.8, "expert.high")
+    assert parse("./~/a.safetensors") == Wanted(tmp_path / "~" / "a.safetensors")
 
 
 def test_hub_names_in_a_hub_source(tiny: Tiny, tmp_path: Path) -> None:

@@ -53,14 +53,22 @@ def test_what_the_package_has_besides_is_copied(source: Path) -> None:
 
 
 def test_the_same_package_gives_the_same_bytes_and_what_is_there_stays(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "source.partial").mkdir()
-    (tmp_path / "source.partial" / "half.safetensors").write_bytes(b"half")  # of a run that was stopped
+    (tmp_path / ".wanconv-demo-0a1b2c3d").mkdir()
+    (tmp_path / ".wanconv-demo-0a1b2c3d" / "half.safetensors").write_bytes(b"half")  # of a run that was killed
     again = shipped.make(tmp_path / "source")
     assert digests(again) == digests(source)
     (again / "SHA256SUMS").write_text("a user's own")
     assert shipped.make(again) == again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
     assert (again / "SHA256SUMS").read_text() == "a user's own"
+
+
+def test_a_folder_named_partial_beside_the_model_is_somebodys_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "source.partial").mkdir()
+    (tmp_path / "source.partial" / "precious").write_text("precious")
+    shipped.make(tmp_path / "source")
+    assert (tmp_path / "source.partial" / "precious").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "source.partial"]
 
 
 def test_a_folder_that_is_another_model_is_left_alone_and_told(source: Path, tmp_path: Path) -> None:

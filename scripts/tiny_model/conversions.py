@@ -72,7 +72,9 @@ def spoilt(source: Path, state: Path, whole: Row, amount: float) -> Row:
 
 
 def convert_again(source: Path, folder: Path, name: str) -> None:
-    """Writes the conversion of a row's name."""
+    """Writes the conversion of a row's name, in the place of an earlier one, spoilt or half."""
+    if folder.exists():
+        shutil.rmtree(folder)
     recipe_name, layout, *amount = name.split("+")
     convert(source, Options(recipe_name, layout=layout, out=folder, force=True))
     if amount:

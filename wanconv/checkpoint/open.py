@@ -11,6 +11,7 @@ from pathlib import Path
 from wanconv.checkpoint import gguf, pth, safetensors
 from wanconv.checkpoint.files import Header, OpenFile, combined, explained, printable, regular_file, what_is
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
+from wanconv.checkpoint.places import check_scheme
 from wanconv.errors import InputError
 from wanconv.reading import node_kind
 from wanconv.tensors import CONTAINERS, Checkpoint, Part, TensorRef
@@ -32,6 +33,8 @@ def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
     """
     if not printable(str(path)):
         raise InputError(f"{str(path)!r} holds characters that no path should have", "rename the file or folder")
+    if not os.path.lexists(path):
+        check_scheme(str(path))
     with explained(path):
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     return _open_folder(path, exclude) if is_folder else _open_file(path)

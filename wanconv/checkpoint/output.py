@@ -32,6 +32,15 @@ def write_file(path: Path, content: bytes) -> Written:
     return write_chunks(path, (content,))
 
 
+def write_anew(path: Path, content: bytes) -> Written:
+    """Writes a small file, synced, in the place of one that is there, which keeps its bytes under any other name."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise describe_output_error(error, path) from error
+    return write_file(path, content)
+
+
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
     """Writes a file whose bytes come one after the other, synced."""
     digest, nbytes = hashlib.sha256(), 0

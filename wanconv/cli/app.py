@@ -22,14 +22,12 @@ from wanconv.cli.options import (
     SourceOrHub,
     Token,
     Verbose,
-    at_home,
     complete_layout,
     complete_recipe,
-    here,
     nbytes,
     pixels,
-    repository_of,
 )
+from wanconv.cli.paths import Place, local, name_or_file
 from wanconv.errors import UsageError
 
 app = typer.Typer(
@@ -46,6 +44,7 @@ app = typer.Typer(
 )
 
 
+_HERE = Place(Path())
 _LARGEST_SEED = 2**63 - 1  # some are its neighbours, and torch takes 64 bits
 
 
@@ -73,7 +72,7 @@ def _options(
     )
 )
 def inspect(
-    path: SourceOrHub = Path(),
+    path: SourceOrHub = _HERE,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     expert: Expert = None,
     exclude: Exclude = None,
@@ -85,9 +84,9 @@ def inspect(
     """Say what a checkpoint is, and which clients read it: family, components, dtypes, sizes. Reads headers only."""
     from wanconv.verbs import inspect as verbs
 
-    if (repository := repository_of(path)) is not None:
+    if (repository := path.repository) is not None:
         show(verbs.inspect_remote(repository, expert, tuple(exclude or ()), tensors, token))
-    show(verbs.inspect(path, expert, tuple(exclude or ()), tensors))
+    show(verbs.inspect(path.path, expert, tuple(exclude or ()), tensors))
 
 
 @app.command(
@@ -99,9 +98,14 @@ def inspect(
 )
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="A recipe's name, or a .toml file.", autocompletion=complete_recipe)
+        str | None,
+        typer.Argument(
+            help="A recipe's name, or a .toml file.", autocompletion=complete_recipe, parser=name_or_file("the recipe")
+        ),
     ] = None,
-    on: Annotated[Path | None, typer.Option(help="Explain the recipe on this model.", callback=here)] = None,
+    on: Annotated[
+        Path | None, typer.Option(help="Explain the recipe on this model.", parser=local("--on", "model"))
+    ] = None,
     layout: Layout = None,
     comfyui_generation: ComfyuiGeneration = None,
     expert: Expert = None,
@@ -129,7 +133,7 @@ def recipes(
     )
 )
 def convert(
-    source: SourceOrHub = Path(),
+    source: SourceOrHub = _HERE,
     recipe: Annotated[
         str,
         typer.Option(
@@ -137,6 +141,7 @@ def convert(
             "-r",
             help="A recipe's name, or a .toml file.",
             autocompletion=complete_recipe,
+            parser=name_or_file("--recipe"),
             envvar="WANCONV_RECIPE",
         ),
     ] = ...,  # type: ignore[assignment]  # Typer's way to say that an option is required
@@ -150,7 +155,7 @@ def convert(
             "--output",
             help="The folder to write.",
             show_default="SRC-RECIPE beside SRC",
-            callback=at_home,
+            parser=local("--out", "target"),
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
@@ -172,14 +177,17 @@ def convert(
     keep_source: Annotated[
         bool, typer.Option("--keep-source", help="Of hf://… or ms://…: keep what is downloaded, in OUT.source.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT, and what another run left of it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an OUT that wanconv wrote, and what another run left of it.")
+    ] = False,
     allow_unsafe_fp16: Annotated[
         bool, typer.Option("--allow-unsafe-fp16", help="Store in fp16 what is known to break when computed in it.")
     ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
-            help="The results.json of validate SRC --numerics fp16, which lets SRC be stored in fp16.", callback=at_home
+            help="The results.json of validate SRC --numerics fp16, which lets SRC be stored in fp16.",
+            parser=local("--report"),
         ),
     ] = None,
     token: Token = None,
@@ -209,18 +217,18 @@ def convert(
         report=report,
         jobs=jobs or default_jobs(),
     )
-    if (repository := repository_of(source)) is not None:
+    if (repository := source.repository) is not None:
         if dry_run:
             show(verbs.preview_remote(repository, options, token, keep_source))
         with progress() as tell:
             made = verbs.convert_remote(repository, options, tell, token, keep_source)
         show(made)
     if keep_source:
-        raise UsageError(f"{source} is here and stays: --keep-source is for hf://… and ms://…", "leave it out")
+        raise UsageError(f"{source.path} is here and stays: --keep-source is for hf://… and ms://…", "leave it out")
     if dry_run:
-        show(verbs.preview(source, options))
+        show(verbs.preview(source.path, options))
     with progress() as tell:
-        made = verbs.convert(source, options, tell)
+        made = verbs.convert(source.path, options, tell)
     show(made)
 
 
@@ -246,7 +254,14 @@ def download(
     ] = None,
     local_dir: Annotated[
         Path | None,
-        typer.Option("--local-dir", "--out", "-o", help="The folder to fill.", show_default="NAME", callback=at_home),
+        typer.Option(
+            "--local-dir",
+            "--out",
+            "-o",
+            help="The folder to fill.",
+            show_default="NAME",
+            parser=local("--local-dir", "target"),
+        ),
     ] = None,
     token: Token = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan and write nothing.")] = False,
@@ -291,12 +306,14 @@ def download(
 def verify(
     path: Source = Path(),
     against: Annotated[
-        Path | None, typer.Option(help="Prove every element against this source.", callback=here)
+        Path | None, typer.Option(help="Prove every element against this source.", parser=local("--against", "model"))
     ] = None,
     lora: Loras = None,
     sums: Annotated[
         list[Path] | None,
-        typer.Option(help="A sha256sum or md5sum list; repeatable.", show_default="those in the folder"),
+        typer.Option(
+            help="A sha256sum or md5sum list; repeatable.", show_default="those in the folder", parser=local("--sums")
+        ),
     ] = None,
     hub: Annotated[
         str | None,
@@ -346,9 +363,12 @@ def verify(
 def validate(
     candidate: Source = Path(),
     against: Annotated[
-        Path | None, typer.Option(help="The model it was made from; without it only safety.", callback=here)
+        Path | None,
+        typer.Option(help="The model it was made from; without it only safety.", parser=local("--against", "model")),
     ] = None,
-    profile: Annotated[str, typer.Option(help="quick, standard or full, or a .toml file.")] = "standard",
+    profile: Annotated[
+        str, typer.Option(help="quick, standard or full, or a .toml file.", parser=name_or_file("--profile"))
+    ] = "standard",
     numerics: Annotated[
         str | None,
         typer.Option(
@@ -368,31 +388,37 @@ def validate(
     image: Annotated[
         Path | None,
         typer.Option(
-            help="First frame, for a model that takes one.", show_default="drawn where needed", callback=at_home
+            help="First frame, for a model that takes one.", show_default="drawn where needed", parser=local("--image")
         ),
     ] = None,
     last_image: Annotated[
-        Path | None, typer.Option(help="Last frame, likewise.", show_default="drawn where needed", callback=at_home)
+        Path | None,
+        typer.Option(help="Last frame, likewise.", show_default="drawn where needed", parser=local("--last-image")),
     ] = None,
     audio: Annotated[
         Path | None,
-        typer.Option(help="Sound file with a voice, for S2V.", show_default="two seconds that ship", callback=at_home),
+        typer.Option(
+            help="Sound file with a voice, for S2V.", show_default="two seconds that ship", parser=local("--audio")
+        ),
     ] = None,
     lpips: Annotated[
         Path | None,
         typer.Option(
             help="Folder with alexnet-owt-7be5be79.pth and LPIPS' alex.pth: compare clips by LPIPS, too.",
-            callback=at_home,
+            parser=local("--lpips"),
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST_SEED, help="Seed of the noise.")] = 0,
     memory: Annotated[str, typer.Option(help="Weights that may stay in memory.", envvar="WANCONV_MEMORY")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar="WANCONV_DEVICE")] = "cpu",
     recheck: Annotated[
-        Path | None, typer.Option(help="Judge saved results again; runs nothing.", callback=at_home)
+        Path | None, typer.Option(help="Judge saved results again; runs nothing.", parser=local("--recheck"))
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", "--output", help="Folder for JSON, HTML and clips.", callback=at_home)
+        Path | None,
+        typer.Option(
+            "--out", "-o", "--output", help="Folder for JSON, HTML and clips.", parser=local("--out", "target")
+        ),
     ] = None,
     expert: Expert = None,
     exclude: Exclude = None,
@@ -437,7 +463,7 @@ def validate(
     epilog=_examples("wanconv publish baked me/Wan2.2-T2V-A14B-fp8", "wanconv publish baked ms://me/mine --private")
 )
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A converted folder.", callback=at_home)],
+    folder: Annotated[Path, typer.Argument(help="A converted folder.", parser=local("the folder", "model"))],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME, hf://OWNER/NAME or ms://OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     token: Token = None,
@@ -458,9 +484,9 @@ def publish(
 
 @app.command(epilog=_examples("wanconv demo --dir demo-output"))
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="Where to make the demo's folders.", callback=at_home)] = Path(
-        "demo-output"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where to make the demo's folders.", parser=local("--dir", "target"))
+    ] = Path("demo-output"),
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

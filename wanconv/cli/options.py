@@ -1,13 +1,13 @@
 """Options that commands share, and what is typed into them: sizes, repositories, names to be completed."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from wanconv.cli.console import SETTINGS
-from wanconv.errors import InputError, UsageError
+from wanconv.cli.paths import Place, local, local_or_hub
+from wanconv.errors import UsageError
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -41,47 +41,20 @@ Verbose = Annotated[
 ]
 
 
-def repository_of(path: Path) -> str | None:
-    """Returns hf://… or ms://… where that was typed: a Path has folded its two slashes into one."""
-    hub, _, name = str(path).partition(":/")
-    return f"{hub}://{name}" if hub in ("hf", "ms") and name else None
-
-
-def at_home(path: Path | None) -> Path | None:
-    """Returns the path with a leading ~ read as a shell reads it, which leaves it alone behind a `=`."""
-    try:
-        return path and path.expanduser()
-    except RuntimeError:  # nobody has that name
-        return path
-
-
-def here(path: Path | None) -> Path | None:
-    """Returns the path; raises UsageError where it is a repository's."""
-    path = at_home(path)
-    if path is not None and (repository := repository_of(path)) is not None:
-        message = f"{repository} is a repository, and this command reads what is here"
-        raise UsageError(message, f"wanconv download {repository} brings it here")
-    return path
-
-
-def _here_or_there(path: Path) -> Path:
-    """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
-    path = at_home(path) or path
-    if len(path.parts) == 2 and not path.is_absolute() and repository_of(path) is None and not os.path.lexists(path):
-        raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
-    return path
-
-
 Source = Annotated[
     Path,
-    typer.Argument(help="A model folder, or one weight file.", show_default="the current folder", callback=here),
+    typer.Argument(
+        help="A model folder, or one weight file.",
+        show_default="the current folder",
+        parser=local("the model", "model"),
+    ),
 ]
 SourceOrHub = Annotated[
-    Path,
+    Place,
     typer.Argument(
         help="A model folder, one weight file, or hf://OWNER/NAME, ms://…",
         show_default="the current folder",
-        callback=_here_or_there,
+        parser=local_or_hub("the model"),
     ),
 ]
 Expert = Annotated[

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from wanconv.errors import UsageError
 from wanconv.hubs.patience import Patience
 from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
+from wanconv.places import unsupported
 
 __all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
 _SOURCES = {"hf": "hf", "huggingface": "hf", "ms": "ms", "modelscope": "ms"}
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REFERENCE = re.compile(rf"(?:(?P<scheme>[a-z]+)://)?(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[^@\s]+))?")
+_FORM = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revision where you want one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,11 @@ class Reference:
 
 def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:
     """Returns what `text` and the options say together; raises UsageError where they say nothing, or two things."""
+    if fault := unsupported(text, hubs=True):
+        raise UsageError(fault[0], fault[1] if fault[1].startswith("write it as ") else _FORM)
     match = _REFERENCE.fullmatch(text)
     if match is None or ".." in match["repository"] or match["scheme"] not in (None, "hf", "ms"):
-        hint = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revision where you want one"
-        raise UsageError(f"{text!r} is no repository", hint)
+        raise UsageError(f"{text!r} is no repository", _FORM)
     if source is not None and source not in _SOURCES:
         raise UsageError(f"there is no hub {source!r}", "give --source hf or --source modelscope")
     hub = match["scheme"] or _SOURCES[source or "hf"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.checkpoint.output import Written, write_chunks, write_file
+from wanconv.checkpoint.places import check_target
 from wanconv.checkpoint.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
@@ -26,14 +27,14 @@ from wanconv.plan import (
 )
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
-from wanconv.workshop import manifest, twins
+from wanconv.workshop import manifest, replacing, twins
 from wanconv.workshop.card import model_card
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
 from wanconv.workshop.origin import Here, Origin
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish
-from wanconv.workshop.workspace import Workspace, is_free, open_workspace, partial_folder, writing
+from wanconv.workshop.workspace import Workspace, open_workspace, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.hubs import Patience
@@ -58,7 +59,7 @@ def preview_remote(
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
     from wanconv.workshop.streaming import Streamed
 
-    _refuse_report(repository, options)
+    _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
         made = prepare(mirror.root, options)
@@ -69,10 +70,14 @@ def preview_remote(
         )
 
 
-def _refuse_report(repository: str, options: Options) -> None:
+def _check_remote(repository: str, options: Options) -> None:
+    """Raises UsageError for what is known to be wrong before the hub is asked."""
     if options.report is not None:
         message = f"--report is held against the source's numbers, and {repository} is not here"
         raise UsageError(message, "wanconv download it first; or say --allow-unsafe-fp16")
+    if options.out is not None:
+        check_target(options.out)
+        replacing.check_place(target_folder(Path(), options))
 
 
 def _remote_target(name: str, options: Options) -> Path:
@@ -85,6 +90,7 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
     findings = list(made.findings)
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
     with writing(out):
+        _check_target(made, out, options)
         free = free_nbytes(out)
     if free < needed:
         message = f"{needed} bytes are needed and {free} are free"
@@ -125,7 +131,7 @@ def convert_remote(
     from wanconv.workshop.mirror import complete, mirrored  # imports an HTTP client, which files here do without
     from wanconv.workshop.streaming import sidecars, streamed
 
-    _refuse_report(repository, options)
+    _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
         complete(mirror, sidecars(prepare(mirror.root, options), mirror))
@@ -136,6 +142,8 @@ def convert_remote(
 
 
 def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Report:
+    with writing(out):
+        _check_target(made, out, options)
     _refuse_same_experts(origin.same_experts(made.model))
     key = manifest.plan_key(made, options.base_model)
     if (finished := _finished(made, origin, out, key, options, progress)) is not None:
@@ -143,7 +151,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
         proof = Finding("note", str(out), origin.compared, "wanconv verify --against compares every element")
         return _report(finished, out, [proof, *finished.findings], "was there already and is as it should be")
     origin.begin(made)
-    with open_workspace(out, _state_key(made, origin, key, options), key, options.force) as workspace:
+    with open_workspace(out, _state_key(made, origin, key, options), key, options.force, _reads(made)) as workspace:
         if workspace.complete:
             made = _as_recorded(made, workspace.folder, options.shard_nbytes)
             origin.prove(made, workspace.folder)
@@ -154,9 +162,8 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
         replaced = workspace.finish(out, options.force)
     findings = list(made.findings)
     if replaced is not None:
-        findings.append(
-            Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it")
-        )
+        message = f"others wrote to what stood there while it was removed: what is left of it is {replaced}"
+        findings.append(Finding("warning", str(out), message, "look through it, and delete it if nobody needs it"))
     return _report(made, out, findings, "written")
 
 
@@ -213,6 +220,7 @@ def _write_weights(
     while True:
         fallbacks = workspace.overflowing
         made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, fallbacks)
+        workspace.claim(_files(made))
         tell = total(progress, "converting", sum(image.nbytes for image in made.images))
         with (
             closing(workspace.journal()) as journal,
@@ -233,6 +241,11 @@ def _write_weights(
                 workspace.remember(workspace.overflowing | mover.overflowing())
             if workspace.overflowing == fallbacks:
                 return replace(made, findings=(*made.findings, *mover.findings())), written
+
+
+def _files(made: Plan) -> set[str]:
+    """Returns every file that the output of a plan has."""
+    return {*(image.path for image in made.images), *made.documents, *made.copies, "README.md", manifest.NAME}
 
 
 def _both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
@@ -292,6 +305,23 @@ def _refuse_source(model: Model, source: Path, out: Path) -> None:
             raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an --out beside the source")
 
 
+def _reads(made: Plan) -> list[Path]:
+    """Returns what a conversion reads, by the folders that hold it."""
+    checkpoint = made.model.checkpoint
+    return [checkpoint.root, *(checkpoint.root / file for file in checkpoint.weight_files)] + [
+        lora.file for lora in made.model.loras
+    ]
+
+
+def _check_target(made: Plan, out: Path, options: Options) -> None:
+    """Raises UsageError where OUT cannot be written or, by force, replaced; it is asked again before it is."""
+    if options.out is not None:
+        check_target(options.out)
+    replacing.check_place(out, _reads(made))
+    if options.force:
+        replacing.check_replaceable(out)
+
+
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
 
@@ -301,19 +331,22 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     with writing(out):
         if out.is_symlink():
             raise UsageError(f"{out} is a link", "name the folder itself with --out")
-        if options.force or is_free(out):
+        if options.force or replacing.is_free(out):
             return None
+        others = replacing.others_in(out)
+    way_out = others.hint if others else "choose another --out, or --force to replace it"
     try:
         known = manifest.read(out)
     except InputError:
         known = None
     if known is None:
-        raise UsageError(f"{out} exists and wanconv did not write it", "choose another --out, or --force to replace it")
+        raise UsageError(f"{out} exists and wanconv did not write it", way_out)
     if known["plan"] != key:
         raise UsageError(
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
             "or its source, --base-model or --lora has changed",
-            "choose another --out, or --force to replace it",
+            way_out,
+            others.details if others else (),
         )
     tell = total(progress, "verifying", sum(file.nbytes for file in manifest.files(known)))
     if failures := manifest.check_files(out, known, tell):

@@ -2,17 +2,20 @@
 compare them all on one page.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISLNK
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import describe_output_error, write_file
-from wanconv.errors import CheckFailed
+from wanconv.checkpoint.output import describe_output_error, write_anew
+from wanconv.checkpoint.places import check_target
+from wanconv.errors import CheckFailed, UsageError
 from wanconv.families import identify
 from wanconv.report import Finding, Report, Table
 from wanconv.verbs import validate, verify
@@ -20,12 +23,14 @@ from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped
 from wanconv.workshop.job import Options
 from wanconv.workshop.progress import Progress
+from wanconv.workshop.replacing import entries
 
 if TYPE_CHECKING:
     from wanconv.validation.comparison import Side
     from wanconv.validation.measure import Clips, Kept
 
 PAGE = "demo.html"
+_FOLDERS = ("converted", "broken", "reports")
 _FACTOR = 4  # of the scale that is spoilt: as if it were another tensor's
 _NUMERICS = "diffusers"  # of all, so that all are held against one run of the source
 
@@ -60,6 +65,7 @@ def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> R
     """
     from wanconv.validation.comparison import render  # imports torch
 
+    _refuse_others(folder)
     cover = verify.verify(shipped.make(folder / "source", progress), verify.Options(), progress)
     kept: Kept = {}
     sides: list[Side] = []
@@ -69,8 +75,22 @@ def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> R
         sides.append(side)
         clips |= {"reference": frames["reference"], baked.name: frames["candidate"]}
     title = f"a small {cover.figures['family']}, trained on coloured shapes that move"
-    write_file(folder / PAGE, render(title, sides, clips, _commands(folder)).encode())
+    write_anew(folder / PAGE, render(title, sides, clips, _commands(folder)).encode())
     return told(folder, f"a small trained {cover.figures['family']}, official layout; {cover.figures['cover']}", sides)
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises UsageError where what would be written over was not made by a demo: that has its source, whose bytes are
+    looked at."""
+    check_target(folder)
+    there = [folder / name for name in (*_FOLDERS, PAGE) if os.path.lexists(folder / name)]
+    if there and not (folder / "source").is_dir():
+        raise UsageError(f"{there[0]} was not made by a demo", "name another folder, or move it away by hand")
+    below = [
+        path / name for path in there if path.is_dir() for name, status in entries(path) if S_ISLNK(status.st_mode)
+    ]
+    if links := [path for path in (folder / "source", *there) if path.is_symlink()] + below:
+        raise UsageError(f"{links[0]} is a link", "name another folder, or move it away by hand")
 
 
 def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
@@ -107,11 +127,19 @@ def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
     whole = next(one for one in CONVERSIONS if (one.recipe, one.layout, one.spoilt) == (baked.recipe, baked.layout, ""))
     own = shutil.ignore_patterns(manifest.NAME, "README.md")
     try:
-        shutil.copytree(folder / "converted" / whole.name, out, ignore=own, dirs_exist_ok=True)
+        shutil.copytree(
+            folder / "converted" / whole.name, out, ignore=own, copy_function=_copy_anew, dirs_exist_ok=True
+        )
         _spoil_scale(out, baked.spoilt)
     except OSError as error:
         raise describe_output_error(error, out) from error
     return out
+
+
+def _copy_anew(source: str, target: str) -> None:
+    """Copies a file in the place of one that is there, which keeps its bytes under any other name."""
+    Path(target).unlink(missing_ok=True)
+    shutil.copy2(source, target)
 
 
 def _spoil_scale(folder: Path, name: str) -> None:

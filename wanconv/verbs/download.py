@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.checkpoint.output import sync_folders
+from wanconv.checkpoint.places import check_target
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
@@ -17,6 +18,7 @@ from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.selection import Wish, owners, select
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
@@ -89,12 +91,14 @@ def download(repository: str, options: Options, progress: Progress = lambda what
 def _prepare(repository: str, options: Options) -> _Job:
     """Returns the job; raises before anything is written, for a name that may not be among the rest."""
     reference = parse(repository, options.source, options.revision)
+    folder = options.local_dir if options.local_dir is not None else Path(reference.repository.split("/")[1])
+    root = Path(os.path.realpath(folder))
+    check_target(folder)
+    check_not_home(root)
     hub = open_hub(reference.hub, options.token, options.patience)
     listing = hub.snapshot(reference.repository, reference.revision)
     wanted, reasons = select(listing.files, options.wish)
     check_names((file.path for file in wanted), listing.uri)
-    folder = options.local_dir if options.local_dir is not None else Path(reference.repository.split("/")[1])
-    root = Path(os.path.realpath(folder))
     if root.exists() and not root.is_dir():
         raise UsageError(f"{folder} is no folder", "choose another --local-dir")
     for file in wanted:

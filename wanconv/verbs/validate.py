@@ -1,6 +1,7 @@
 """validate: run the same short generation with both models, measure how far they part, and judge."""
 
 import json
+import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import describe_output_error, write_file
+from wanconv.checkpoint.output import describe_output_error, write_anew
+from wanconv.checkpoint.places import check_target
 from wanconv.errors import InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from wanconv.validation.tasks import Input
 
 Json = dict[str, object]
+_WRITTEN = ("results.json", "validation.html", "reference", "reference.mp4", "candidate", "candidate.mp4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +142,26 @@ def _check(options: Options) -> None:
     if int(number or 0) >= count:
         raise UsageError(f"there is no device {options.device!r}: torch sees {count} of its kind", "use --device cpu")
     if options.out is not None:
+        _refuse_others(options.out)
         try:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise describe_output_error(error, options.out) from error
+
+
+def _refuse_others(out: Path) -> None:
+    """Raises UsageError where a report would be written over what no validation wrote, or through a link."""
+    check_target(out, ".html", ".json", ".mp4")
+    there = [out / name for name in _WRITTEN if os.path.lexists(out / name)]
+    hint = "choose another folder for the report, or move it away by hand"
+    if links := [path for path in there if path.is_symlink()]:
+        raise UsageError(f"{links[0]} is a link", hint)
+    if not there:
+        return
+    try:
+        read_results(out / _WRITTEN[0])
+    except InputError:
+        raise UsageError(f"{there[0]} is not from a report of validate, and is not replaced", hint) from None
 
 
 def _reference(path: Path, expert: Expert | None) -> Model:
@@ -294,11 +313,11 @@ def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "C
     from wanconv.validation import clips as media
     from wanconv.validation.html import render
 
-    write_file(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
-    write_file(out / "validation.html", render(results, found, profile, clips).encode())
+    write_anew(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+    write_anew(out / "validation.html", render(results, found, profile, clips).encode())
     for name, frames in clips.items():
         fps = _dict(results["video"])["fps"]
         assert isinstance(fps, int)
-        write_file(out / f"{name}.mp4", media.mp4(frames, fps))
+        write_anew(out / f"{name}.mp4", media.mp4(frames, fps))
         for number, still in enumerate(media.pngs(frames)):
-            write_file(out / name / f"{number:04}.png", still)
+            write_anew(out / name / f"{number:04}.png", still)

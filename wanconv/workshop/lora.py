@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wanconv.checkpoint import Header, read_header
 from wanconv.checkpoint.files import explained, printable
+from wanconv.checkpoint.places import local_path
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.families.experts import Witness, hear, twin, witnesses_of
@@ -37,19 +38,19 @@ def parse(text: str) -> Wanted:
     """Returns what `[COMPONENT=]FILE[:strength]` means; a file that is there by its whole name has no strength."""
     word, equals, rest = text.partition("=")
     component = _COMPONENTS.get(word) if equals else None
-    name = rest if component else text
-    if os.path.lexists(name):
-        return Wanted(Path(name), component=component)
+    name, where = rest if component else text, f"--lora {text}".rstrip()
+    whole = local_path(name, where)
     head, colon, tail = name.rpartition(":")
-    if not colon:
-        return Wanted(Path(name), component=component)
+    if not colon or os.path.lexists(whole):
+        return Wanted(whole, component=component)
     try:
         strength = float(tail)
     except ValueError:
         strength = float("nan")
-    if not isfinite(strength) or not head:
+    file = local_path(head, where)
+    if not isfinite(strength):
         raise UsageError(f"--lora {text}: {tail!r} is no strength", _FORM)
-    return Wanted(Path(head), strength, component)
+    return Wanted(file, strength, component)
 
 
 def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Model:

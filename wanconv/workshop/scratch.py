@@ -1,4 +1,7 @@
-"""A folder for as long as a process lives; what one that was killed has left is removed by the next that needs one."""
+"""A folder for as long as a process lives; what one that was killed has left is removed by the next that needs one.
+
+Its name is what tells that it is nobody else's: it ends as `tempfile` makes it up, and no two processes share one.
+"""
 
 import fcntl
 import os
@@ -12,15 +15,15 @@ from pathlib import Path
 from wanconv.checkpoint.output import describe_output_error
 
 _PREFIX = "wanconv-headers-"
-_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")  # as tempfile completes it
+_COMPLETED = r"[a-z0-9_]{8}"  # by tempfile
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """Yields an empty folder among the system's temporary ones, which is removed afterwards."""
-    home = Path(tempfile.gettempdir())
-    _sweep(home)
-    folder, lock = _make(home)
+def scratch(home: Path | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
+    """Yields an empty folder in `home`, or among the system's temporary ones, which is removed afterwards."""
+    home = home or Path(tempfile.gettempdir())
+    _sweep(home, prefix)
+    folder, lock = _make(home, prefix)
     try:
         yield folder
     finally:
@@ -28,11 +31,11 @@ def scratch() -> Iterator[Path]:
         os.close(lock)
 
 
-def _make(home: Path) -> tuple[Path, int]:
+def _make(home: Path, prefix: str) -> tuple[Path, int]:
     """Returns a new folder and the descriptor that locks it: a folder that nobody has locked is a dead process's."""
     try:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=home))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
             with suppress(FileNotFoundError):  # another process has swept it away before it was locked
                 lock = _opened(folder)
                 with suppress(OSError):  # a file system without locks: nobody can sweep there either
@@ -44,11 +47,12 @@ def _make(home: Path) -> tuple[Path, int]:
         raise describe_output_error(error, home) from error
 
 
-def _sweep(home: Path) -> None:
+def _sweep(home: Path, prefix: str) -> None:
     """Removes the folders of this user's processes that are no more."""
+    name = re.compile(re.escape(prefix) + _COMPLETED)
     with suppress(OSError):
         for entry in os.scandir(home):
-            if not _NAME.fullmatch(entry.name) or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+            if not name.fullmatch(entry.name) or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
                 continue
             with suppress(OSError):
                 lock = _opened(Path(entry.path))

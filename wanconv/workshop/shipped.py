@@ -5,7 +5,7 @@ so here. The same package gives the same bytes.
 """
 
 import filecmp
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib import resources
@@ -19,6 +19,7 @@ from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out
 from wanconv.reading import fill_at
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.scratch import scratch
 
 # what it was trained to generate
 SIZE, FRAMES, STEPS = (48, 48), 17, 12
@@ -36,21 +37,18 @@ def make(folder: Path, progress: Progress = lambda what, done, total: None) -> P
 
     Raises UsageError where something else is there.
     """
-    unfinished = folder.with_name(f"{folder.name}.partial")
-    with packaged() as root:
-        try:
-            if unfinished.exists():
-                shutil.rmtree(unfinished)
-            unfinished.mkdir(parents=True)
-        except OSError as error:
-            raise describe_output_error(error, unfinished) from error
-        _set_out(root, unfinished, progress)
-    if folder.exists():
-        _check_same(unfinished, folder)
-        shutil.rmtree(unfinished)
-    else:
-        sync_folders(unfinished)
-        publish(unfinished, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise describe_output_error(error, folder) from error
+    with packaged() as root, scratch(folder.parent, ".wanconv-demo-") as room:
+        made = room / folder.name
+        _set_out(root, made, progress)
+        if os.path.lexists(folder):
+            _check_same(made, folder)
+        else:
+            sync_folders(made)
+            publish(made, folder)
     return folder
 
 
@@ -93,6 +91,5 @@ def _check_same(made: Path, folder: Path) -> None:
     for path in sorted(made.rglob("*")):
         there = folder / path.relative_to(made)
         if path.is_file() and not (there.is_file() and filecmp.cmp(path, there, shallow=False)):
-            shutil.rmtree(made)
             message = f"{folder} is there already, and is not the model that ships with wanconv: {there.name} differs"
             raise UsageError(message, "name another folder, or remove this one")

@@ -25,8 +25,9 @@ from wanconv.workshop.mirror import Mirror
 from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
 from wanconv.workshop.origin import other_numbers
 from wanconv.workshop.progress import Progress, total
+from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.source_files import Files, confirm_file
-from wanconv.workshop.workspace import partial_folder, private_folder, writing
+from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.workshop.mover import Mover
@@ -42,7 +43,7 @@ class Streamed:
 
     def __init__(self, mirror: Mirror, out: Path, keep: bool) -> None:
         self._mirror, self._keep = mirror, keep
-        self._root = kept_folder(out) if keep else private_folder(partial_folder(out)) / "source"
+        self._root = kept_folder(out) if keep else downloads_folder(partial_folder(out))
         self._remote = {file.path: file for file in mirror.snapshot.files}
         self._right: set[str] = set()  # what this process has checked
 
@@ -195,6 +196,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         yield origin
         return
     root = kept_folder(out)
+    check_not_home(root)
     with held(root):
         before = downloaded.read(root)
         mine = {file.path for file in before.files} if before is not None else set()

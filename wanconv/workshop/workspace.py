@@ -1,91 +1,161 @@
-"""OUT.partial, where a conversion works until OUT can appear at once: lock, journal, what a resumed run may reuse."""
+"""OUT.partial, where a conversion works until OUT can appear at once: lock, journal, what a resumed run may reuse.
+
+What a run may write there is noted before it is written. A file that no run has noted is somebody else's: it is never
+removed, and nothing is finished around it.
+"""
 
 import fcntl
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
 from wanconv.checkpoint.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.reading import JSON_NBYTES, parsed_json, read_small
-from wanconv.workshop import manifest
+from wanconv.workshop import manifest, replacing
+from wanconv.workshop.replacing import is_free, remove_if_empty
 
 _PRIVATE = ".wanconv"
+_SOURCE = "source"  # below the private folder: what is downloaded of a source, for as long as it is needed
+_IN_PRIVATE = ("journal", "state.tmp", "state.json")  # in the order of their removal
+_MOST_NAMED = 10
 
 
 class Workspace:
     """An OUT.partial that this process owns.
 
     `found` is the key of the run that left it, `complete` says that only the rename is missing, `overflowing` are the
-    tensors that are known to need their fallback.
+    tensors that are known to need their fallback, `files` is what this run and earlier ones may have written.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, reads: Iterable[Path] = ()) -> None:
         self.folder, self.key, self.complete = folder, key, False
         self.private = private_folder(folder)
+        self._reads = tuple(reads)
         self._state = self.private / "state.json"
         self.found: str | None = None
         self.overflowing: frozenset[str] = frozenset()
+        self.files: frozenset[str] = frozenset()
         try:
             saved = parsed_json(read_small(self._state, JSON_NBYTES))
-            if isinstance(saved, dict):
-                self.found, self.overflowing = str(saved["key"]), frozenset(saved["overflowing"])
+            if not isinstance(saved, dict):
+                return
+            found, overflowing, files = str(saved["key"]), frozenset(saved["overflowing"]), frozenset(saved["files"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass
+            return
+        if all(isinstance(name, str) for name in overflowing | files):
+            self.found, self.overflowing, self.files = found, overflowing, files
 
     def journal(self) -> Journal:
         return Journal(self.private / "journal")
 
     def start(self) -> None:
-        """Begins anew: nothing of an earlier run is left, its journal least of all."""
+        """Begins anew: nothing of an earlier run is left, its journal least of all. Raises UsageError where others have
+        put something there."""
+        self.refuse_others()
         self._clear()
         self.private.mkdir()
+        self.files = frozenset()
         self.remember(frozenset())
 
     def remember(self, overflowing: frozenset[str]) -> None:
         """Saves what a resumed run must know."""
         self.overflowing = overflowing
+        saved = {"key": self.key, "overflowing": sorted(overflowing), "files": sorted(self.files)}
         temporary = self._state.with_suffix(".tmp")
-        write_file(temporary, json.dumps({"key": self.key, "overflowing": sorted(overflowing)}).encode())
+        write_file(temporary, json.dumps(saved).encode())
         publish(temporary, self._state)
 
+    def claim(self, files: Iterable[str]) -> None:
+        """Notes, before they are there, the files that are to be written."""
+        if more := frozenset(files) - self.files:
+            self.files |= more
+            self.remember(self.overflowing)
+
     def discard(self) -> None:
-        """Removes everything: after a refusal because of data there is nothing to go on from."""
+        """Removes all that was written: after a refusal because of data there is nothing to go on from."""
         with writing(self.folder):
             self._clear()
-            self.folder.rmdir()
+            remove_if_empty(self.folder)
+
+    def refuse_others(self) -> None:
+        """Raises UsageError where the folder holds files that no run has written."""
+        ours = self._ours()
+        others = (path for path, status in self._entries() if path not in ours and not stat.S_ISDIR(status.st_mode))
+        if named := list(islice(others, _MOST_NAMED)):
+            message = f"{self.folder} holds what wanconv did not write"
+            raise UsageError(message, "move it away by hand, and run the same command again", named)
 
     def finish(self, out: Path, force: bool) -> Path | None:
-        """Makes the folder appear as OUT. Returns where `force` put what stood there and was not wanconv's alone."""
+        """Makes the folder appear as OUT; `force` replaces what is wanconv's alone. Returns where that is now if others
+        have put something into it while it was being removed."""
+        with writing(out):
+            self._check_room(out, force)  # while a refusal leaves what the same command can go on from
         with writing(self.folder):
+            self.refuse_others()
             self._prune(self._read_back())
             sync_folders(self.folder)
-            if self.private.exists():
-                shutil.rmtree(self.private)
+            self._clear_private()
             sync_folders(self.folder)
-        replaced = None
         with writing(out):
-            if not is_free(out):
-                if not force:
-                    raise UsageError(f"{out} appeared during the run", "move it away and run the same command again")
-                replaced = _aside(out)
-                publish(out, replaced)
+            replaced = self._moved_aside(out, force)
         publish(self.folder, out)
-        if replaced is not None and _is_ours_alone(replaced):
-            with writing(replaced):
-                shutil.rmtree(replaced)
+        if replaced is None:
             return None
-        return replaced
+        with writing(replaced):
+            return None if replacing.remove(replaced, _listed(replaced)) else replaced
+
+    def _moved_aside(self, out: Path, force: bool) -> Path | None:
+        """Makes room for OUT. Returns where what stood there is now; raises UsageError, and then it is where it was."""
+        self._check_room(out, force)
+        if is_free(out):
+            return None
+        aside = _aside(out)
+        publish(out, aside)
+        if (obstacle := replacing.others_in(aside)) is None:
+            return aside
+        if not os.path.lexists(out):  # somebody wrote to it between the look and the move
+            publish(aside, out)
+            raise UsageError(f"{out} changed while it was about to be replaced", obstacle.hint, obstacle.details)
+        raise UsageError(f"{out} changed while it was replaced, and is {aside} now", obstacle.hint, obstacle.details)
+
+    def _check_room(self, out: Path, force: bool) -> None:
+        replacing.check_place(out, self._reads)
+        if not (force or is_free(out)):
+            raise UsageError(f"{out} appeared during the run", "move it away and run the same command again")
+        replacing.check_replaceable(out)
 
     def _clear(self) -> None:
-        """Empties the folder. What marks it as ours goes last, so that a run killed here can be forced again."""
-        for entry in sorted(self.folder.iterdir(), key=self.private.__eq__):
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        """Removes what runs have written. What marks it as ours goes last, so that a run killed here can be forced
+        again."""
+        replacing.remove(self.folder, self._ours(), keep_root=True)
+        self._clear_private()
+
+    def _clear_private(self) -> None:
+        if not self.private.exists():
+            return
+        if (self.private / _SOURCE).exists():
+            shutil.rmtree(self.private / _SOURCE)
+        for name in _IN_PRIVATE:
+            (self.private / name).unlink(missing_ok=True)
+        remove_if_empty(self.private)
+
+    def _ours(self) -> frozenset[str]:
+        """Returns what runs have written: what they noted, or the manifest of one that was killed at its very end."""
+        return self.files | _listed(self.folder)
+
+    def _entries(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Yields all that is in the folder but what wanconv keeps in its private one."""
+        for path, status in replacing.entries(self.folder):
+            first, *rest = path.split("/")
+            if first != _PRIVATE or not (rest[:1] in ([], [_SOURCE]) or rest in [[name] for name in _IN_PRIVATE]):
+                yield path, status
 
     def _read_back(self) -> set[str]:
         """Returns what the manifest lists; raises OutputError where it cannot be read, and where others have taken
@@ -99,18 +169,17 @@ class Workspace:
                 f"{self.folder} was changed by others while it was written: {gone[0]} is not as it was",
                 f"remove {self.folder}, and run the same command again when nothing else touches it",
             )
-        return _names(known)
+        return replacing.names(known)
 
     def _prune(self, listed: set[str]) -> None:
         """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
-        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-            if path == self.private or self.private in path.parents:
-                continue
-            if path.is_dir():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif str(path.relative_to(self.folder)) not in listed:
-                path.unlink()
+        stale = self._ours() - listed
+        for path, status in reversed(list(self._entries())):  # what is in a folder before the folder
+            if not stat.S_ISDIR(status.st_mode):
+                if path in stale:
+                    (self.folder / path).unlink()
+            elif not any((self.folder / path).iterdir()):
+                (self.folder / path).rmdir()
 
 
 @contextmanager
@@ -131,20 +200,21 @@ def private_folder(partial: Path) -> Path:
     return partial / _PRIVATE
 
 
-def is_free(out: Path) -> bool:
-    """True where OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
-    return not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
+def downloads_folder(partial: Path) -> Path:
+    """Returns where the files of a source are that is downloaded while it is converted."""
+    return private_folder(partial) / _SOURCE
 
 
 @contextmanager
-def open_workspace(out: Path, key: str, done: str, force: bool) -> Iterator[Workspace]:
+def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[Path] = ()) -> Iterator[Workspace]:
     """Opens OUT.partial under a lock: new, or left by a run with the same `key` (or finished, with plan `done`).
 
-    Raises UsageError for one that another process holds, that another conversion left (`force` starts over) or that
-    wanconv did not make.
+    `reads` is what the conversion reads, which OUT may not hold. Raises UsageError for one that another process holds,
+    that another conversion left (`force` starts over) or that wanconv did not make.
     """
     folder = partial_folder(out)
     with writing(folder):
+        replacing.check_place(folder, reads)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +228,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool) -> Iterator[Work
                 hint = "run the same command again, which looks at what it is"
                 raise UsageError(f"{out} appeared during the run", hint)
             _refuse_links(folder)
-            workspace = _resumed(folder, key, done, force)
+            workspace = _resumed(Workspace(folder, key, reads), done, force)
         yield workspace
     finally:
         os.close(descriptor)
@@ -176,21 +246,25 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def _refuse_links(folder: Path) -> None:
     """Raises UsageError for what would be written through: a file with a second name may be the source's."""
-    for path in folder.rglob("*"):
-        mode, names = path.lstat().st_mode, path.lstat().st_nlink
-        if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and names == 1):
-            raise UsageError(
-                f"{path} is a link, or a file with a second name: wanconv does not write through it",
-                f"remove {folder}, or choose another --out",
-            )
+    hint = f"remove {folder}, or choose another folder for the output"
+    mounts = replacing.mount_points()
+    for path, status in replacing.entries(folder):
+        if stat.S_ISDIR(status.st_mode):
+            if os.path.realpath(folder / path) in mounts:
+                raise UsageError(f"{folder / path} is a mount point: wanconv does not write through it", hint)
+        elif not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+            message = f"{folder / path} is a link, or a file with a second name: wanconv does not write through it"
+            raise UsageError(message, hint)
 
 
-def _resumed(folder: Path, key: str, done: str, force: bool) -> Workspace:
-    workspace = Workspace(folder, key)
+def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
+    folder = workspace.folder
+    if workspace.found == workspace.key:
+        workspace.refuse_others()
     # Without a state, the run was killed between its last two steps; the caller looks whether the source is the same.
-    if workspace.found == key or (workspace.found is None and not force):
+    if workspace.found == workspace.key or (workspace.found is None and not force):
         workspace.complete = _is_complete(folder, done)
-    if workspace.found == key or workspace.complete:
+    if workspace.found == workspace.key or workspace.complete:
         return workspace
     if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
         if workspace.found is None and not _listed(folder):
@@ -226,7 +300,7 @@ def _aside(out: Path) -> Path:
 def _listed(folder: Path) -> set[str]:
     """Returns the files that a folder's manifest lists, and itself; none where there is no manifest of ours."""
     known = _manifest(folder)
-    return set() if known is None else _names(known)
+    return set() if known is None else replacing.names(known)
 
 
 def _manifest(folder: Path) -> manifest.Json | None:
@@ -235,14 +309,3 @@ def _manifest(folder: Path) -> manifest.Json | None:
         return manifest.read(folder)
     except InputError:
         return None
-
-
-def _names(known: manifest.Json) -> set[str]:
-    return {manifest.NAME, *(file.path for file in manifest.files(known))}
-
-
-def _is_ours_alone(folder: Path) -> bool:
-    listed = _listed(folder)
-    return bool(listed) and all(
-        path.is_dir() or str(path.relative_to(folder)) in listed for path in folder.rglob("*") if path != folder
-    )

@@ -1,0 +1,53 @@
+"""From the text that names a path to the path, and the names that no output folder may have.
+
+The text is read, not a `Path`, which has dropped a leading `./` and one of the two slashes of an address: `./~root` is
+a folder of that name, and `~root` is somebody's home.
+"""
+
+from pathlib import Path
+
+from wanconv.errors import UsageError
+from wanconv.places import scheme_of, unsupported
+from wanconv.tensors import CONTAINERS
+
+
+def local_path(text: str, where: str) -> Path:
+    """Returns the path on this machine that a text means; `~` is read as a shell reads it, where the text begins so.
+
+    `where` names what the text was given for. Raises UsageError for an empty text, an address, and a home folder that
+    this user has not. What a later reader could take for a home folder or an address (`./~root`, `./s3:/x`) is returned
+    as an absolute path.
+    """
+    if not text.strip():
+        hint = "give a path, or . for the current folder; a variable that is not set leaves it empty"
+        raise UsageError(f"{where}: the path is empty", hint)
+    check_scheme(text, where)
+    if text.startswith("~"):
+        return _at_home(Path(text), where)
+    path = Path(text)
+    return Path.cwd() / path if str(path).startswith("~") or scheme_of(str(path)) else path
+
+
+def _at_home(path: Path, where: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        if path.parts[0] != "~":
+            return path  # nobody has that name: a shell leaves it alone, too
+        raise UsageError(f"{where}: {path}: this user has no home folder", "set HOME, or give the whole path") from None
+
+
+def check_scheme(text: str, where: str = "", hubs: bool = False) -> None:
+    """Raises UsageError for an address, with `hubs` for one that is no repository's."""
+    if fault := unsupported(text, hubs):
+        raise UsageError(f"{where}: {fault[0]}" if where else fault[0], fault[1])
+
+
+def check_target(folder: Path, *suffixes: str) -> None:
+    """Raises UsageError where a folder that is to be written has the name of a weight file, or of a file with one of
+    `suffixes`, or is the address of a place elsewhere."""
+    if not folder.is_absolute():
+        check_scheme(str(folder))
+    if folder.suffix.lower() in (*CONTAINERS, *suffixes):
+        message = f"{folder} is the name of a file, and a folder is written there"
+        raise UsageError(message, f"name a folder: {folder.with_suffix('')}")

@@ -1,0 +1,87 @@
+"""Paths as options and arguments take them: one reader for all, which sees the text before it becomes a Path."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wanconv.errors import InputError, UsageError
+from wanconv.places import repository_of
+
+Use = Literal["model", "file", "target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A model that was named: a path on this machine, or the address of a repository."""
+
+    path: Path
+    repository: str | None = None
+
+
+def local(where: str, use: Use = "file") -> Callable[[str | Path], Path]:
+    """Returns the reader of a path on this machine, for `parser=`; `where` is the option's or the argument's name."""
+
+    def read(text: str | Path) -> Path:
+        if isinstance(text, Path):  # the default
+            return text
+        if (repository := repository_of(text)) is not None:
+            raise _is_elsewhere(where, repository, use)
+        from wanconv.checkpoint.places import local_path  # its package is a good part of the time that help takes
+
+        return local_path(text, where)
+
+    read.__name__ = "path"  # what Typer shows in the place of a value
+    return read
+
+
+def local_or_hub(where: str) -> Callable[[str | Place], Place]:
+    """Returns the reader of a model's path or a repository's address."""
+
+    def read(text: str | Place) -> Place:
+        if isinstance(text, Place):  # the default
+            return text
+        if (repository := repository_of(text)) is not None:
+            return Place(Path(repository), repository)
+        from wanconv.checkpoint.places import check_scheme, local_path
+
+        check_scheme(text, where, hubs=True)
+        path = local_path(text, where)
+        _refuse_bare_repository(text, path)
+        return Place(path)
+
+    read.__name__ = "path"  # what Typer shows in the place of a value
+    return read
+
+
+def name_or_file(where: str) -> Callable[[str], str]:
+    """Returns the reader of a name that ships with wanconv, or of the path of a `.toml` file."""
+
+    def read(text: str) -> str:
+        if text.endswith(".toml") or not text.strip() or "/" in text or text.startswith("~"):
+            return str(local(where)(text))
+        return text
+
+    read.__name__ = "str"
+    return read
+
+
+def _is_elsewhere(where: str, repository: str, use: Use) -> UsageError:
+    if use == "model":
+        message = f"{repository} is a repository, and this command reads what is here"
+        return UsageError(message, f"wanconv download {repository} brings it here")
+    hint = f"write to a folder, then wanconv publish FOLDER {repository}" if use == "target" else "download it first"
+    return UsageError(f"{where}: {repository} is a repository, not a path on this machine", hint)
+
+
+def _refuse_bare_repository(text: str, path: Path) -> None:
+    """Raises InputError for OWNER/NAME that is not here."""
+    if (
+        text.count("/") == 1
+        and ":" not in text
+        and text[0] not in "/.~"
+        and not text.endswith("/")
+        and not os.path.lexists(path)
+    ):
+        raise InputError(f"{text} does not exist", f"check the path, or write hf://{text} where it is a repository")

@@ -1,0 +1,51 @@
+"""Places as people write them: a path on this machine, or an address whose scheme says that it is elsewhere."""
+
+import re
+
+_HUBS = ("hf", "ms")
+_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a drive of Windows
+_FOLDED = re.compile(  # what a Path makes of an address, and what one types who forgets a slash
+    r"\s*(hf|ms|s3[an]?|gs|gcs|r2|b2|oss|cos|swift|azure|az|abfss?|wasbs?|adl|https?|ftps?|sftp|ssh|scp|rsync|hdfs|dbfs|file):/"
+    r"(?!/)",
+    re.IGNORECASE,
+)
+_PAGES = (  # addresses that people copy from a browser
+    ("hf", re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)/?", re.ASCII)),
+    ("ms", re.compile(r"https?://(?:www\.)?modelscope\.(?:cn|ai)/models/([\w.-]+/[\w.-]+)/?", re.ASCII)),
+)
+
+
+def scheme_of(text: str) -> str | None:
+    """Returns the scheme of an address, in small letters; None for a path on this machine."""
+    match = _ADDRESS.match(text) or _FOLDED.match(text)
+    return match[1].lower() if match else None
+
+
+def repository_of(text: str) -> str | None:
+    """Returns the address of a hub's repository, `hf://…` or `ms://…`; None where the text is no such address."""
+    match = _ADDRESS.match(text)
+    if match is None or match[1].lower() not in _HUBS:
+        return None
+    return f"{match[1].lower()}://{text[match.end() :].rstrip()}"
+
+
+def unsupported(text: str, hubs: bool = False) -> tuple[str, str] | None:
+    """Returns why an address cannot be taken, and what to write instead; None for a path on this machine, and with
+    `hubs` for a repository's address."""
+    scheme = scheme_of(text)
+    if scheme is None or (hubs and repository_of(text) is not None):
+        return None
+    if scheme not in _HUBS:
+        return f"{scheme}:// is not supported yet: {text}", _instead(text, scheme, hubs)
+    if repository_of(text) is None:
+        return f"{text} lacks a slash", f"write it as {scheme}://{text.partition(':')[2].lstrip('/')}"
+    return f"{text} is a repository, not a path on this machine", "give a path on this machine"
+
+
+def _instead(text: str, scheme: str, hubs: bool) -> str:
+    for hub, page in _PAGES:
+        if hubs and (match := page.fullmatch(text.strip())):
+            return f"write it as {hub}://{match[1]}"
+    if scheme == "file":
+        return f"give the path itself: /{text.partition(':')[2].lstrip('/')}"
+    return "give a path on this machine" + (", or a repository as hf://OWNER/NAME or ms://OWNER/NAME" if hubs else "")

@@ -1,0 +1,197 @@
+"""Which folder may be replaced: one that is empty or that wanconv wrote whole, and that nothing else stands on.
+
+A folder is wanconv's where its own `wanconv.json` lists every file in it. What is in it besides, be it an empty folder,
+a link or another file system, belongs to somebody else, and then nothing of it is touched.
+"""
+
+import errno
+import os
+import pwd
+import re
+import stat
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from wanconv.errors import InputError, UsageError
+from wanconv.reading import node_kind
+from wanconv.workshop import manifest
+
+_MOST_NAMED = 10  # files that a refusal names
+_BY_HAND = "choose another folder for the output, or move it away by hand"
+_ELSEWHERE = "name a new folder for the output"
+_MOUNTS = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def is_free(out: Path) -> bool:
+    """True where OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
+    return not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
+
+
+def check_place(out: Path, reads: Iterable[Path] = ()) -> None:
+    """Raises UsageError where OUT is a mount point, or is or holds a folder that must stay where it is: home, the
+    current one, those of the running Python and of wanconv, and what is read (`reads`). No option changes that."""
+    if os.path.ismount(out) or os.path.realpath(out) in mount_points():
+        raise UsageError(f"{out} is a mount point", _ELSEWHERE)
+    _check_apart(out, (*_standing(), *(("the source", path) for path in reads)))
+
+
+def check_not_home(folder: Path) -> None:
+    """Raises UsageError for a folder that is or holds a home folder: files that others name (`.profile`) have no place
+    there."""
+    _check_apart(folder, [("the home folder", home) for home in _homes()])
+
+
+def _check_apart(out: Path, places: Iterable[tuple[str, Path]]) -> None:
+    real, known = os.path.realpath(out), _identity(out)
+    for what, place in places:
+        for path in dict.fromkeys((place, Path(os.path.realpath(place)))):
+            for at in (path, *path.parents):
+                if str(at) == real or (known is not None and _identity(at) == known):  # a bind mount is another path
+                    raise UsageError(f"{out} is {what}" if at == path else f"{out} holds {what}, {place}", _ELSEWHERE)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises UsageError unless what stands at OUT is free or wanconv's alone. Raises OSError."""
+    if not is_free(out) and (obstacle := others_in(out)) is not None:
+        raise obstacle
+
+
+def others_in(out: Path) -> UsageError | None:
+    """Returns why what stands at OUT is not wanconv's alone; None where it is. Raises OSError."""
+    mode = out.lstat().st_mode
+    if not stat.S_ISDIR(mode):
+        return UsageError(f"{out} is {_kind(mode)}, not a folder, and is not replaced", _BY_HAND)
+    try:
+        listed = names(known) if (known := manifest.read(out)) is not None else set()
+    except InputError:
+        listed = set()
+    if not listed:
+        return UsageError(f"wanconv did not write {out}, and does not replace it", _BY_HAND)
+    if others := list(islice(foreign(out, listed), _MOST_NAMED)):
+        return UsageError(f"{out} holds what wanconv did not write, and is not replaced", _BY_HAND, others)
+    return None
+
+
+def names(known: manifest.Json) -> set[str]:
+    """Returns what a manifest from read() lists, and the manifest itself."""
+    return {manifest.NAME, *(file.path for file in manifest.files(known))}
+
+
+def foreign(folder: Path, listed: Collection[str]) -> Iterator[str]:
+    """Yields what is below a folder besides the files that are listed, each with its reason. Raises OSError."""
+    ways, device, mounts = _ways(listed), folder.lstat().st_dev, mount_points()
+    for path, status in entries(folder):
+        if stat.S_ISDIR(status.st_mode):
+            if status.st_dev != device or os.path.realpath(folder / path) in mounts:
+                yield f"{path} is a mount point"
+            elif path not in ways:
+                yield f"{path} is a folder of others"
+        elif not stat.S_ISREG(status.st_mode):
+            yield f"{path} is {_kind(status.st_mode)}"
+        elif path not in listed:
+            yield f"{path} is not listed in {manifest.NAME}"
+
+
+def _ways(listed: Collection[str]) -> set[str]:
+    """Returns the folders that lead to files."""
+    return {
+        str(parent)
+        for path in {os.path.dirname(path) for path in listed}
+        for parent in (Path(path), *Path(path).parents)
+    }
+
+
+def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields all that is below a folder, a folder before what is in it; follows no link. Raises OSError."""
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        with os.scandir(folder / below) as found:
+            for entry in sorted(found, key=lambda one: one.name):
+                path, status = os.path.join(below, entry.name), entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(path)
+                yield path, status
+
+
+def remove(folder: Path, listed: Collection[str], keep_root: bool = False) -> bool:
+    """Removes the listed files and the folders that this leaves empty, with `keep_root` all but `folder` itself; True
+    where nothing is left. Raises OSError.
+
+    It goes by descriptors, through no link. The manifest goes last of the files, so that what a killed run leaves is
+    still known as wanconv's.
+    """
+
+    def fail(error: OSError) -> None:  # by default, a folder that cannot be listed is left out
+        raise error
+
+    ways = _ways(listed)
+    for root, folders, files, descriptor in os.fwalk(folder, topdown=False, onerror=fail):
+        way = os.path.relpath(root, folder)
+        for name in folders:
+            if os.path.normpath(os.path.join(way, name)) in ways:
+                remove_if_empty(name, descriptor)
+        for name in sorted(files, key=lambda name: (name == manifest.NAME, name)):
+            if os.path.normpath(os.path.join(way, name)) in listed:
+                os.unlink(name, dir_fd=descriptor)
+    if not keep_root:
+        remove_if_empty(folder)
+    return not os.path.lexists(folder)
+
+
+def remove_if_empty(folder: str | Path, descriptor: int | None = None) -> None:
+    """Removes a folder unless somebody has put something there, or a link in its place, which stays. Raises OSError."""
+    try:
+        os.rmdir(folder, dir_fd=descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+
+
+def _standing() -> Iterator[tuple[str, Path]]:
+    """Yields the folders that a process and its user stand on."""
+    for home in _homes():
+        yield "the home folder", home
+    with suppress(OSError):
+        yield "the current folder", Path.cwd()
+    for python in (sys.prefix, sys.base_prefix, os.path.dirname(sys.executable), os.path.dirname(os.__file__)):
+        yield "the folder of the running Python", Path(python)
+    yield "the folder of wanconv itself", Path(__file__).parent.parent
+
+
+def _homes() -> Iterator[Path]:
+    """Yields the user's home folders: by the environment, by the system, and of who became root to run this."""
+    if home := os.environ.get("HOME"):
+        yield Path(home)
+    users = {os.getuid(), os.geteuid()}
+    with suppress(KeyError, ValueError):
+        users.add(int(os.environ["SUDO_UID"]))
+    for user in users:
+        with suppress(KeyError, OverflowError):
+            yield Path(pwd.getpwuid(user).pw_dir)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return None
+
+
+def mount_points() -> set[str]:
+    """Returns every mount point, where the system lists them: `ismount` does not see a folder that is bound to another
+    of the same file system."""
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return set()
+    fields = [line.split(b" ") for line in lines]
+    return {os.fsdecode(_OCTAL.sub(lambda code: bytes((int(code[1], 8),)), one[4])) for one in fields if len(one) > 4}
+
+
+def _kind(mode: int) -> str:
+    return "a link" if stat.S_ISLNK(mode) else "a file" if stat.S_ISREG(mode) else node_kind(mode)
