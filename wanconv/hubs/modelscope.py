@@ -24,6 +24,7 @@ from modelscope_hub.errors import (
 from requests.exceptions import RequestException
 
 from wanconv.errors import InputError, UsageError
+from wanconv.figures import count
 from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +46,7 @@ class ModelScope:
         files = [RemoteFile(one.path, one.size, "sha256", one.sha256 or "") for one in listed if not one.is_dir]
         if odd := [file.path for file in files if not _SHA256.fullmatch(file.digest)]:
             raise InputError(
-                f"{self.title} gives no sha256 for {len(odd)} files of {repository}", _later(repository), odd
+                f"{self.title} gives no sha256 for {count(len(odd), 'file')} of {repository}", _later(repository), odd
             )
         return Snapshot(self.name, repository, asked, None, tuple(sorted(files, key=lambda file: file.path)))
 

@@ -20,6 +20,7 @@ import requests
 import urllib3
 
 from wanconv.errors import InputError, Interrupted
+from wanconv.figures import size
 from wanconv.hubs.types import Address
 
 _CHUNK_NBYTES = 1 << 18
@@ -150,16 +151,16 @@ class Reader:
             try:
                 chunk = response.raw.read1(min(left, _CHUNK_NBYTES), decode_content=False)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Passing(f"the connection ended {left} bytes early: {_why(error)}") from error
+                raise Passing(f"the connection ended {size(left)} early: {_why(error)}") from error
             if not chunk:
-                raise Passing(f"the connection ended {left} bytes early")
+                raise Passing(f"the connection ended {size(left)} early")
             left -= len(chunk)
             received += len(chunk)
             yield chunk
             now = time.monotonic()
             if now - since > self._patience.stall_s:
                 if received < _LEAST_NBYTES and left:
-                    raise Passing(f"only {received} bytes came within {now - since:.0f} seconds")
+                    raise Passing(f"only {size(received)} came within {now - since:.0f} seconds")
                 since, received = now, 0
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
+from wanconv.figures import count
 from wanconv.layouts import source_layout
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Finding, Report, Table, Tone
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
 from wanconv.workshop.client import bare_weights, check_client, since
@@ -56,7 +57,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     figures: dict[str, object] = {
         "family": model.family.name,
         "layout": source_layout(model).name,
-        "cover": f"{len(model.tensors)} tensors, every one known and none missing",
+        "cover": f"{count(len(model.tensors), 'tensor')}, every one known and none missing",
         "digests": digests,
     }
     findings += bare_weights(model)
@@ -71,7 +72,10 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
 
     unclipped = manifest.unclipped(known) if known is not None else frozenset()
     table, failures = compare(model, source, progress, options.jobs, unclipped)
-    return _report(path, figures | {"against": str(options.against)}, (table,), findings + failures)
+    figures |= {"against": str(options.against)}
+    if table.rows:
+        figures["bound"] = "1 is the most that rounding to a format can do: errors up to it are normal, above is damage"
+    return _report(path, figures, (table,), findings + failures)
 
 
 def _source(path: Path, options: Options, known: manifest.Json | None) -> Model | None:
@@ -123,7 +127,8 @@ def _check_digests(
     if not compared:
         message = "no digest is known: headers and cover are all that is checked"
         findings.append(Finding("warning", str(path), message, "give a list with --sums, or a repository with --hub"))
-    return ", ".join(f"{count} files by {origin}" for origin, count in compared.items()) or "none known", findings
+    said = ", ".join(f"{count(files, 'file')} by {origin}" for origin, files in compared.items())
+    return said or "none known", findings
 
 
 def _listed(path: Path, options: Options) -> tuple[list[sums.Listed], list[Finding]]:
@@ -173,6 +178,7 @@ def _unlisted(checkpoint: Checkpoint, known: manifest.Json) -> list[Finding]:
 
 def _report(path: Path, figures: dict[str, object], tables: Sequence[Table], findings: Sequence[Finding]) -> Report:
     codes = [finding.code for finding in findings if finding.severity == "failure"]
-    outcome = f"{len(codes)} failures" if codes else "as it should be"
+    outcome = count(len(codes), "failure") if codes else "as it should be"
     code = max((REGISTRY[code].exit_code for code in codes), default=0)
-    return Report("verify", f"{path}: {outcome}", figures | {"failures": len(codes)}, tables, findings, exit_code=code)
+    tone: Tone = "failure" if codes else "success"
+    return Report("verify", f"{path}: {outcome}", figures | {"failures": len(codes)}, tables, findings, {}, code, tone)
