@@ -29,7 +29,6 @@ from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 Row = Mapping[str, Any]
 
 FP16_MAX, BF16_MAX = 65504.0, 3.3895313892515355e38
-_BRANCHES = ("cond", "uncond")
 _WORST: Sequence[Answer] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "WARNING", "PASS")
 _CLASS_OF_CHECK = {"storage": "A", "activations": "B", "op-internal": "C", "accumulator": "D"}
 _OF_THE_RUN = ("exercised", "judged")
@@ -82,11 +81,28 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
         "errors": [_error_panel(name, rows, profile) for name, rows in _by_component(results)],
         "headroom": [_headroom_panel(row, profile) for row in rows_of(results, "safety") if row.get("ranges")],
         "broken": [(row, _spans(row)) for row in rows_of(results, "safety") if row.get("first_bad")],
+        "storage": [row for row in _by_error(results) if not _is_exact(row)],
+        "exact": [row for row in _by_error(results) if _is_exact(row)],
         "metrics": metric_figures(results.get("video"), "candidate"),
         "chaos": metric_figures(results.get("video"), "control"),
         "command": _command(results),
     }
     return page.render("validation.html.j2", ("validation.css",), values)
+
+
+def _by_error(results: Results) -> list[Row]:
+    """Returns the rows of storage: what is not finite first, then the largest error, then what lost most to zero."""
+
+    def key(row: Row) -> tuple[bool, float, float]:
+        error, lost = _number(row.get("relative_l2")), _number(row.get("flushed_share")) or 0.0
+        known = error is not None and isfinite(error)
+        return row.get("first_not_finite") is None, -error if known and error is not None else float("-inf"), -lost
+
+    return sorted(rows_of(results, "storage"), key=key)
+
+
+def _is_exact(row: Row) -> bool:
+    return row.get("relative_l2") == 0 and not row.get("flushed_share") and row.get("first_not_finite") is None
 
 
 def rows_of(results: Results, name: str) -> Sequence[Row]:
@@ -164,14 +180,15 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
     axis = short if len(set(short)) == len(short) else blocks
     times = sorted({float(row["timestep"]) for row in rows}, reverse=True)
     hues = {time: round(i * 5 / max(1, len(times) - 1)) for i, time in enumerate(times)}
-    rows = sorted(rows, key=lambda row: (-float(row["timestep"]), str(row.get("branch"))))
+    rows = sorted(rows, key=lambda row: (-float(row["timestep"]), str(row.get("branch")).startswith("negative")))
 
     def series(row: Row, key: str) -> plots.Series:
         by_block = {str(block["block"]): _number(block.get(key)) for block in row["blocks"]}
         branch = str(row.get("branch") or "")
         label = f"t = {figure(row['timestep'])}{', ' + branch if branch else ''}"
         values = [by_block.get(block) for block in blocks]
-        return plots.Series(label, hues[float(row["timestep"])], branch == _BRANCHES[1], values)
+        negative = branch == "negative prompt"
+        return plots.Series(label, hues[float(row["timestep"])], negative, values, "other" if negative else "hue")
 
     formats = {str(row["format"]) for row in rows}
     own, gathered = (
