@@ -119,7 +119,7 @@ HOSTILE = {
     "unaligned": (framed(row(shape=(1,)), row("b", offset=4), payload=160), "b is not where the one before it"),
     "offset of 2**63": (framed(row(offset=2**63)), "a is not where the one before it ends"),
     "payload cut off": (framed(row(), payload=127), "is cut off: its header promises"),
-    "bytes after the end": (framed(row(), payload=129), "has 1 bytes after its last tensor"),
+    "bytes after the end": (framed(row(), payload=129), "has 1 byte after its last tensor"),
     "bytes after the padding": (framed(row(shape=(1,)), payload=33), "has 29 bytes after its last tensor"),
     "bytes and no tensor": (framed(metadata=(pair("a", U32, WORD),), payload=1), "after its last tensor"),
 }
@@ -135,7 +135,7 @@ def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> N
     path.write_bytes(framed(metadata=(pair("a", TEXT, struct.pack("<Q", 2**33)),)))
     with path.open("r+b") as stream:
         stream.truncate(2**34)  # a hole: no disk is used
-    with pytest.raises(InputError, match="of a header at most 25000000 bytes are read"):
+    with pytest.raises(InputError, match=r"of a header at most 25 MB .25,000,000 bytes. are read"):
         read_header(path)
 
 

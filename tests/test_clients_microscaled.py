@@ -18,7 +18,7 @@ from wanconv.errors import InputError, Refused, Unrecognised
 from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
 from wanconv.plan import contents
-from wanconv.report import Report
+from wanconv.report import Cell, Report
 from wanconv.tensors import DTYPES
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
@@ -166,7 +166,8 @@ def test_every_number_is_proven_within_the_bound(storage: str, out: Path, tiny: 
     report = verify(out, Check(against=tiny(A14B), client="comfyui"))
     assert report.exit_code == 0
     (row,) = [row for row in report.tables[0].rows if row[1] == f"{storage} block"]
-    assert 0.99 < float(str(row[4])) <= 1.0
+    assert isinstance(row[4], Cell)
+    assert 0.99 < float(str(row[4].value)) <= 1.0
 
 
 # read back

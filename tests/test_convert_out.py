@@ -507,7 +507,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OutputError, match=r"has 1000 bytes free, and \d+ are needed"):
+    with pytest.raises(OutputError, match=r"has 1 kB free, and [\d.]+ [kM]B are needed"):
         convert(source, options)
     assert preview(source, options).exit_code == 7
     assert not (tmp_path / "out").exists()

@@ -165,6 +165,16 @@ def test_a_clean_run_has_no_incident_and_every_operation_has_its_place() -> None
     assert [each.where.path for each in logits][:2] == ["blocks.0.self_attn", "blocks.0.cross_attn"]
 
 
+def test_the_norms_and_the_sums_of_a_block_have_names_of_their_own() -> None:
+    recorder, _ = recorded("comfyui-fp16", Weights(T2V, T2V.tiny))
+    names = [(each.path, each.operation) for each in recorder.ranges]
+    assert len(names) == len(set(names))
+    for own in (("blocks.0.norm_attn", "addcmul"), ("blocks.0.norm_ffn", "addcmul"), ("blocks.0", "addcmul#2")):
+        assert own in names
+    norms = [each.where.path for each in recorder.inside if "layer_norm" in each.where.op]
+    assert norms[:3] == ["blocks.0.norm_attn", "blocks.0.cross_attn.norm_in", "blocks.0.norm_ffn"]
+
+
 def test_recording_changes_no_number() -> None:
     weights = Weights(T2V, T2V.tiny)
     latents, context = inputs("t2v-a14b", (1, 3, 2))
@@ -199,7 +209,7 @@ def test_a_residual_that_overflows_only_in_fp16_is_named_where_it_is_added() -> 
     recorder, _ = recorded("comfyui-fp16", weights)
     assert recorder.first_bad is not None
     bad = recorder.first_bad.bad
-    assert (bad.path, bad.op, bad.nth, recorder.first_bad.cause) == ("blocks.1", "addcmul", 3, "overflow")
+    assert (bad.path, bad.op, bad.nth, recorder.first_bad.cause) == ("blocks.1", "addcmul", 1, "overflow")
     for roomy in ("official", "official-fp16", "diffusers"):
         kept, velocity = recorded(roomy, weights)
         assert kept.first_bad is None

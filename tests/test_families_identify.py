@@ -385,7 +385,7 @@ def test_a_stray_block_number_is_unknown_and_does_not_count(number: str) -> None
 
 def test_a_file_of_another_network_is_named_as_such() -> None:
     error = refusal(Unrecognised, folder(part("lora.safetensors", {"lora_A.weight": (4, 4)})))
-    assert error.message == "lora.safetensors: none of its 1 tensors is in a network that wanconv knows"
+    assert error.message == "lora.safetensors: its only tensor is not in a network that wanconv knows"
     assert error.details == ("unknown: lora_A.weight",)
 
 

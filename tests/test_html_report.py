@@ -1,10 +1,7 @@
 """The page of a validation: what it says for every outcome, that it stands alone, and that a browser agrees."""
 
 import copy
-import os
 import re
-import shutil
-import subprocess
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import browser, chromium, with_scripts
 from pages import Page
 from skimage.io import imread
 from validation_samples import LAYERS, SAMPLES, as_json, clips
@@ -29,12 +27,6 @@ OUTCOMES = {
     "no_video": "PASS",
     "bare": "CANNOT JUDGE",
 }
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium: unproven that a browser shows the page without errors"
-)
 
 
 def render(results: dict[str, Any], moving: dict[str, Any] | None) -> str:
@@ -59,7 +51,7 @@ def test_a_page_opens_with_its_verdict_and_one_sentence_why(rendered: dict[str, 
     assert f"<title>{outcome}: " in rendered[name]
     results = SAMPLES[name]()[0]
     profile = load_profile(results["settings"].get("profile", "standard"))
-    why = html.why(results, judge(results, profile), profile)
+    why = wording.why(results, judge(results, profile), profile)
     assert page.text.index(outcome) < page.text.index(" ".join(why.split())) < page.text.index("Checks")
 
 
@@ -172,6 +164,12 @@ def test_figures_may_come_before_or_after_json() -> None:
         assert wording.metric_figures({"candidate": one}, "candidate") == {"PSNR (dB)": "30", "Black frames": "1, 4"}
 
 
+def test_clips_that_are_not_finite_are_named() -> None:
+    assert wording.metric_figures({"candidate": {"not_finite": ["candidate"]}}, "candidate") == {
+        "Not finite": "candidate"
+    }
+
+
 def test_identical_clips_are_identical_and_not_without_a_figure() -> None:
     results, _ = SAMPLES["passed"]()
     results["video"]["control"]["psnr"] = {"identical": True, "psnr_db": None}
@@ -185,6 +183,41 @@ def test_a_warning_is_shown_and_leaves_the_verdict(rendered: dict[str, str]) -> 
     assert "WARNING Storage A 2.0% of its numbers became zero" in page.text
     assert "PASS The converted model passed" in page.text
     assert "passed, 1 warned; the tightest" in page.text
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_table_scrolls_inside_itself_with_the_keyboard_too(rendered: dict[str, str], name: str) -> None:
+    regions = [one for _, one in Page(rendered[name]).elements if (one.get("class") or "").split()[:1] == ["scroll"]]
+    assert len(regions) == rendered[name].count("<table")
+    assert {(one["role"], one["tabindex"]) for one in regions} == {("region", "0")}
+    labels = [one["aria-label"] for one in regions]
+    assert len(labels) == len(set(labels))
+
+
+def test_storage_is_sorted_by_error_and_what_is_exact_is_folded() -> None:
+    results, _ = SAMPLES["no_video"]()
+    row = results["storage"][0]
+    errors = {"a": 0.001, "b": 0.0, "c": 0.02, "d": None, "e": 0.0}
+    results["storage"] = [row | {"tensor": name, "relative_l2": error} for name, error in errors.items()]
+    results["storage"][3]["first_not_finite"] = "inf at [1, 2]"
+    results["storage"][4]["flushed_share"] = 0.5  # nothing but zero is exact, and not what was lost to it
+    section = render(results, None).partition('<section id="storage">')[2].partition("</section>")[0]
+    shown, _, folded = section.partition("<details>")
+    assert re.findall(r'<td class="mono where">(.)</td>', shown) == ["d", "c", "a", "e"]
+    assert re.findall(r'<td class="mono where">(.)</td>', folded) == ["b"]
+    assert "1 tensor is exact" in folded
+
+
+def test_prompt_and_negative_prompt_differ_in_colour_and_dash(rendered: dict[str, str]) -> None:
+    legend = rendered["passed"].partition('<p class="legend">')[2].partition("</p>")[0]
+    lines = dict(re.findall(r'<path class="(line [^"]*)"[^>]*/></svg>([^<]*)<', legend))
+    drawn = {label: kind for kind, label in lines.items()}
+    assert drawn["t = 999, prompt"] == "line hue0"
+    assert drawn["t = 999, negative prompt"] == "line other0 dashed"
+    style = Page(rendered["passed"]).inline["style"]
+    for scheme in style.split("prefers-color-scheme: dark"):
+        colours = re.findall(r"--(?:hue|other)\d: (#\w+);", scheme)
+        assert len(colours) == len(set(colours)) == 12
 
 
 def test_the_first_bad_operation_comes_with_the_twenty_before_it(rendered: dict[str, str]) -> None:
@@ -271,15 +304,19 @@ def test_hostile_strings_stay_text(rendered: dict[str, str], name: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"), (True, "yes"), (0, "0"), (65504, "65\u202f504"), (0.0123456, "0.0123"), (1e-5, "1.00e-5"),
-        (float("nan"), "not finite"), (float("-inf"), "not finite"), (1234567.0, "1.23e6"), ("bf16", "bf16"),
+        (None, "–"), (True, "yes"), (0, "0"), (65504, "65\u202f504"), (0.0123456, "0.0123"), (1e-5, "0.00001"),
+        (2.5e-9, "2.5e-9"), (float("nan"), "not finite"), (float("-inf"), "not finite"),
+        (1234567.0, "1\u202f234\u202f567"),
+        ("bf16", "bf16"),
     ],
 )  # fmt: skip
 def test_figures_are_written_for_people(value: object, text: str) -> None:
     assert wording.figure(value) == text
 
 
-@pytest.mark.parametrize(("nbytes", "text"), [(0, "0 B"), (57_153_000_000, "57.2 GB"), (None, "–"), (999, "999 B")])
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(0, "0 bytes"), (57_153_000_000, "57.2 GB"), (None, "–"), (999, "999 bytes")]
+)
 def test_sizes_have_decimal_units(nbytes: int | None, text: str) -> None:
     assert wording.size(nbytes).replace("\u00a0", " ") == text
 
@@ -335,23 +372,6 @@ def test_checks_without_an_outcome_of_their_own_still_make_a_page() -> None:
     assert "is 70\u202f000 where ≤ 65\u202f504 is allowed" in page
 
 
-def chromium(page: Path, profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    quiet = [
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        "--virtual-time-budget=4000", "--enable-logging=stderr", "--window-size=1240,2000",
-    ]  # fmt: skip
-    return subprocess.run(
-        [CHROMIUM, *quiet, f"--user-data-dir={profile}", *arguments, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-        env=os.environ | {"HOME": str(profile)},
-    )
-
-
 @pytest.mark.tools
 @browser
 @pytest.mark.parametrize("name", SAMPLES)
@@ -396,10 +416,8 @@ def test_a_browser_moves_all_clips_with_one_scrubber_and_subtracts_them(
         const data = drawn.getContext("2d").getImageData(0, 0, drawn.width, drawn.height).data;
         document.title = `${seen} | ${drawn.hidden} | ${data[0]} ${data[1]} ${data[2]}`;
       });"""
-    digest = b64encode(sha256(hand.encode()).digest()).decode()
-    text = rendered["passed"].replace("script-src ", f"script-src 'sha256-{digest}' ")
     path = tmp_path / "report.html"
-    path.write_text(text.replace("</body>", f"<script>{hand}</script></body>"), encoding="utf-8")
+    path.write_text(with_scripts(rendered["passed"], hand), encoding="utf-8")
     done = chromium(path, tmp_path / "profile", "--dump-dom")
     assert "CONSOLE" not in done.stderr
     both = [np.rint(clip[3, 0, 0] * 255).astype(int) for clip in (clips()["reference"], clips()["candidate"])]

@@ -109,7 +109,7 @@ def test_the_t5_of_cogvideox_needs_none(tiny: Tiny, tmp_path: Path) -> None:
 def test_what_is_no_tokenizer_is_not_dropped(pieces: torch.Tensor, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Unrecognised) as raised:
         identify(open_checkpoint(carrying(tiny, tmp_path, pieces)))
-    why = "no tokenizer that wanconv reads: uint8 of at most 16777216 bytes"
+    why = "no tokenizer that wanconv reads: uint8 of at most 16.8 MB"
     assert raised.value.details == (f"unknown: spiece_model ({why})",)
 
 
@@ -118,7 +118,7 @@ def test_a_sidecar_too_large_for_a_tokenizer_is_not_read(tiny: Tiny, tmp_path: P
     path = source / "google" / "umt5-xxl" / "spiece.model"
     path.touch()
     os.truncate(path, 1 << 40)
-    said = f"^{path} has 1099511627776 bytes, and a tokenizer that becomes a tensor at most 16777216$"
+    said = f"^{path} has 1.1 TB .1,099,511,627,776 bytes., and a tokenizer that becomes a tensor at most 16.8 MB$"
     with pytest.raises(InputError, match=said):
         convert(source, Options("keep", layout="comfyui", out=tmp_path / "out"))
 

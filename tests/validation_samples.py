@@ -48,8 +48,8 @@ def _steps(scale: float, format_: str) -> list[dict[str, Any]]:
     rows = []
     for expert, times in zip(EXPERTS, ((999, 937, 875), (874, 500, 100)), strict=True):
         for time in times:
-            for branch in ("cond", "uncond"):
-                level = scale * (1 + (1000 - time) / 900) * (1 if branch == "cond" else 0.8)
+            for branch in ("prompt", "negative prompt"):
+                level = scale * (1 + (1000 - time) / 900) * (1 if branch == "prompt" else 0.8)
                 forced = [
                     level * 0.12 * exp(0.35 * sin(i * 1.7 + time) + (1.6 if i == 37 else 0)) for i in range(LAYERS)
                 ]

@@ -7,6 +7,7 @@ from typing import Literal
 SCHEMA = "wanconv.report/1"
 
 Severity = Literal["note", "warning", "failure"]
+Tone = Literal["", "success", "warning", "failure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """A value in a table or among the figures that a screen shows in other words, or in a colour.
+
+    `value` is what JSON holds; `text` is what people read; `tone` says how good that is.
+    """
+
+    value: object
+    text: str
+    tone: Tone = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under named columns. A column whose name ends in `bytes` holds byte counts and is shown with units."""
+    """Rows under named columns. A column whose name ends in `_nbytes` holds byte counts and is shown with units."""
 
     title: str
     columns: tuple[str, ...]
@@ -31,7 +44,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`figures` are the facts in reading order, `tables` go below them; `exit_code` is what the command ends with."""
+    """`figures` are the facts in reading order, `tables` go below them; `exit_code` is what the command ends with.
+
+    `tone` says how good the news in the title is.
+    """
 
     verb: str
     title: str
@@ -40,6 +56,7 @@ class Report:
     findings: Sequence[Finding] = ()
     details: Mapping[str, object] = field(default_factory=dict)
     exit_code: int = 0
+    tone: Tone = ""
 
     def to_json(self) -> dict[str, object]:
         """Returns the report as JSON values; tables become lists of objects."""
@@ -49,9 +66,10 @@ class Report:
             "title": self.title,
             "ok": self.exit_code == 0,
             "exit_code": self.exit_code,
-            "figures": dict(self.figures),
+            "figures": {name: _exact(value) for name, value in self.figures.items()},
             "tables": {
-                table.title: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in self.tables
+                table.title: [dict(zip(table.columns, map(_exact, row), strict=True)) for row in table.rows]
+                for table in self.tables
             },
             "findings": [
                 {"severity": f.severity, "where": f.where, "message": f.message, "fix": f.fix, "code": f.code}
@@ -59,3 +77,7 @@ class Report:
             ],
             **({"details": dict(self.details)} if self.details else {}),
         }
+
+
+def _exact(value: object) -> object:
+    return value.value if isinstance(value, Cell) else value

@@ -13,7 +13,7 @@ Results are one JSON object, schema wanconv.validation/1:
     safety                 classes B, C, D, per component: {component, numerics, operations, largest, largest_at,
                            headroom, first_bad: {path, op, step, timestep, expert} | null, last_operations: [{path, op,
                            smallest, largest}], op_internal: [{path, value, limit, why}], accumulators: [{path, value,
-                           limit}], ranges: [{path, largest}]}
+                           limit}], ranges: [{path, largest}]}; addcmul#2 is the second addcmul of one module
     steps                  class E, per teacher-forced probe: {component, timestep, branch, format, relative_l2,
                            sqnr_db, cosine, worst_block, blocks: [{block, forced_relative_l2, running_relative_l2}]}
     components             class E, encoders and VAE: {component, what, format, relative_l2, sqnr_db, cosine}
@@ -33,6 +33,7 @@ from types import UnionType
 from typing import Literal
 
 from wanconv.errors import UsageError
+from wanconv.figures import count, figure
 from wanconv.naming import nearest
 from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import DTYPES
@@ -48,7 +49,7 @@ _FLUSHED = 0.01  # the share of numbers that may become zero
 _FLUSHED_IN = {
     "nvfp4": 0.25
 }  # whose least number is a twelfth of a block's largest: 7 % of Gaussian ones are nearer to 0
-_AMPLE = 1e6
+AMPLE = 10_000  # times: of more room than this, nobody asks how much
 PROBES = ("first", "boundary", "below_boundary")
 _BITS = {"int8": 6, "q8_0": 6, "mxfp8": 3, "nvfp4": 1}  # of what is no float by itself: as a mantissa of so many
 _NARROW = frozenset(("fp8_e4m3fn", "fp8_e5m2", "int8"))
@@ -84,6 +85,11 @@ class Check:
     limit: float | None
     where: str
     message: str
+
+    @property
+    def of_headroom(self) -> bool:
+        """True where more is better: the value is a factor that must reach the limit, not an error below it."""
+        return self.name == "activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,13 +296,16 @@ def _activations(row: Mapping[str, object], component: str, name: str, profile: 
     if headroom is None:
         return Check("activations", "CANNOT JUDGE", None, None, component, f"nothing was recorded under {name}")
     where = f"{component}/{row.get('largest_at')}"
-    room = f"{headroom:.3g} times" if headroom < _AMPLE else "more than a million times"
+    room = f"{figure(headroom)} times" if headroom <= AMPLE else f"more than {AMPLE:,} times"
     message = f"under {name}, the largest magnitude is {room} below the limit"
     outcome: Answer = "NOT FINITE" if headroom < profile.headroom_fail else "PASS"
     if outcome == "PASS" and headroom < profile.headroom_warn:
         outcome, message = "WARNING", f"{message}: little room for longer clips"
     elif outcome == "PASS" and largest is not None and largest > DTYPES["fp16"].largest:
-        outcome, message = "WARNING", f"fine under {name}, but {largest:.3g} is too large for clients that run in fp16"
+        outcome, message = (
+            "WARNING",
+            f"fine under {name}, but {figure(largest)} is too large for clients that run in fp16",
+        )
     return Check("activations", outcome, headroom, profile.headroom_fail, where, message)
 
 
@@ -362,7 +371,8 @@ def _video(results: Results) -> Iterator[Check]:
         assert isinstance(ours, Sequence)
         assert isinstance(theirs, Sequence)
         if len(ours) > len(theirs):
-            message = f"{len(ours)} {what.replace('_', ' ')}, where the reference has {len(theirs)}"
+            frames = count(len(ours), what.removesuffix("s").replace("_", " "))
+            message = f"{frames}, where the reference has {len(theirs)}"
             yield Check("free run", "WARNING", None, None, "candidate", message)
 
 

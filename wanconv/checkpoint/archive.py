@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wanconv.checkpoint.files import MAX_TENSORS, OpenFile, printable
 from wanconv.errors import InputError
+from wanconv.figures import exact_size
 
 ALIGNMENT = 64
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -80,7 +81,8 @@ def read_literal(file: OpenFile, record: Record, limit: int) -> bytes:
     """Returns the bytes of a small record; raises InputError where they do not fit its CRC."""
     if record.nbytes > limit:
         raise InputError(
-            f"{file.path}: its {record.name} has {record.nbytes} bytes; at most {limit} are read", _DAMAGED
+            f"{file.path}: its {record.name} has {exact_size(record.nbytes)}; at most {exact_size(limit)} are read",
+            _DAMAGED,
         )
     content = file.read(record.offset, record.nbytes)
     if zlib.crc32(content) != record.crc:
@@ -131,7 +133,10 @@ def _find_directory(file: OpenFile) -> tuple[int, int, int]:
     if disk or other_disk or here != count or start + nbytes != stop:
         raise InputError(f"{file.path}: its zip directory is not where the file says", _DAMAGED)
     if nbytes > _MAX_DIRECTORY or count > MAX_TENSORS:
-        raise InputError(f"{file.path}: its zip directory has {count} entries in {nbytes} bytes, too many", _DAMAGED)
+        raise InputError(
+            f"{file.path}: its zip directory has {count} entries in {exact_size(nbytes)}, too many",
+            _DAMAGED,
+        )
     return count, start, nbytes
 
 
@@ -168,7 +173,9 @@ def _entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, in
             raise InputError(f"{path}: its record {name} is marked as a folder", _DAMAGED)
         nbytes, packed, start = _widen((nbytes, packed, start), extra)
         if nbytes != packed:
-            raise InputError(f"{path}: its record {name} has two sizes, {nbytes} and {packed} bytes", _DAMAGED)
+            raise InputError(
+                f"{path}: its record {name} has two sizes, {exact_size(nbytes)} and {exact_size(packed)}", _DAMAGED
+            )
         yield name, start, nbytes, crc
     if position != len(directory):
         raise InputError(f"{path}: its zip directory has bytes after its last entry", _DAMAGED)

@@ -20,6 +20,7 @@ from wanconv.checkpoint.archive import Archive
 from wanconv.checkpoint.files import MAX_TENSORS, Entry, Header, OpenFile, check_name, printable, what_is
 from wanconv.checkpoint.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
+from wanconv.figures import exact_size
 from wanconv.tensors import DTYPES, TensorRef
 
 TYPES: Mapping[str, int] = {"fp32": 0, "fp16": 1, "bf16": 30, "q8_0": 8}  # what is read and written
@@ -144,7 +145,7 @@ class _Cursor:
             message = f"{path} is cut off inside its header: {what} ends at byte {end}, the file has {self._file.size}"
             raise InputError(message, _AGAIN)
         if end > MAX_HEADER:
-            message = f"{path}: {what} ends at byte {end}; of a header at most {MAX_HEADER} bytes are read"
+            message = f"{path}: {what} ends at byte {end}; of a header at most {exact_size(MAX_HEADER)} are read"
             raise InputError(message, _DAMAGED)
         if end > len(self._raw):
             known = len(self._raw)
@@ -241,6 +242,9 @@ def _check_cover(tensors: Sequence[TensorRef], alignment: int, file: OpenFile, s
             raise InputError(message, _DAMAGED)
         end = tensor.offset + tensor.nbytes
     if end > file.size:
-        raise InputError(f"{file.path} is cut off: its header promises {end} bytes, the file has {file.size}", _AGAIN)
+        raise InputError(
+            f"{file.path} is cut off: its header promises {exact_size(end)}, the file has {exact_size(file.size)}",
+            _AGAIN,
+        )
     if file.size not in (end, end + -(end - start) % alignment):
-        raise InputError(f"{file.path} has {file.size - end} bytes after its last tensor", _DAMAGED)
+        raise InputError(f"{file.path} has {exact_size(file.size - end)} after its last tensor", _DAMAGED)

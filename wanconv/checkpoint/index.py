@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wanconv.checkpoint.files import Header, printable, regular_file, strict_json, what_is
 from wanconv.errors import InputError
+from wanconv.figures import count, exact_size, size
 from wanconv.tensors import TensorRef
 
 _MAX_INDEX = 64_000_000  # bytes
@@ -26,7 +27,7 @@ class Index:
 def check_size(path: Path, nbytes: int, hint: str) -> None:
     """Raises InputError for what is too large to be an index."""
     if nbytes > _MAX_INDEX:
-        raise InputError(f"{path} has {nbytes} bytes; an index has at most {_MAX_INDEX}", hint)
+        raise InputError(f"{path} has {exact_size(nbytes)}; an index has at most {size(_MAX_INDEX)}", hint)
 
 
 def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
@@ -57,7 +58,7 @@ def check_shard(path: Path, promised: Set[str], header: Header) -> None:
     missing, extra = sorted(promised - header.tensors.keys()), sorted(header.tensors.keys() - promised)
     if missing or extra:
         details = [*(f"missing: {name}" for name in missing), *(f"not listed: {name}" for name in extra)]
-        message = f"{path} and its index disagree: {len(missing)} tensors missing, {len(extra)} not listed"
+        message = f"{path} and its index disagree: {count(len(missing), 'tensor')} missing, {len(extra)} not listed"
         raise InputError(message, _SAME_REVISION, details)
 
 
@@ -68,9 +69,11 @@ def check_total_size(index: Index, tensors: Iterable[TensorRef]) -> None:
     tensor_bytes = sum(tensor.nbytes for tensor in tensors)
     file_bytes = sum((index.path.parent / shard).stat().st_size for shard in index.shards)  # LightX2V's converter
     if type(index.total_size) is not int or index.total_size not in (tensor_bytes, file_bytes):
+        total = index.total_size
+        promised = exact_size(total) if type(total) is int else f"{total!r} bytes"
         raise InputError(
-            f"{index.path} promises a total_size of {index.total_size!r} bytes; "
-            f"its tensors have {tensor_bytes}, its files {file_bytes}",
+            f"{index.path} promises a total_size of {promised}; "
+            f"its tensors have {exact_size(tensor_bytes)}, its files {exact_size(file_bytes)}",
             _SAME_REVISION,
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wanconv.checkpoint.files import Entry
 from wanconv.errors import InputError
+from wanconv.figures import count
 from wanconv.tensors import DTYPES, Shape
 
 # fmt: off
@@ -46,6 +47,7 @@ _KNOWN = {_UNTYPED, _ORDERED_DICT, _TENSOR_V2, _TENSOR_V3, _PARAMETER, *_DTYPE_O
 _WRAPPERS = ("state_dict", "module", "model")
 _STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)"
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
+_OTHERS = ("entry that is no tensor", "entries that are no tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
         raise InputError(f"{path} holds {_describe(content)} instead of a dict of tensors", _STATE_DICT)
     others = [f"{name}: {_describe(value)}" for name, value in content.items() if not isinstance(value, Stored)]
     if others:
-        message = f"{path} holds {len(others)} entries that are no tensors, the first {others[0]}"
+        message = f"{path} holds {count(len(others), *_OTHERS)}, the first {others[0]}"
         raise InputError(message, _STATE_DICT, others)
     if odd := [name for name in content if not isinstance(name, str)]:
         raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is no text", _STATE_DICT)

@@ -21,6 +21,7 @@ from wanconv.checkpoint.files import MAX_TENSORS, Entry, Header, OpenFile, check
 from wanconv.checkpoint.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
 from wanconv.checkpoint.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
+from wanconv.figures import exact_size
 from wanconv.tensors import DTYPES, TensorRef
 
 _MAX_PICKLE = 64_000_000  # bytes; that of UMT5-xxl has 0.03 MB
@@ -135,7 +136,9 @@ def _locate(name: str, tensor: Stored, records: Mapping[str, Record], folder: st
     if record is None:
         raise InputError(f"{where} has no record data/{tensor.storage.key}", _DAMAGED)
     if record.nbytes != tensor.storage.nbytes:
-        message = f"{where}: its storage has {tensor.storage.nbytes} bytes, the record {record.nbytes}"
+        message = (
+            f"{where}: its storage has {exact_size(tensor.storage.nbytes)}, the record {exact_size(record.nbytes)}"
+        )
         raise InputError(message, _DAMAGED)
     itemsize = DTYPES[tensor.dtype].itemsize
     start, nbytes = tensor.start * itemsize, numel(tensor.shape, where) * itemsize

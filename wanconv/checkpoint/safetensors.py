@@ -22,6 +22,7 @@ from wanconv.checkpoint.files import (
     what_is,
 )
 from wanconv.errors import InputError
+from wanconv.figures import exact_size
 from wanconv.tensors import DTYPES, Shape, TensorRef
 
 MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
@@ -78,15 +79,17 @@ def _raw_header(file: OpenFile) -> bytes:
     if not (head[8:] == b"{" and nbytes <= MAX_HEADER) and (known := what_is(file)):
         raise InputError(f"{file.path} is {known[0]}, not a safetensors file", known[1])
     if len(head) < 9:
-        raise InputError(f"{file.path} has {file.size} bytes, too few for a safetensors file", _DAMAGED)
+        raise InputError(f"{file.path} has {exact_size(file.size)}, too few for a safetensors file", _DAMAGED)
     if nbytes > MAX_HEADER:
         raise InputError(
-            f"{file.path} is no safetensors file: its first 8 bytes announce a header of {nbytes} bytes; "
-            f"at most {MAX_HEADER} are read",
+            f"{file.path} is no safetensors file: its first 8 bytes announce a header of {exact_size(nbytes)}; "
+            f"at most {exact_size(MAX_HEADER)} are read",
             _DAMAGED,
         )
     if head[8:] == b"{":
-        message = f"{file.path} is cut off: its header promises {nbytes} bytes, the file has {file.size}"
+        message = (
+            f"{file.path} is cut off: its header promises {exact_size(nbytes)}, the file has {exact_size(file.size)}"
+        )
         raise InputError(message, "download the file again")
     raise InputError(f"{file.path} is no safetensors file: its header does not start with '{{'", _DAMAGED)
 
@@ -116,7 +119,8 @@ def _tensor(name: str, entry: object, path: Path, start: int) -> TensorRef:
     begin, end = offsets
     nbytes = numel(shape, where) * dtype.itemsize
     if nbytes != end - begin:
-        message = f"{where} of shape {shape} in {dtype.name} needs {nbytes} bytes, its range has {end - begin}"
+        needed, there = exact_size(nbytes), exact_size(end - begin)
+        message = f"{where} of shape {shape} in {dtype.name} needs {needed}, its range has {there}"
         raise InputError(message, _DAMAGED)
     return TensorRef(name, dtype.name, tuple(shape), path, start + begin, nbytes)
 
@@ -143,7 +147,7 @@ def _check_cover(tensors: list[TensorRef], path: Path, start: int, size: int) ->
             raise InputError(f"{path}: tensor {tensor.name} {what}, at byte {tensor.offset - start}", _DAMAGED)
         end += tensor.nbytes
     if end > size:
-        message = f"{path} is cut off: its header promises {end} bytes, the file has {size}"
+        message = f"{path} is cut off: its header promises {exact_size(end)}, the file has {exact_size(size)}"
         raise InputError(message, "download the file again")
     if end < size:
-        raise InputError(f"{path} has {size - end} bytes after its last tensor", _DAMAGED)
+        raise InputError(f"{path} has {exact_size(size - end)} after its last tensor", _DAMAGED)

@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table as RichTable
 
+from wanconv.cli.tables import STYLES, figure_lines, table_lines, wrap
 from wanconv.errors import Interrupted, OutputError, WanconvError
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Finding, Report
 
 _SHOWN = 10
-_WIDE = 240  # columns of a table that goes into a file or a pipe
-_STYLES = {"note": "dim", "warning": "yellow", "failure": "red"}
-_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+_WIDE = 100_000  # columns of a table that goes into a file or a pipe: a row is a line
 
 Tell = Callable[[str, int, int], None]
 
@@ -35,20 +34,6 @@ class Settings:
 
 
 SETTINGS = Settings()
-
-
-def size(nbytes: int) -> str:
-    """Returns a byte count with a decimal unit: 5.68 GB."""
-    value, unit = float(nbytes), 0
-    while value >= 999.5 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return (
-        f"{nbytes} bytes"
-        if unit == 0
-        else f"{value:.3g} {_UNITS[unit]}"
-        if value < 100
-        else f"{value:.0f} {_UNITS[unit]}"
-    )
 
 
 def show(report: Report) -> NoReturn:
@@ -86,18 +71,22 @@ def _print_json(report: Report) -> None:
 
 def _print_result(report: Report) -> None:
     """Prints title, figures and tables on stdout; where it is no terminal, lines are as wide as they need to be."""
-    console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, emoji=False, width=_WIDE)
-    console.print(f"[bold]{escape(report.title)}[/bold]", soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    width = _width(console)
+    for line in [report.title] if width is None else wrap(report.title, width):
+        console.print(f"[bold {STYLES[report.tone]}]{escape(line)}[/]")
     for name, value in report.figures.items():
-        label, shown = (
-            (name[:-7], size(value)) if name.endswith("_nbytes") and isinstance(value, int) else (name, value)
-        )
-        console.print(f"  {escape(label.replace('_', ' ')):<18} {escape(str(shown))}", soft_wrap=True)
+        for line in figure_lines(name, value, width):
+            console.print(line)
     for table in report.tables:
         console.print()
-        console.print(_table(table))
+        for line in table_lines(table, width or _WIDE, SETTINGS.verbose):
+            console.print(line)
+
+
+def _width(console: Console) -> int | None:
+    """Returns the columns of a terminal; None for what is none, where lines are not broken."""
+    return console.width if console.is_terminal else None
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
@@ -107,36 +96,28 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         group = [finding for finding in findings if finding.severity == severity]
         shown = group if SETTINGS.verbose else group[:_SHOWN]
         for finding in shown:
-            console.print(_line(finding))
+            fix = f"– {finding.fix}" if finding.fix else ""
+            _print_line(console, severity, STYLES[severity], f"{finding.where}: {finding.message}", fix)
         if len(group) > len(shown):
             console.print(f"  … and {len(group) - len(shown)} more (-v shows them)")
 
 
-def _line(finding: Finding) -> str:
-    style = _STYLES[finding.severity]
-    fix = f" [dim]– {escape(finding.fix)}[/dim]" if finding.fix else ""
-    return f"[{style}]{finding.severity}[/{style}] {escape(finding.where)}: {escape(finding.message)}{fix}"
-
-
-def _table(table: Table) -> RichTable:
-    shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold dim")
-    columns = [index for index, name in enumerate(table.columns) if SETTINGS.verbose or name != "fingerprint"]
-    for index in columns:
-        name = table.columns[index]
-        numeric = name.endswith("_nbytes") or any(isinstance(row[index], int) for row in table.rows)
-        shown.add_column(
-            name.removesuffix("_nbytes").replace("_", " "),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=index == 0,
-        )
-    for row in table.rows:
-        cells = []
-        for index in columns:
-            value, name = row[index], table.columns[index]
-            cells.append(escape(size(value) if name.endswith("_nbytes") and isinstance(value, int) else str(value)))
-        shown.add_row(*cells)
-    return shown
+def _print_line(console: Console, label: str, style: str, text: str, fix: str = "", indent: str = "") -> None:
+    """Prints a sentence behind its label, and dimmed what would fix it. On a terminal it is broken at words; where a
+    command is in it, which is there to be copied, the terminal breaks it, without a newline."""
+    width = _width(console)
+    whole = width is None or "wanconv " in text + fix
+    room = _WIDE if whole or width is None else max(width - len(indent) - 2, 1)  # two for what hangs
+    plain = wrap(f"{label} {text}" if label else text, room)
+    lines = [escape(line) for line in plain]
+    if label:
+        lines[0] = f"[{style}]{escape(label)}[/]{escape(plain[0].removeprefix(label))}"
+    if fix and cell_len(plain[-1]) + 1 + cell_len(fix) <= room:
+        lines[-1] += f" [dim]{escape(fix)}[/dim]"
+    elif fix:
+        lines += [f"[dim]{escape(line)}[/dim]" for line in wrap(fix, room)]
+    for number, line in enumerate(lines):
+        console.print(indent + ("  " if number else "") + line)
 
 
 def fail(error: WanconvError) -> NoReturn:
@@ -156,14 +137,14 @@ def _print_error(error: WanconvError) -> None:
         details = {"lines": error.details} if error.details else {}
         _print_json(Report(verb, error.message, {}, (), [finding], details, error.exit_code))
     console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"[red]error\\[{error.code}][/red]: {escape(error.message)}")
+    _print_line(console, f"error[{error.code}]:", "red", error.message)
     shown = error.details if SETTINGS.verbose else error.details[:_SHOWN]
     for line in shown:
-        console.print(f"  {escape(line)}")
+        _print_line(console, "", "", line, indent="  ")
     if len(error.details) > len(shown):
         console.print(f"  … and {len(error.details) - len(shown)} more (-v shows them)")
     if hint:
-        console.print(f"[dim]hint[/dim]: {escape(hint)}")
+        _print_line(console, "hint:", "dim", hint)
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:

@@ -56,6 +56,11 @@ class Range:
     subnormal: float | None = None
 
     @property
+    def operation(self) -> str:
+        """Its kind, and from the second of a kind in one module on also its number: addcmul, addcmul#2."""
+        return f"{self.op}#{self.nth + 1}" if self.nth else self.op
+
+    @property
     def headroom(self) -> float:
         """fp16's largest number over the largest magnitude: below 1 it does not fit; 0 for infinity, NaN for NaN."""
         return LARGEST / self.amax if self.amax else inf

@@ -37,6 +37,7 @@ from wanconv.engine.layers import (
     ImageEmbedding,
     LayerNorm,
     Linear,
+    Modulate,
     RMSNorm,
     attention,
     gated,
@@ -191,7 +192,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + gate · self_attn(modulate(x)), + cross_attn(x), + gate · ffn(modulate(x))."""
+    """x + gate · self_attn(norm_attn(x)), + cross_attn(x), + gate · ffn(norm_ffn(x)): two modulated norms."""
 
     def __init__(self, sizes: WanSizes, numerics: Numerics) -> None:
         super().__init__()
@@ -199,16 +200,17 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(sizes, numerics)
         self.cross_attn = CrossAttention(sizes, numerics)
         self.ffn = FeedForward(sizes, numerics)
+        self.norm_attn, self.norm_ffn = Modulate(), Modulate()
         self.dtype, self.residual = numerics.modulation, numerics.residual
 
     def forward(self, state: State) -> Tensor:
         e = self.modulation.to(self.dtype) + state.modulation.to(self.dtype)  # (T, 6, d)
         shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = e[state.which].unbind(2)  # (B, S, d)
         x, lengths = state.x, state.lengths
-        y = self.self_attn(modulate(x, shift_attn, scale_attn, lengths), state.rotation)
+        y = self.self_attn(self.norm_attn(x, shift_attn, scale_attn, lengths), state.rotation)
         x = gated(x, y, gate_attn, lengths).to(self.residual)
         x = x + self.cross_attn(x, state.context, state.image).to(x.dtype)
-        y = self.ffn(modulate(x, shift_ffn, scale_ffn, lengths))
+        y = self.ffn(self.norm_ffn(x, shift_ffn, scale_ffn, lengths))
         return gated(x, y, gate_ffn, lengths).to(self.residual)
 
 

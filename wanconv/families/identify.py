@@ -12,6 +12,7 @@ from wanconv.families.names import fingerprint
 from wanconv.families.packings import Packed, astray, unpack
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
 from wanconv.families.roles import Expert
+from wanconv.figures import count
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _SHOWN = 10
@@ -22,6 +23,7 @@ _NOT_READ = {
         "--exclude '{path}', and take the VAE of zai-org's diffusers folders: it is the same",
     ),
 }
+_ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
 
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
@@ -84,7 +86,7 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
     ]
     if odd:
         raise Unrecognised(
-            f"{part.path} holds scales for {len(odd)} tensors that are no weights of linear layers",
+            f"{part.path} holds scales for {count(len(odd), *_ODD)}",
             "get the file again from who made it",
             _first(odd),
         )
@@ -98,7 +100,8 @@ def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
     if not found:
         names = list(part.tensors)
         details = [f"unknown: {name}" for name in names[:_SHOWN]]
-        message = f"{part.path}: none of its {len(names)} tensors is in a network that wanconv knows"
+        none = "its only tensor is not" if len(names) == 1 else f"none of its {len(names)} tensors is"
+        message = f"{part.path}: {none} in a network that wanconv knows"
         return Unrecognised(message, f"give one of {known}", details)
     fit = found[0]
     message = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanconv.errors import InputError
+from wanconv.figures import size
 from wanconv.reading import parsed_json
 from wanconv.tensors import Packing, Part, TensorRef
 
@@ -176,7 +177,7 @@ def astray(name: str, part: Part) -> str:
     """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
     with scales, or a tokenizer; empty where that is nothing of the kind."""
     if name == TOKENIZER:
-        return f"no tokenizer that wanconv reads: uint8 of at most {TOKENIZER_NBYTES} bytes"
+        return f"no tokenizer that wanconv reads: uint8 of at most {size(TOKENIZER_NBYTES)}"
     module, leaf = leaf_of(name)
     pairs = [(packing.payload, packing.scales) for packing in PACKINGS]
     wholes = {packing.whole for packing in PACKINGS if packing.whole}

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from wanconv.errors import InputError
+from wanconv.figures import count
 
 _MAX_SEGMENT_NBYTES = 200  # file systems take 255; a file under way has a longer name
 _MAX_NBYTES = 1000
@@ -21,7 +22,7 @@ def check_names(paths: Iterable[str], where: str) -> None:
     faults = [f"{path[:200]!r}: {fault}" for path in paths if (fault := _fault(path))]
     faults += [] if faults else _collisions(paths)
     if faults:
-        message = f"{where} lists {len(faults)} files under names that are not safe to write"
+        message = f"{where} lists {count(len(faults), 'file')} under names that are not safe to write"
         raise InputError(message, "do not trust this repository; --exclude leaves files out", faults)
 
 

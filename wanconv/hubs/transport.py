@@ -20,6 +20,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from wanconv.errors import InputError, Interrupted
+from wanconv.figures import size
 from wanconv.hubs.patience import Passing, Patience, Unreachable
 from wanconv.hubs.types import Address
 
@@ -168,7 +169,7 @@ class Caller:
         while left:
             if self._stop.is_set():
                 raise Interrupted("stopped", AGAIN)
-            early = f"the connection ended {left} bytes early" if whole else "the connection ended early"
+            early = f"the connection ended {size(left)} early" if whole else "the connection ended early"
             self._clock.start(self.patience.stall_s)
             try:
                 chunk = response.raw.read1(min(left, _CHUNK_NBYTES), decode_content=False)
@@ -184,7 +185,7 @@ class Caller:
             now = time.monotonic()
             if now - since > self.patience.stall_s:
                 if received < _LEAST_NBYTES and left:
-                    raise Passing(f"only {received} bytes came within {now - since:.0f} seconds")
+                    raise Passing(f"only {size(received)} came within {now - since:.0f} seconds")
                 since, received = now, 0
 
     def wait(self, problem: Passing, failures: int, what: str) -> None:

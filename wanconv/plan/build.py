@@ -11,6 +11,7 @@ from wanconv.checkpoint.files import explained
 from wanconv.checkpoint.writer import Image
 from wanconv.errors import InputError, Refused
 from wanconv.families import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
+from wanconv.figures import count, exact_size, size
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
@@ -115,8 +116,7 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
     if not others:
         return first
     details = [*(other.message for other in others), *(line for refusal in refusals for line in refusal.details)]
-    more = f"{len(others)} more reason" + ("s" if len(others) > 1 else "")
-    return Refused(f"{first.message}; and {more}", first.hint, details)
+    return Refused(f"{first.message}; and {count(len(others), 'more reason')}", first.hint, details)
 
 
 def _no_layout(model: Model, layout: Layout, reason: str) -> Refused:
@@ -156,7 +156,8 @@ def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
 def _tokenizer_beside(path: Path) -> bytes:
     with explained(path):
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
-            message = f"{path} has {nbytes} bytes, and a tokenizer that becomes a tensor at most {TOKENIZER_NBYTES}"
+            most = size(TOKENIZER_NBYTES)
+            message = f"{path} has {exact_size(nbytes)}, and a tokenizer that becomes a tensor at most {most}"
             raise InputError(message, "get the file again, or --exclude it")
         return read_small(path, TOKENIZER_NBYTES)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from wanconv.families import DENOISERS, expert_named, expert_unless_dense, in_full_precision, leaf_of
 from wanconv.families import beside as beside_name
+from wanconv.figures import count
 from wanconv.layouts import Layout
 from wanconv.naming import matches
 from wanconv.plan.marks import marks_of, older_clients
@@ -11,6 +12,8 @@ from wanconv.plan.types import Step
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.tensors import Model, ModelTensor
+
+_NAMES = ("of its keys names", "of its keys name")
 
 
 def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
@@ -29,7 +32,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
             message = f"goes to {lora.component}, and its name speaks of expert.{named}"
             findings.append(Finding("warning", lora.file.name, message, "check which expert it was made for"))
         if lora.unmatched:
-            message = f"{len(lora.unmatched)} of its keys name nothing in {lora.component}: {some(lora.unmatched)}"
+            message = f"{count(len(lora.unmatched), *_NAMES)} nothing in {lora.component}: {some(lora.unmatched)}"
             findings.append(Finding("warning", lora.file.name, message))
     if any("expert" in recipe.rules[step.rule].match for step in steps if matches("dit/**", step.tensor.name)):
         sentence = f"{model.title} has one denoiser: what the recipe says of the experts is done to it"

@@ -6,6 +6,7 @@ from pathlib import Path
 from wanconv.errors import Refused
 from wanconv.families import Target, leaf_of, targets
 from wanconv.families import beside as beside_name
+from wanconv.figures import count
 from wanconv.layouts import Layout, Stored
 from wanconv.plan.files import Slot
 from wanconv.plan.types import Output, Step
@@ -44,8 +45,9 @@ def outputs_of(
             made.append(_tensors(component.name, target, parts))
             tensors.append(Stored(target.name, parts[0].dtype, target.shape, parts[0].packing))
     if missing:
+        lacking = count(len(missing), "tensor")
         raise Refused(
-            f"{component.name}: the {layout.name} layout needs {len(missing)} tensors that the source does not hold",
+            f"{component.name}: the {layout.name} layout needs {lacking} that the source does not hold",
             f"leave it out, and take the {layout.name} file of it as it is published: {excluding(component)}",
             [f"not in the source: {name}" for name in missing],
         )
@@ -99,7 +101,9 @@ def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Outp
 
 def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Finding:
     some = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    message = f"{len(names)} tensors have no home in the {layout.name} layout and are left out: {some}"
+    without = count(len(names), "tensor has no home", "tensors have no home")
+    left_out = "is left out" if len(names) == 1 else "are left out"
+    message = f"{without} in the {layout.name} layout and {left_out}: {some}"
     return Finding("note", component.name, message)
 
 

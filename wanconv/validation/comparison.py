@@ -12,7 +12,8 @@ import numpy as np
 from wanconv.validation import clips as film
 from wanconv.validation import page, plots
 from wanconv.validation.captions import classify
-from wanconv.validation.html import Row, allowed_share, letter_of, rows_of, why
+from wanconv.validation.html import Row, letter_of, rows_of
+from wanconv.validation.wording import allowed_share, why
 from wanconv.verdict import Profile, Results, Verdict
 
 BAD = ("FAIL", "NOT FINITE")

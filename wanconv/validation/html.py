@@ -12,13 +12,23 @@ from typing import Any
 
 from wanconv.validation import clips as film
 from wanconv.validation import page, plots
-from wanconv.validation.wording import CLASSES, HEADLINES, capital, figure, metric_figures, size
+from wanconv.validation.wording import (
+    CLASSES,
+    HEADLINES,
+    allowed_share,
+    figure,
+    limit_of,
+    metric_figures,
+    room,
+    size,
+    value_of,
+    why,
+)
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 
 Row = Mapping[str, Any]
 
 FP16_MAX, BF16_MAX = 65504.0, 3.3895313892515355e38
-_BRANCHES = ("cond", "uncond")
 _WORST: Sequence[Answer] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "WARNING", "PASS")
 _CLASS_OF_CHECK = {"storage": "A", "activations": "B", "op-internal": "C", "accumulator": "D"}
 _OF_THE_RUN = ("exercised", "judged")
@@ -71,6 +81,8 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
         "errors": [_error_panel(name, rows, profile) for name, rows in _by_component(results)],
         "headroom": [_headroom_panel(row, profile) for row in rows_of(results, "safety") if row.get("ranges")],
         "broken": [(row, _spans(row)) for row in rows_of(results, "safety") if row.get("first_bad")],
+        "storage": [row for row in _by_error(results) if not _is_exact(row)],
+        "exact": [row for row in _by_error(results) if _is_exact(row)],
         "metrics": metric_figures(results.get("video"), "candidate"),
         "chaos": metric_figures(results.get("video"), "control"),
         "command": _command(results),
@@ -78,24 +90,19 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
     return page.render("validation.html.j2", ("validation.css",), values)
 
 
-def why(results: Results, verdict: Verdict, profile: Profile) -> str:
-    """Returns the one sentence that tells what decided the verdict."""
-    decided = [check for check in verdict.checks if check.outcome == verdict.outcome]
-    if not decided:
-        return "Nothing was checked."
-    if verdict.outcome != "PASS":
-        first = max(decided, key=lambda check: allowed_share(check) or 0)
-        allowed = f" is {figure(first.value)} where {_limit(first)} is allowed" if first.value is not None else ""
-        others = f" {len(decided)} checks ended so." if len(decided) > 1 else ""
-        return f"{capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
-    if not results.get("reference"):
-        return "No NaN and no overflow was found. Quality is not judged: there was no reference to compare with."
-    warned = len(verdict.checks) - len(decided)
-    counted = f"{len(decided)} checks of profile {profile.name} passed" + (f", {warned} warned" if warned else "")
-    tightest = max(decided, key=lambda check: allowed_share(check) or 0)
-    if (used := allowed_share(tightest)) is None:
-        return f"{counted}."
-    return f"{counted}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
+def _by_error(results: Results) -> list[Row]:
+    """Returns the rows of storage: what is not finite first, then the largest error, then what lost most to zero."""
+
+    def key(row: Row) -> tuple[bool, float, float]:
+        error, lost = _number(row.get("relative_l2")), _number(row.get("flushed_share")) or 0.0
+        known = error is not None and isfinite(error)
+        return row.get("first_not_finite") is None, -error if known and error is not None else float("-inf"), -lost
+
+    return sorted(rows_of(results, "storage"), key=key)
+
+
+def _is_exact(row: Row) -> bool:
+    return row.get("relative_l2") == 0 and not row.get("flushed_share") and row.get("first_not_finite") is None
 
 
 def rows_of(results: Results, name: str) -> Sequence[Row]:
@@ -114,27 +121,8 @@ def letter_of(check: Check) -> str:
     return "" if check.name in _OF_THE_RUN else _CLASS_OF_CHECK.get(check.name, "E")
 
 
-def allowed_share(check: Check) -> float | None:
-    """Returns the share of the allowed that a check used; headroom is allowed downwards, errors upwards."""
-    if check.value is None or check.limit is None:
-        return None
-    part, whole = (check.limit, check.value) if check.name == "activations" else (check.value, check.limit)
-    return part / whole if whole > 0 else None
-
-
-def _limit(check: Check) -> str:
-    return f"≥ {figure(check.limit)}×" if check.name == "activations" else f"≤ {figure(check.limit)}"
-
-
 def _check_row(check: Check) -> CheckRow:
-    value = "–" if check.value is None else _room(check.value) if check.name == "activations" else figure(check.value)
-    limit = "–" if check.limit is None else _limit(check)
-    return CheckRow(check, letter_of(check), value, limit, allowed_share(check))
-
-
-def _room(headroom: float) -> str:
-    """Returns headroom as a factor; beyond ten thousand, no one asks how much."""
-    return ">\N{NO-BREAK SPACE}10\N{NARROW NO-BREAK SPACE}000×" if headroom > 10_000 else f"{figure(headroom)}×"
+    return CheckRow(check, letter_of(check), value_of(check), limit_of(check), allowed_share(check))
 
 
 def _state(letter: str, results: Results, verdict: Verdict) -> str:
@@ -159,11 +147,11 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
     errors = [check for check in verdict.checks if letter_of(check) == "E" and check.value is not None]
     if errors:
         worst = max(errors, key=lambda check: allowed_share(check) or 0)
-        yield "largest error for its limit", figure(worst.value), f"{_limit(worst)}, {worst.where}"
+        yield "largest error for its limit", figure(worst.value), f"{limit_of(worst)}, {worst.where}"
     rooms = [row for row in rows_of(results, "safety") if isinstance(row.get("headroom"), int | float)]
     if rooms:
         least = min(rooms, key=lambda row: float(row["headroom"]))
-        yield "least headroom", _room(float(least["headroom"])), f"{least['component']} under {least['numerics']}"
+        yield "least headroom", room(float(least["headroom"])), f"{least['component']} under {least['numerics']}"
     candidate, reference = results.get("candidate"), results.get("reference")
     if isinstance(candidate, Mapping):
         remark = ""
@@ -192,14 +180,15 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
     axis = short if len(set(short)) == len(short) else blocks
     times = sorted({float(row["timestep"]) for row in rows}, reverse=True)
     hues = {time: round(i * 5 / max(1, len(times) - 1)) for i, time in enumerate(times)}
-    rows = sorted(rows, key=lambda row: (-float(row["timestep"]), str(row.get("branch"))))
+    rows = sorted(rows, key=lambda row: (-float(row["timestep"]), str(row.get("branch")).startswith("negative")))
 
     def series(row: Row, key: str) -> plots.Series:
         by_block = {str(block["block"]): _number(block.get(key)) for block in row["blocks"]}
         branch = str(row.get("branch") or "")
         label = f"t = {figure(row['timestep'])}{', ' + branch if branch else ''}"
         values = [by_block.get(block) for block in blocks]
-        return plots.Series(label, hues[float(row["timestep"])], branch == _BRANCHES[1], values)
+        negative = branch == "negative prompt"
+        return plots.Series(label, hues[float(row["timestep"])], negative, values, "other" if negative else "hue")
 
     formats = {str(row["format"]) for row in rows}
     own, gathered = (
@@ -238,7 +227,7 @@ def _headroom_panel(row: Row, profile: Profile) -> Panel:
     plot = plots.headroom_plot(f"largest magnitude under {row['numerics']}", ranges, gates, limit, near)
     worst = sorted(ranges, key=lambda one: one[1] if isfinite(one[1]) else float("inf"), reverse=True)
     rows = tuple(
-        {"path": path, "largest": value, "headroom": _room(limit / value) if isfinite(value) and value else "–"}
+        {"path": path, "largest": value, "headroom": room(limit / value) if isfinite(value) and value else "–"}
         for path, value in worst
     )
     return Panel(str(row["component"]), (plot,), (), rows[:8])

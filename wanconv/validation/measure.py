@@ -13,6 +13,7 @@ from torch import Tensor
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
 from wanconv.families import DENOISERS
+from wanconv.figures import count
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.tensors import Component, Model
@@ -126,9 +127,8 @@ class Measurement:
                     ("candidate", component.tensors - theirs),
                 ):
                     if lone:  # CLIP's text half, or the sines of CogVideoX-2B, which some layouts have no place for
-                        self.rows.notes.append(
-                            f"{name}: {len(lone)} tensors that are never used are in the {what} alone"
-                        )
+                        words = "tensor that is never used is", "tensors that are never used are"
+                        self.rows.notes.append(f"{name}: {count(len(lone), *words)} in the {what} alone")
 
     def _stored(self) -> None:
         """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""

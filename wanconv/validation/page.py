@@ -11,6 +11,7 @@ from importlib import resources
 
 import jinja2
 
+from wanconv.figures import count
 from wanconv.validation.wording import capital, figure, size
 
 
@@ -30,7 +31,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure, "size": size, "capital": capital}
+    environment.filters |= {"figure": figure, "size": size, "capital": capital, "count": count}
     environment.tests["mapping_"] = lambda value: isinstance(value, Mapping)
     return environment
 

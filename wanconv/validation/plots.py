@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, isfinite, log10
 
+from wanconv.figures import figure
+
 WIDTH, HEIGHT = 560, 264
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 34
 _MOST_DOTS = 1200  # more than a plot has pixels; beyond it, each dot is the largest of its neighbours
@@ -17,13 +19,15 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`hue` counts from 0 in the order of the legend's colours; `lost` are where a value is not finite."""
+    """`hue` counts from 0 in the order of the legend's colours, of which there are two rows: `kind` is hue or other.
+    `lost` are where a value is not finite."""
 
     label: str
     hue: int
     dashed: bool
     path: str
     lost: tuple[float, ...]
+    kind: str = "hue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Series:
     hue: int
     dashed: bool
     values: Sequence[float | None]
+    kind: str = "hue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ def _line(series: Series, centres: Sequence[float], scale: _Scale) -> Line:
                 lost.append(x)
     if len(path) == 1:
         path.append("h0")  # a lone point is drawn by its round cap
-    return Line(series.label, series.hue, series.dashed, "".join(path), tuple(lost))
+    return Line(series.label, series.hue, series.dashed, "".join(path), tuple(lost), series.kind)
 
 
 def headroom_plot(
@@ -200,4 +205,4 @@ def _block_ticks(paths: Sequence[str], places: Sequence[float]) -> tuple[Tick, .
 
 
 def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.3g}" if isfinite(value) else "not finite"
+    return "not measured" if value is None else figure(value)

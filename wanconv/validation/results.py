@@ -262,7 +262,7 @@ def _pressure(one: Range) -> float:
 
 
 def _where(one: Range) -> str:
-    return f"{one.path}:{one.op}" if one.path else one.op
+    return f"{one.path}:{one.operation}" if one.path else one.operation
 
 
 def _finite(value: float) -> float | None:
@@ -270,7 +270,7 @@ def _finite(value: float) -> float | None:
 
 
 def _range(one: Range) -> Json:
-    return {"path": one.path, "op": one.op, "dtype": one.dtype, "largest": _finite(one.amax)}
+    return {"path": one.path, "op": one.operation, "dtype": one.dtype, "largest": _finite(one.amax)}
 
 
 def _incident(incident: Incident | None) -> Json | None:
@@ -279,7 +279,7 @@ def _incident(incident: Incident | None) -> Json | None:
     bad = incident.bad
     return {
         "path": bad.path,
-        "op": bad.op,
+        "op": bad.operation,
         "cause": incident.cause,
         "step": bad.step,
         "timestep": bad.timestep,

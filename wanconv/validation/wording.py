@@ -1,10 +1,11 @@
-"""The words of the validation page: headlines, the five classes and what they mean, names of metrics, figures."""
+"""The words about a validation, on the page and in a terminal: headlines, the sentence why, the five classes and what
+they mean, names of metrics, figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 
-from wanconv.verdict import Outcome
+from wanconv import figures
+from wanconv.verdict import AMPLE, Check, Outcome, Profile, Results, Verdict
 
 HEADLINES: Mapping[Outcome, str] = {
     "PASS": "The converted model passed",
@@ -86,26 +87,14 @@ def figure(value: object, digits: int = 3) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and abs(value) < 10**6:
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if not isinstance(value, int | float):
         return str(value)
-    if not isfinite(value):
-        return "not finite"
-    if value and not 1e-3 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return figures.figure(value, digits).replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def size(nbytes: object) -> str:
     """Returns a byte count in the units of the command line: 27.6 GB is 27.6e9 bytes."""
-    if not isinstance(nbytes, int | float):
-        return "–"
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.3g}\N{NO-BREAK SPACE}{unit}"
-    return f"{nbytes:.0f}\N{NO-BREAK SPACE}B"
+    return figures.size(int(nbytes)).replace(" ", "\N{NO-BREAK SPACE}") if isinstance(nbytes, int | float) else "–"
 
 
 def label(metric: str) -> str:
@@ -119,21 +108,74 @@ def capital(text: str) -> str:
 
 def metric_figures(video: object, of: str) -> dict[str, str]:
     """Returns figures by label: those of the whole clip, of groups of metrics and single ones alike."""
-    found: dict[str, str] = {}
+    return {name: text for name, (_, text) in metrics(video, of).items()}
+
+
+def metrics(video: object, of: str) -> dict[str, tuple[object, str]]:
+    """Returns the same, each as it was measured and as it is written."""
+    found: dict[str, tuple[object, str]] = {}
     measured = video.get(of) if isinstance(video, Mapping) else None
     for name, value in (measured or {}).items():
         if isinstance(value, Mapping) and "reason" in value:
-            found[label(name)] = str(value["reason"])
+            found[label(name)] = None, str(value["reason"])
         elif isinstance(value, Mapping):
             same = value.get("identical") is True
-            figures = {
+            single = {
                 key: one for key, one in value.items() if key != "identical" and not isinstance(one, list | tuple)
             }
             found |= {
-                label(key): "identical" if same and one is None else figure(one, 4) for key, one in figures.items()
+                label(key): (one, "identical" if same and one is None else figure(one, 4))
+                for key, one in single.items()
             }
-        elif isinstance(value, list | tuple):  # numbers of frames, from 0
-            found[label(name)] = ", ".join(str(one + 1) for one in value) or "none"
+        elif isinstance(value, list | tuple):  # numbers of frames, from 0; or whose clip is not finite
+            shown = (str(one + 1) if isinstance(one, int) else str(one) for one in value)
+            found[label(name)] = list(value), ", ".join(shown) or "none"
         elif value is not None:
-            found[label(name)] = figure(value, 4)
+            found[label(name)] = value, figure(value, 4)
     return found
+
+
+def why(results: Results, verdict: Verdict, profile: Profile) -> str:
+    """Returns the one sentence that tells what decided the verdict."""
+    decided = [check for check in verdict.checks if check.outcome == verdict.outcome]
+    if not decided:
+        return "Nothing was checked."
+    if verdict.outcome != "PASS":
+        first = max(decided, key=lambda check: allowed_share(check) or 0)
+        allowed = f" is {figure(first.value)} where {limit_of(first)} is allowed" if first.value is not None else ""
+        others = f" {len(decided)} checks ended so." if len(decided) > 1 else ""
+        return f"{capital(first.name)}, {first.where}{',' if allowed else ''}{allowed}: {first.message}.{others}"
+    if not results.get("reference"):
+        return "No NaN and no overflow was found. Quality is not judged: there was no reference to compare with."
+    warned = len(verdict.checks) - len(decided)
+    passed = f"{figures.count(len(decided), 'check')} of profile {profile.name} passed"
+    passed += f", {warned} warned" if warned else ""
+    tightest = max(decided, key=lambda check: allowed_share(check) or 0)
+    if (used := allowed_share(tightest)) is None:
+        return f"{passed}."
+    return f"{passed}; the tightest, {tightest.name} in {tightest.where}, used {used:.0%} of its limit."
+
+
+def allowed_share(check: Check) -> float | None:
+    """Returns the share of the allowed that a check used; headroom is allowed downwards, errors upwards."""
+    if check.value is None or check.limit is None:
+        return None
+    part, whole = (check.limit, check.value) if check.of_headroom else (check.value, check.limit)
+    return part / whole if whole > 0 else None
+
+
+def limit_of(check: Check) -> str:
+    """Returns a check's limit and on which side of it is good."""
+    if check.limit is None:
+        return "–"
+    return f"≥ {figure(check.limit)} ×" if check.of_headroom else f"≤ {figure(check.limit)}"
+
+
+def value_of(check: Check) -> str:
+    """Returns what a check measured."""
+    return "–" if check.value is None else room(check.value) if check.of_headroom else figure(check.value)
+
+
+def room(headroom: float) -> str:
+    """Returns headroom as a factor."""
+    return f"> {figure(AMPLE)} ×" if headroom > AMPLE else f"{figure(headroom)} ×"

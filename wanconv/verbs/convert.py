@@ -14,6 +14,7 @@ from wanconv.checkpoint.output import Written, write_chunks, write_file
 from wanconv.checkpoint.places import check_target
 from wanconv.checkpoint.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
+from wanconv.figures import sizes
 from wanconv.layouts import source_layout
 from wanconv.plan import (
     Plan,
@@ -93,7 +94,7 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
         _check_target(made, out, options)
         free = free_nbytes(out)
     if free < needed:
-        message = f"{needed} bytes are needed and {free} are free"
+        message = "{} are needed and {} are free".format(*sizes(needed, free))
         findings.append(Finding("failure", str(out), message, "free space, or another --out"))
     return Report(
         "convert",
@@ -272,9 +273,9 @@ def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Opti
         there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
         needed, free = made.nbytes + more - there, free_nbytes(folder)
     if needed > free:
-        raise OutputError(
-            f"{folder.parent} has {free} bytes free, and {needed} are needed", "free space or choose another --out"
-        )
+        room, wanted = sizes(free, needed)
+        message = f"{folder.parent} has {room} free, and {wanted} are needed"
+        raise OutputError(message, "free space or choose another --out")
 
 
 def _identity(made: Plan) -> dict[str, object]:

@@ -17,7 +17,8 @@ from wanconv.checkpoint.output import describe_output_error, write_anew
 from wanconv.checkpoint.places import check_target
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.families import identify
-from wanconv.report import Finding, Report, Table
+from wanconv.figures import count, figure
+from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped
@@ -114,7 +115,8 @@ def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
         if not side.as_expected
     ]
     code = CheckFailed.exit_code if findings else 0
-    return Report("demo", headline(sides), figures, (_table(sides),), findings, exit_code=code)
+    tone: Tone = "failure" if findings else "success"
+    return Report("demo", headline(sides), figures, (_table(sides),), findings, {}, code, tone)
 
 
 def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
@@ -195,9 +197,10 @@ def _failures(proof: Report) -> list[str]:
 def _proof(report: Report) -> str:
     """Returns what verify said, in a few words."""
     if wrong := len(_failures(report)):
-        return f"{wrong} tensor{'s' if wrong > 1 else ''} out of bounds"
+        return f"{count(wrong, 'tensor')} out of bounds"
     (table,) = (table for table in report.tables if "tensors" in table.columns)
-    return f"all {sum(int(str(row[table.columns.index('tensors')])) for row in table.rows)} tensors within their bounds"
+    tensors = sum(int(str(row[table.columns.index("tensors")])) for row in table.rows)
+    return f"all {count(tensors, 'tensor')} within their bounds"
 
 
 def _unexpected(side: "Side") -> str:
@@ -212,15 +215,12 @@ def _table(sides: "Sequence[Side]") -> Table:
     rows = []
     for side in sides:
         of = figures(side, None)
-        error, psnr = (_rounded(value) for value in (of.error, of.psnr_db))
-        outcome = "within bounds" if side.proven else "out of bounds"
-        rows.append((side.name, side.summary, of.nbytes, f"{of.share:.0%}", outcome, side.verdict.outcome, error, psnr))
-    columns = ("conversion", "what", "bytes", "of the source", "verify", "validate", "largest error", "PSNR dB")
+        error, psnr = (Cell(value, "" if value is None else figure(value)) for value in (of.error, of.psnr_db))
+        proof = Cell(side.proven, *(("within bounds", "success") if side.proven else ("out of bounds", "failure")))
+        share = Cell(of.share, f"{of.share:.0%}")
+        rows.append((side.name, side.summary, of.nbytes, share, proof, side.verdict.outcome, error, psnr))
+    columns = ("conversion", "what", "size_nbytes", "of the source", "verify", "validate", "largest error", "PSNR dB")
     return Table("conversions", columns, tuple(rows))
-
-
-def _rounded(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
 
 
 def _commands(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from wanconv.checkpoint.output import sync_folders
 from wanconv.checkpoint.places import check_target
 from wanconv.errors import Interrupted, OutputError, UsageError
+from wanconv.figures import count, sizes
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
@@ -55,7 +56,7 @@ def preview(repository: str, options: Options) -> Report:
     needed, free = _needed(job, here), free_nbytes(job.root)
     findings = _skipped(job)
     if needed > free:
-        message = f"{needed} bytes are needed and {free} are free"
+        message = "{} are needed and {} are free".format(*sizes(needed, free))
         findings.append(Finding("failure", str(job.root), message, "free space, or another --local-dir", "output"))
     figures = _figures(job) | {"to_download_nbytes": needed, "disk_free_nbytes": free}
     title = f"plan: {job.snapshot.repository} → {job.root}"
@@ -73,7 +74,8 @@ def download(repository: str, options: Options, progress: Progress = lambda what
         missing = [file for file in job.snapshot.files if file not in here]
         needed, free = _needed(job, here), free_nbytes(job.root)
         if needed > free:
-            message = f"{job.root} has {free} bytes free, and {needed} are needed"
+            room, more = sizes(free, needed)
+            message = f"{job.root} has {room} free, and {more} are needed"
             raise OutputError(message, "free space, choose another --local-dir, or take less with --only or --include")
         downloaded.write(job.root, _merged(job, before))
         tell = total(progress, "downloading", sum(file.nbytes for file in missing))
@@ -81,11 +83,11 @@ def download(repository: str, options: Options, progress: Progress = lambda what
         sync_folders(job.root)
     figures = _figures(job) | {
         "out": str(job.root),
-        "fetched": f"{len(missing)} files, {len(here)} were there; every digest is the hub's",
+        "fetched": f"{count(len(missing), 'file')}, {len(here)} were there; every digest is the hub's",
         "fetched_nbytes": sum(file.nbytes for file in missing),
     }
     title = f"{job.root.name}: complete, every digest right"
-    return Report("download", title, figures, (_table(job, here),), _skipped(job))
+    return Report("download", title, figures, (_table(job, here),), _skipped(job), tone="success")
 
 
 def _prepare(repository: str, options: Options) -> _Job:
@@ -139,7 +141,7 @@ def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progr
     ours = {file.path for file in before.files} if before else set()
     if foreign := [file.path for file in there if file not in right and file.path not in ours and not options.force]:
         raise UsageError(
-            f"{job.root} has {len(foreign)} files with other bytes than {job.snapshot.uri}",
+            f"{job.root} has {count(len(foreign), 'file')} with other bytes than {job.snapshot.uri}",
             "choose another --local-dir, or --force to replace them",
             foreign,
         )
@@ -225,7 +227,7 @@ def _skipped(job: _Job) -> list[Finding]:
     for file, why in job.skipped.values():
         groups.setdefault(why, []).append(file)
     return [
-        Finding("note", f"{len(files)} files skipped", f"{why}: {_examples(files)}", "--include takes them")
+        Finding("note", f"{count(len(files), 'file')} skipped", f"{why}: {_examples(files)}", "--include takes them")
         for why, files in groups.items()
     ]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
+from wanconv.figures import count
 from wanconv.hubs import Patience, Snapshot, open_hub, parse
 from wanconv.report import Finding, Report, Table
 from wanconv.verbs import verify as verifying
@@ -53,12 +54,12 @@ def publish(
     if wrong:
         raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)
     figures = {
-        "published": f"{len(files)} files, every digest as {hub.title} lists it",
+        "published": f"{count(len(files), 'file')}, every digest as {hub.title} lists it",
         "repository": snapshot.uri,
         "published_nbytes": sum(files.values()),
     }
     table = Table("files", ("path", "size_nbytes"), tuple(files.items()))
-    return Report("publish", f"{folder.name}: published", figures, (table,), _others(snapshot, files))
+    return Report("publish", f"{folder.name}: published", figures, (table,), _others(snapshot, files), tone="success")
 
 
 def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
@@ -67,7 +68,8 @@ def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
     if not others:
         return []
     shown = ", ".join(path[:_MAX_SHOWN] for path in others[:3]) + (" …" if len(others) > 3 else "")
-    message = f"holds {len(others)} files beside these, which come with every download: {shown}"
+    which = "which comes" if len(others) == 1 else "which come"
+    message = f"holds {count(len(others), 'file')} beside these, {which} with every download: {shown}"
     return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,12 @@ from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import nearest
 from wanconv.plan import family_in_words
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.tensors import Model
+from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone
-from wanconv.verdict import Check, Profile, Verdict, judge, load_profile
+from wanconv.verdict import Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
 from wanconv.workshop.fp16 import sample
 from wanconv.workshop.progress import Progress, total
@@ -74,16 +75,17 @@ class Judged:
     verdict: Verdict
     profile: Profile
     clips: "Clips"
+    out: Path | None = None
 
     def report(self) -> Report:
-        return _report(self.results, self.verdict, self.profile)
+        return summary.report(self.results, self.verdict, self.profile, self.out, tuple(self.clips))
 
 
 def recheck(path: Path, profile_name: str) -> Report:
     """Returns the verdict on saved results under another profile, or under thresholds that have changed."""
     results = read_results(path)
     profile = load_profile(profile_name)
-    return _report(results, judge(results, profile), profile)
+    return summary.report(results, judge(results, profile), profile, None, ())
 
 
 def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
@@ -122,7 +124,7 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
     found = judge(results, profile)
     if options.out is not None:
         _write(options.out, results, found, profile, clips)
-    return Judged(results, found, profile, clips)
+    return Judged(results, found, profile, clips, options.out)
 
 
 def _check(options: Options) -> None:
@@ -270,51 +272,13 @@ def _merged(path: Path) -> list[str]:
     return [f"what its merged LoRAs change counts as the candidate's error: {', '.join(names)}"] if names else []
 
 
-def _report(results: Json, found: Verdict, profile: Profile) -> Report:
-    rows = tuple(
-        (check.outcome, check.name, check.where, _figure(check.value), _figure(check.limit), check.message)
-        for check in _worst(found.checks)
-    )
-    settings = _dict(results.get("settings") or {})
-    candidate, reference = _dict(results["candidate"]), results.get("reference")
-    figures: Json = {
-        "verdict": found.outcome,
-        "candidate": f"{candidate['path']}: {candidate['family']}, {candidate['layout']} layout",
-        "reference": reference["path"] if isinstance(reference, dict) else "none: only safety is judged",
-        "profile": f"{profile.name}: {profile.summary}",
-        "numerics": settings.get("numerics", "none"),
-    }
-    findings = [
-        Finding("warning" if str(note).startswith("stale") else "note", "validation", str(note))
-        for note in _list(results.get("notes") or [])
-    ]
-    table = Table("checks", ("outcome", "check", "where", "value", "limit", "meaning"), rows)
-    title = f"{found.outcome}: {candidate['path']}"
-    return Report("validate", title, figures, (table,), findings, {"results": results}, found.exit_code)
-
-
-def _worst(checks: Sequence[Check]) -> list[Check]:
-    """Returns the checks with those that passed told once per question and component, by their largest value."""
-    shown: dict[tuple[str, str], Check] = {}
-    for number, check in enumerate(checks):
-        component = check.where.partition(" ")[0].partition("/")[0]
-        key = (check.name, component if check.outcome == "PASS" else f"{component} {number}")
-        if key not in shown or (check.value or 0.0) > (shown[key].value or 0.0):
-            shown[key] = check
-    return list(shown.values())
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
 def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
     """Writes results.json, validation.html, and the free run's frames and clips."""
     from wanconv.validation import clips as media
     from wanconv.validation.html import render
 
     write_anew(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
-    write_anew(out / "validation.html", render(results, found, profile, clips).encode())
+    write_anew(out / summary.PAGE, render(results, found, profile, clips).encode())
     for name, frames in clips.items():
         fps = _dict(results["video"])["fps"]
         assert isinstance(fps, int)

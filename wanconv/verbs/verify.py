@@ -7,10 +7,11 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
+from wanconv.figures import count
 from wanconv.hubs import Patience
 from wanconv.layouts import source_layout
 from wanconv.plan import family_in_words
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Finding, Report, Table, Tone
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
@@ -63,7 +64,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
     figures: dict[str, object] = {
         "family": family_in_words(model),
         "layout": source_layout(model).name,
-        "cover": f"{len(model.tensors)} tensors, every one known and none missing",
+        "cover": f"{count(len(model.tensors), 'tensor')}, every one known and none missing",
         "digests": digests.words,
     }
     findings += twins.finding(twins.sampled(model))
@@ -80,7 +81,10 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
 
     unclipped = manifest.unclipped(known) if known is not None else frozenset()
     table, failures = compare(model, source, progress, options.jobs, unclipped)
-    return _report(path, figures | {"against": str(options.against)}, (table,), findings + failures)
+    figures |= {"against": str(options.against)}
+    if table.rows:
+        figures["bound"] = "1 is the most that rounding to a format can do: errors up to it are normal, above is damage"
+    return _report(path, figures, (table,), findings + failures)
 
 
 def _source(path: Path, options: Options, known: manifest.Json | None) -> Model | None:
@@ -145,7 +149,9 @@ def _check_digests(path: Path, known: manifest.Json | None, options: Options, pr
     if not files and not any(finding.severity == "failure" for finding in findings):
         message = "no digest is known: headers and cover are all that is checked"
         findings.append(Finding("warning", str(path), message, "give a list with --sums, or a repository with --hub"))
-    words = ", ".join(f"{count} files by {origin}" for origin, count in sorted(files.items())) or "none known"
+    words = (
+        ", ".join(f"{count(number, 'file')} by {origin}" for origin, number in sorted(files.items())) or "none known"
+    )
     return _Digests(words, findings, compared)
 
 
@@ -209,6 +215,7 @@ def _unlisted(checkpoint: Checkpoint, known: manifest.Json) -> list[Finding]:
 
 def _report(path: Path, figures: dict[str, object], tables: Sequence[Table], findings: Sequence[Finding]) -> Report:
     codes = [finding.code for finding in findings if finding.severity == "failure"]
-    outcome = f"{len(codes)} failures" if codes else "as it should be"
+    outcome = count(len(codes), "failure") if codes else "as it should be"
     code = max((REGISTRY[code].exit_code for code in codes), default=0)
-    return Report("verify", f"{path}: {outcome}", figures | {"failures": len(codes)}, tables, findings, exit_code=code)
+    tone: Tone = "failure" if codes else "success"
+    return Report("verify", f"{path}: {outcome}", figures | {"failures": len(codes)}, tables, findings, {}, code, tone)

@@ -2,7 +2,8 @@
 
 from wanconv.families import DENOISERS
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.plan import Plan, by_component
+from wanconv.figures import exact_size
+from wanconv.plan import Plan
 from wanconv.tensors import DTYPES
 
 _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}
@@ -48,7 +49,6 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     merged = [f"| {lora.file.name} | {lora.component} | {lora.strength:g} | `{lora.sha256}` |" for lora in model.loras]
     if merged:
         merged = ["", "| LoRA merged into it | component | strength | sha256 |", "|---|---|---|---|", *merged]
-    size = by_component(plan).rows[-1][4]
     lines = [
         "---",
         *head,
@@ -57,7 +57,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
         f"# {name}, {plan.recipe.name}, {plan.layout.name} layout",
         "",
         f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
-        f"{size} bytes of weights, written by wanconv" + (f" from {base}." if base else "."),
+        f"{exact_size(plan.nbytes)} of weights, written by wanconv" + (f" from {base}." if base else "."),
         *([f"Its files say that it is {mark.name}; its tensors are those of {mark.base} as well."] if mark else []),
         "",
         "| component | network | stored as |",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
 from wanconv.families import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
+from wanconv.figures import count
 from wanconv.layouts import Json, Layout
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.reading import parsed_json
@@ -64,9 +65,8 @@ def bare_weights(model: Model) -> list[Finding]:
             of_it = [tensor for tensor in linear if tensor.dtype == dtype]
             bare = [tensor.name for tensor in of_it if not tensor.packing]
             if bare:
-                message = (
-                    f"{len(bare)} of {len(of_it)} weights in {dtype} have no scales: plain casts, or theirs were lost"
-                )
+                weights, have = count(len(of_it), "weight"), "has" if len(bare) == 1 else "have"
+                message = f"{len(bare)} of {weights} in {dtype} {have} no scales: plain casts, or theirs were lost"
                 findings.append(Finding("warning", some(bare), message, "prove them: verify --against the source"))
     return findings
 

@@ -14,7 +14,7 @@ from wanconv.formats.blocks import Blocker
 from wanconv.formats.microscaled import Microscaler, covers, whole_of
 from wanconv.formats.plain import Caster, Violation
 from wanconv.formats.scaled import Scaler
-from wanconv.report import Finding, Table
+from wanconv.report import Cell, Finding, Table
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.reader import Reader, Sources, odd_scale, read_scales, row_runs, runs
@@ -68,10 +68,16 @@ def compare(
     with closing(sources), ThreadPoolExecutor(jobs) as pool:
         findings += [finding for finding in pool.map(one, both) if finding is not None]
     rows = tuple(
-        (*pair, tensors, elements, round(worst, 6) if worst <= 1.0 else "broken")
-        for pair, (tensors, elements, worst) in sorted(seen.items())
+        (*pair, tensors, elements, _nearness(worst)) for pair, (tensors, elements, worst) in sorted(seen.items())
     )
     return Table("formats", _COLUMNS, rows), findings
+
+
+def _nearness(worst: float) -> Cell:
+    """Returns the largest error over its bound, and whether that is as it should be: rounding alone goes up to 1."""
+    if not worst <= 1.0:
+        return Cell("broken", "broken: above 1", "failure")
+    return Cell(round(worst, 6), f"{worst:.3g}, normal" if worst else "0, exact")
 
 
 def _stranger(model: Model, source: Model) -> Finding | None:

@@ -14,6 +14,7 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.families.experts import Witness, hear, twin, witnesses_of
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.figures import count
 from wanconv.reading import brief, parsed_json
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
@@ -201,10 +202,13 @@ def _patches(
         message = f"{where} holds {kinds}: only products of two matrices and differences are merged"
         raise Refused(message, "merge it with the tool that it is for", [name for _, name in refused])
     if not parts:
-        message = f"{where}: none of its {len(header.tensors)} keys names a tensor of {component.architecture.name}"
+        keys = len(header.tensors)
+        none = "its only key does not name" if keys == 1 else f"none of its {keys} keys names"
+        message = f"{where}: {none} a tensor of {component.architecture.name}"
         raise Refused(message, "check which model and which expert it was made for", unmatched)
     if unmatched and not allow_unmatched:
-        message = f"{where}: {len(unmatched)} of its {len(header.tensors)} keys name no tensor there"
+        names = ("key names", "keys names" if len(unmatched) == 1 else "keys name")
+        message = f"{where}: {len(unmatched)} of its {count(len(header.tensors), *names)} no tensor there"
         raise Refused(
             message, "check which model it was made for; --lora-allow-unmatched merges the others alone", unmatched
         )
@@ -218,7 +222,7 @@ def _patches(
                 wrong.append(fault)
             made.setdefault(name, []).append(patch)
     if wrong:
-        message = f"{where} does not fit its shapes: {len(wrong)} of {len(made)} tensors"
+        message = f"{where} does not fit its shapes: {len(wrong)} of {count(len(made), 'tensor')}"
         raise Refused(message, "check which size of the model it was made for", wrong)
     return made, tuple(unmatched)
 

@@ -19,6 +19,7 @@ from wanconv.checkpoint.files import printable, regular_file, strict_json
 from wanconv.checkpoint.output import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families import Expert
+from wanconv.figures import exact_size
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
 from wanconv.reading import fill_at, opened, read_small
@@ -203,7 +204,7 @@ def read(folder: Path) -> Json | None:
         return None
     check_file(folder, NAME)
     with regular_file(path) as file:
-        fault = f"it has {file.size} bytes" if file.size > _MAX_NBYTES else ""
+        fault = f"it has {exact_size(file.size)}" if file.size > _MAX_NBYTES else ""
         manifest = None if fault else strict_json(file.read(0, file.size), str(path))
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         fault = fault or f"its schema is not {SCHEMA}"
@@ -375,7 +376,7 @@ def check_files(
         if finding := unreadable(folder, file.path):
             findings.append(finding)
         elif (size := (folder / file.path).stat().st_size) != file.nbytes:
-            findings.append(_failure(file.path, f"is {size} bytes long, not {file.nbytes}"))
+            findings.append(_failure(file.path, f"is {exact_size(size)} long, not {exact_size(file.nbytes)}"))
         else:
             readable.append(file)
     found = digest_files(folder, [file.path for file in readable], "sha256", progress, jobs)

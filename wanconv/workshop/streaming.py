@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from wanconv.checkpoint.output import sync_folders
 from wanconv.checkpoint.writer import Fill, Journal
 from wanconv.errors import InputError, Interrupted, UsageError
+from wanconv.figures import count
 from wanconv.hubs import RemoteFile
 from wanconv.hubs.ranges import Reader
 from wanconv.plan import Plan
@@ -207,7 +208,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         if foreign := [
             file.path for file in snapshot.files if file.path not in mine and _size(root / file.path) is not None
         ]:
-            message = f"{root} has {len(foreign)} files that no download put there"
+            message = f"{root} has {count(len(foreign), 'file')} that no download put there"
             raise UsageError(message, "move them away, or choose another --out", foreign)
         downloaded.write(root, snapshot)
         yield origin
