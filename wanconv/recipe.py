@@ -10,10 +10,11 @@ from typing import get_args
 from wanconv.errors import Refused, UsageError
 from wanconv.families import FAMILIES
 from wanconv.formats import FORMATS, ROUNDINGS
-from wanconv.naming import check, matches, nearest
+from wanconv.naming import alternatives, check, matches, nearest, suggestion
 from wanconv.tensors import Kind
 
 SCHEMA = 1
+_SCHEMA = "wanconv recipes --schema prints it"
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
 _RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallback", "optional")
 
@@ -60,6 +61,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
+def schema_page() -> str:
+    """Returns the page, in Markdown, that says how a recipe is written."""
+    return (resources.files("wanconv") / "recipes" / "README.md").read_text(encoding="utf-8")
+
+
 def load(name: str) -> Recipe:
     """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError where it breaks the schema."""
     path = Path(name)
@@ -70,14 +76,11 @@ def load(name: str) -> Recipe:
             message = f"recipe {name} cannot be read: {error.strerror}"
             raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
         except UnicodeDecodeError:
-            raise UsageError(f"recipe {name} is no text in UTF-8", "recipes/README.md shows the schema") from None
+            raise UsageError(f"recipe {name} is no text in UTF-8", _SCHEMA) from None
         return parse(path.stem, text)
     if name not in names():
-        guess = nearest(name, names())
-        raise UsageError(
-            f"there is no recipe {name!r}",
-            f"did you mean {guess}?" if guess else "wanconv recipes lists them; a file of your own ends in .toml",
-        )
+        otherwise = f"known: {', '.join(names())}; a file of your own ends in .toml"
+        raise UsageError(f"there is no recipe {name!r}", suggestion(name, names(), otherwise))
     return parse(name, (resources.files("wanconv") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -86,7 +89,7 @@ def parse(name: str, text: str) -> Recipe:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {name} is no TOML: {error}", "recipes/README.md shows the schema") from None
+        raise UsageError(f"recipe {name} is no TOML: {error}", _SCHEMA) from None
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
         problems.append(f"schema must be {SCHEMA}, not {table.get('schema')!r}")
@@ -100,7 +103,7 @@ def parse(name: str, text: str) -> Recipe:
         tables = []
     rules = [_rule(position, rule, problems) for position, rule in enumerate(tables, 1)]
     if problems:
-        raise UsageError(f"recipe {name} breaks the schema", "recipes/README.md shows it", problems)
+        raise UsageError(f"recipe {name} breaks the schema", _SCHEMA, problems)
     return Recipe(name, table["summary"], tuple(families), tuple(rule for rule in rules if rule), text)
 
 
@@ -158,13 +161,14 @@ def _unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> l
     for key in table:
         if key not in known:
             guess = nearest(key, known)
-            out.append(f"{where}: unknown key {key!r}" + (f" – {guess}?" if guess else f"; known: {', '.join(known)}"))
+            meant = f" – {alternatives(guess)}?" if guess else f"; known: {', '.join(known)}"
+            out.append(f"{where}: unknown key {key!r}{meant}")
     return out
 
 
 def _not_one_of(what: str, value: object, known: Sequence[str]) -> str:
-    guess = nearest(str(value), known)
-    return f"{what} must be of {', '.join(known)}, not {value!r}" + (f" – {guess}?" if guess else "")
+    guess = nearest(value, known) if isinstance(value, str) else ()
+    return f"{what} must be of {', '.join(known)}, not {value!r}" + (f" – {alternatives(guess)}?" if guess else "")
 
 
 def _bad_glob(pattern: str) -> str | None:

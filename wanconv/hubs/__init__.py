@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from wanconv.errors import UsageError
 from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
+from wanconv.naming import suggestion
 
 __all__ = ["Address", "Hub", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
@@ -32,7 +33,8 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
         hint = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revision where you want one"
         raise UsageError(f"{text!r} is no repository", hint)
     if source is not None and source not in _SOURCES:
-        raise UsageError(f"there is no hub {source!r}", "give --source hf or --source modelscope")
+        otherwise = "give --source hf or --source modelscope"
+        raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))
     hub = match["scheme"] or _SOURCES[source or "hf"]
     if source is not None and hub != _SOURCES[source]:
         raise UsageError(f"{text} and --source {source} name two hubs", "leave one of them out")

@@ -59,7 +59,7 @@ def outputs_of(
         raise Refused(
             f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
             "as one tensor, and wanconv writes no scales for such",
-            "choose a recipe without scales, or another --layout",
+            "choose a recipe without scales",
             fused,
         )
     homeless = [name for name in component.tensors if name not in housed]

@@ -16,6 +16,11 @@ def list_recipes() -> Report:
     )
 
 
+def schema_page() -> str:
+    """Returns the page, in Markdown, that says how a recipe is written."""
+    return recipes.schema_page()
+
+
 def explain(
     name: str,
     on: Path | None = None,

@@ -15,7 +15,7 @@ from wanconv.checkpoint.output import describe_output_error, write_file
 from wanconv.errors import UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
-from wanconv.naming import nearest
+from wanconv.naming import suggestion
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
 from wanconv.validation.backbone import Backbone
@@ -127,9 +127,7 @@ def _check(options: Options) -> None:
     from wanconv.engine.numerics import PRESETS
 
     if options.numerics is not None and options.numerics not in PRESETS:
-        guess = nearest(options.numerics, PRESETS)
-        known = f"did you mean {guess}?" if guess else f"known: {', '.join(PRESETS)}"
-        raise UsageError(f"there are no numerics {options.numerics!r}", known)
+        raise UsageError(f"there are no numerics {options.numerics!r}", suggestion(options.numerics, PRESETS))
     kind, _, number = options.device.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in ("cpu", "cuda") or (kind == "cpu" and number) or (number and not number.isdecimal()):

@@ -14,6 +14,7 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.families.experts import experts_named
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.naming import suggestion
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
 
@@ -106,7 +107,8 @@ def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
-        raise UsageError(f"--lora {wanted.file}: there is no such file, and {word!r} is no component", _FORM)
+        message = f"--lora {wanted.file}: there is no such file, and {word!r} is no component"
+        raise UsageError(message, suggestion(word, _COMPONENTS, _FORM))
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
             has = ", ".join(component.name for component in denoisers) or "no denoiser"

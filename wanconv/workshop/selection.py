@@ -14,7 +14,7 @@ from wanconv.errors import UsageError
 from wanconv.families import DENOISERS, FAMILIES
 from wanconv.hubs import RemoteFile
 from wanconv.layouts import LAYOUTS
-from wanconv.naming import nearest
+from wanconv.naming import suggestion
 
 # fmt: off
 _OTHERS = {  # suffix → whose copy of the weights it is
@@ -93,9 +93,7 @@ def _components(words: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for word in words:
         if word not in COMPONENTS and word not in _GROUPS:
-            guess = nearest(word, (*COMPONENTS, *_GROUPS))
-            known = f"known: {', '.join((*COMPONENTS, 'experts'))}"
-            raise UsageError(f"there is no component {word!r}", f"did you mean {guess}?" if guess else known)
+            raise UsageError(f"there is no component {word!r}", suggestion(word, (*COMPONENTS, *_GROUPS)))
         found |= set(_GROUPS.get(word, (word,)))
     return found
 
