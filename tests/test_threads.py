@@ -36,7 +36,7 @@ def test_convert_and_verify_and_validate_restore_it(tiny: Callable[..., Path], t
     assert torch.get_num_threads() == 3
     assert verify.verify(out, verify.Options(against=source)).exit_code == 0
     assert torch.get_num_threads() == 3
-    validate.validate(out, validate.Options(profile="quick", numerics="official", steps=1, size=(16, 16), frames=1))
+    validate.validate(out, validate.Options(profile="quick", numerics="official", steps=1, size=(32, 32), frames=5))
     assert torch.get_num_threads() == 3
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -60,7 +61,7 @@ def here(path: Path | None) -> Path | None:
     path = at_home(path)
     if path is not None and (repository := repository_of(path)) is not None:
         message = f"{repository} is a repository, and this command reads what is here"
-        raise UsageError(message, f"wanconv download {repository} brings it here")
+        raise UsageError(message, f"wanconv download {quote(repository)} brings it here")
     return path
 
 
@@ -68,7 +69,9 @@ def _here_or_there(path: Path) -> Path:
     """Returns the path, which may be a repository's; raises InputError for a bare OWNER/NAME that is not here."""
     path = at_home(path) or path
     if len(path.parts) == 2 and not path.is_absolute() and repository_of(path) is None and not os.path.lexists(path):
-        raise InputError(f"{path} does not exist", f"check the path, or write hf://{path} where it is a repository")
+        raise InputError(
+            f"{path} does not exist", f"check the path, or write {quote(f'hf://{path}')} where it is a repository"
+        )
     return path
 
 

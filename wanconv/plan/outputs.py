@@ -1,7 +1,9 @@
 """The tensors that a layout stores for a component, and the steps that each is filled by."""
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
+from shlex import quote
 
 from wanconv.errors import Refused
 from wanconv.families import Target, leaf_of, targets
@@ -106,4 +108,5 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
 def excluding(component: Component) -> str:
     """Returns the option that leaves a component out."""
     folder = component.part.folder
-    return f"--exclude '{folder}/*'" if folder else " ".join(f"--exclude '{file}'" for file in component.part.files)
+    globs = [f"{escape(folder)}/*"] if folder else map(escape, component.part.files)
+    return " ".join(f"--exclude {quote(glob)}" for glob in globs)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
@@ -95,7 +96,8 @@ def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[m
     keys = ("sha256", "component", "strength")
     if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
         return
-    again = " ".join(f"--lora {one['component']}={one['file']}:{one['strength']}" for one in recorded)
+    words = [f"{one['component']}={one['file']}:{one['strength']}" for one in recorded]
+    again = " ".join(f"--lora {quote(word)}" for word in words)
     if not recorded:
         raise UsageError(f"{path} holds no merged LoRA, and --lora is given", "leave it out")
     if not given:

@@ -82,13 +82,13 @@ def prepare(source: Path, options: Options) -> Plan:
 
 def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: int | None) -> Plan:
     """Returns the plan in the layout that is wanted; without one, in the source's own, or else in the only one that
-    takes the recipe. Raises Refused with the layouts that do."""
+    takes the recipe. Raises Refused: where the layout takes the model and not the recipe, with those that take both."""
     layout = wanted or source_layout(model)
     try:
         return plan(model, recipe, layout, shard_nbytes)
     except Refused as refusal:
         others = [one for one in LAYOUTS.values() if one is not layout and _takes(model, recipe, one)]
-        if not others:
+        if not others or not _takes(model, load("keep"), layout):
             raise
         names = alternatives([one.name for one in others])
         if wanted is None and len(others) == 1:

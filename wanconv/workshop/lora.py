@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
+from shlex import quote
 
 from wanconv.checkpoint import Header, read_header
 from wanconv.checkpoint.files import explained, printable
@@ -126,15 +127,17 @@ def _component(model: Model, wanted: Wanted) -> tuple[Component, str]:
     if len(named) == 1 and len(fitting) == 1:
         return fitting[0], f"file name {wanted.file.name}"
     if named and denoisers[0].name != "dit":
+        first = denoisers[0].name.rpartition(".")[2]
         raise UsageError(
             f"--lora {wanted.file}: its name speaks of {' and '.join(sorted(named))}, and "
             f"{model.checkpoint.root} holds {', '.join(component.name for component in denoisers)}",
-            f"say which it is for: --lora {denoisers[0].name.rpartition('.')[2]}={wanted.file}",
+            f"say which it is for: --lora {quote(f'{first}={wanted.file}')}",
         )
     if len(denoisers) > 1:
+        high, low = (quote(f"{word}={wanted.file}") for word in ("high", "low"))
         raise UsageError(
             f"--lora {wanted.file}: neither its name nor a word before it says which expert it is for",
-            f"say --lora high={wanted.file} or --lora low={wanted.file}, or both where one file serves both",
+            f"say --lora {high} or --lora {low}, or both where one file serves both",
         )
     return denoisers[0], ""
 
