@@ -18,8 +18,8 @@ def test_a_recipe_that_one_client_alone_reads_gets_its_layout_and_says_so(
 ) -> None:
     made = prepare(tiny(T2V), Options(recipe))
     assert made.layout.name == layout
-    assert [(one.severity, one.where) for one in made.findings if "chosen" in one.message] == [("note", layout)]
-    assert f"chosen, for no other layout takes {recipe}: the official layout" in made.findings[0].message
+    assert [(one.severity, one.where) for one in made.notes if "chosen" in one.message] == [("note", layout)]
+    assert f"chosen, for no other layout takes {recipe}: the official layout" in made.notes[0].message
 
 
 def test_what_is_converted_without_a_layout_is_that_of_the_chosen_layout(
@@ -28,6 +28,7 @@ def test_what_is_converted_without_a_layout_is_that_of_the_chosen_layout(
     report = convert(tiny(T2V), Options("gguf-q8_0", out=tmp_path / "out"))
     assert str(report.figures["layout"]).startswith("gguf ")
     assert list((tmp_path / "out").rglob("*.gguf"))
+    assert [finding.where for finding in report.findings if "chosen" in finding.message] == ["gguf"]
 
 
 def test_a_recipe_that_several_clients_read_is_refused_with_their_layouts(tiny: Callable[..., Path]) -> None:

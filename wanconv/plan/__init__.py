@@ -2,7 +2,7 @@
 
 from wanconv.plan.build import contents, plan
 from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import roles_of, some
+from wanconv.plan.findings import left_out, roles_of, some, without_match
 from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
 from wanconv.plan.types import Contents, Output, Plan, Step
 
@@ -18,7 +18,9 @@ __all__ = [
     "contents",
     "conversion_memory",
     "lay_out",
+    "left_out",
     "plan",
     "roles_of",
     "some",
+    "without_match",
 ]

@@ -14,7 +14,7 @@ from wanconv.families import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
-from wanconv.plan.outputs import excluding, outputs_of
+from wanconv.plan.outputs import outputs_of, without
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
 from wanconv.plan.types import Contents, Plan
@@ -124,7 +124,7 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
     if place is None:
         raise Refused(
             f"the {layout.name} layout has no place for {component.name}, {component.architecture.name}",
-            f"leave it out: {excluding(component)}",
+            f"leave it out: {without(component)}",
         )
     return replace(place, stem=place.stem.format(family=model.family.name))
 
@@ -150,7 +150,7 @@ def _tokenizer_beside(path: Path) -> bytes:
     with explained(path):
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             message = f"{path} has {nbytes} bytes, and a tokenizer that becomes a tensor at most {TOKENIZER_NBYTES}"
-            raise InputError(message, "get the file again, or --exclude it")
+            raise InputError(message, "leave it out with --exclude: it is no tokenizer of this model")
         return path.read_bytes()
 
 

@@ -19,6 +19,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
         for component in model.absent
         if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
+    findings += left_out(model)
     findings += roles_of(model)
     for lora in model.loras:
         if lora.evidence:
@@ -68,6 +69,16 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
             for ref, canonical in component.tied
         ]
     return findings
+
+
+def left_out(model: Model) -> list[Finding]:
+    """Returns which files of a source are not read, and which globs were to leave files out and matched none."""
+    skipped = [Finding("note", path, f"left out: {what}") for path, what in model.skipped]
+    return skipped + without_match(model.checkpoint.unmatched)
+
+
+def without_match(globs: Iterable[str]) -> list[Finding]:
+    return [Finding("warning", glob, "excludes nothing: no file has such a path or name") for glob in globs]
 
 
 def roles_of(model: Model) -> list[Finding]:

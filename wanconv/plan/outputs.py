@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from wanconv.errors import Refused
+from wanconv.exclusion import excluding
 from wanconv.families import Target, leaf_of, targets
 from wanconv.families import beside as beside_name
 from wanconv.layouts import Layout, Stored
@@ -48,7 +49,7 @@ def outputs_of(
     if missing:
         raise Refused(
             f"{component.name}: the {layout.name} layout needs {len(missing)} tensors that the source does not hold",
-            f"leave it out, and take the {layout.name} file of it as it is published: {excluding(component)}",
+            f"leave it out, and take the {layout.name} file of it as it is published: {without(component)}",
             [f"not in the source: {name}" for name in missing],
         )
     if mixed:
@@ -105,8 +106,7 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
     return Finding("note", component.name, message)
 
 
-def excluding(component: Component) -> str:
-    """Returns the option that leaves a component out."""
+def without(component: Component) -> str:
+    """Returns the options that leave a component out."""
     folder = component.part.folder
-    globs = [f"{escape(folder)}/*"] if folder else map(escape, component.part.files)
-    return " ".join(f"--exclude {quote(glob)}" for glob in globs)
+    return f"--exclude {quote(f'{escape(folder)}/*')}" if folder else excluding(component.part.files)

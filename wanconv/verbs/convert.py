@@ -14,7 +14,7 @@ from wanconv.checkpoint.output import Written, write_chunks, write_file
 from wanconv.checkpoint.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
-from wanconv.plan import Plan, by_component, by_lora, by_rule, conversion_memory, plan
+from wanconv.plan import Plan, by_component, by_lora, by_rule, conversion_memory, plan, without_match
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
 from wanconv.workshop import manifest
@@ -28,6 +28,7 @@ from wanconv.workshop.workspace import Workspace, is_free, open_workspace, parti
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.hubs.ranges import Patience
+    from wanconv.workshop.mirror import Mirror
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -46,7 +47,7 @@ def preview_remote(repository: str, options: Options, token: str | None = None, 
     _refuse_report(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token) as mirror:
         out = _remote_target(mirror.root.name, options)
-        made = prepare(mirror.root, options)
+        made = _prepared(mirror, options)
         report = _preview(made, Streamed(mirror, out, keep), mirror.uri, out, options)
         weights = sum((mirror.root / path).stat().st_size for path in made.model.checkpoint.weight_files)
         return replace(
@@ -60,13 +61,19 @@ def _refuse_report(repository: str, options: Options) -> None:
         raise UsageError(message, "wanconv download it first; or say --allow-unsafe-fp16")
 
 
+def _prepared(mirror: "Mirror", options: Options) -> Plan:
+    """Returns the plan of what a mirror holds: what was to be left out is not in it."""
+    made = prepare(mirror.root, replace(options, exclude=()))
+    return replace(made, notes=(*without_match(mirror.unmatched), *made.notes))
+
+
 def _remote_target(name: str, options: Options) -> Path:
     """Returns OUT as an absolute path: `--out`, or `<NAME>-<recipe>` in the current folder."""
     return target_folder(Path(name), replace(options, out=options.out or Path(f"{name}-{Path(options.recipe).stem}")))
 
 
 def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options) -> Report:
-    findings = list(made.findings)
+    findings = [*made.notes, *made.findings]
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
     with writing(out):
         free = free_nbytes(out)
@@ -112,8 +119,8 @@ def convert_remote(
     _refuse_report(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
-        complete(mirror, sidecars(prepare(mirror.root, options), mirror))
-        made = prepare(mirror.root, options)
+        complete(mirror, sidecars(_prepared(mirror, options), mirror))
+        made = _prepared(mirror, options)
         with streamed(mirror, out, keep) as origin:
             report = _convert(made, origin, out, options, progress)
             return replace(report, figures={**report.figures, "source": mirror.uri})
@@ -124,7 +131,9 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     if (finished := _finished(made, origin, out, key, options, progress)) is not None:
         origin.end(progress)
         proof = Finding("note", str(out), origin.compared, "wanconv verify --against compares every element")
-        return _report(finished, out, [proof, *finished.findings], "was there already and is as it should be")
+        return _report(
+            finished, out, [proof, *finished.notes, *finished.findings], "was there already and is as it should be"
+        )
     origin.begin(made)
     with open_workspace(out, _state_key(made, origin, key, options), key, options.force) as workspace:
         if workspace.complete:
@@ -135,7 +144,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
             made = _write_all(made, origin, key, workspace, options, progress)
         origin.end(progress)
         replaced = workspace.finish(out, options.force)
-    findings = list(made.findings)
+    findings = [*made.notes, *made.findings]
     if replaced is not None:
         findings.append(
             Finding("warning", str(out), f"what stood there is now {replaced}", "delete it if nobody needs it")
@@ -187,7 +196,7 @@ def _write_weights(
 
     while True:
         fallbacks = workspace.overflowing
-        made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, fallbacks)
+        made = _again(made, options.shard_nbytes, fallbacks)
         tell = total(progress, "converting", sum(image.nbytes for image in made.images))
         with (
             closing(workspace.journal()) as journal,
@@ -312,7 +321,12 @@ def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
         for step in made.steps
         if step.fallback and formats.get(step.tensor.name, {}).get("format") == step.fallback
     )
-    return plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
+    return _again(made, shard_nbytes, fallen)
+
+
+def _again(made: Plan, shard_nbytes: int | None, fallen: frozenset[str]) -> Plan:
+    """Returns the plan with the fallbacks of tensors that need them."""
+    return replace(plan(made.model, made.recipe, made.layout, shard_nbytes, fallen), notes=made.notes)
 
 
 def _recipe_name(known: manifest.Json) -> object:

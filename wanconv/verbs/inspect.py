@@ -6,7 +6,7 @@ from pathlib import Path
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.plan import roles_of
+from wanconv.plan import left_out, roles_of, without_match
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop.client import bare_weights, since, why_not
@@ -20,7 +20,8 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
     family, absent = model.family.name, model.absent
     if not any(name in DENOISERS for name in model.components):
         family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
-    findings = [Finding("note", name, f"absent ({family} has one)") for name in absent]
+    findings = left_out(model)
+    findings += [Finding("note", name, f"absent ({family} has one)") for name in absent]
     findings += roles_of(model)
     findings += [
         Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
@@ -58,7 +59,9 @@ def inspect_remote(
 
     with mirrored(repository, Wish(exclude=exclude), token) as mirror:
         report = inspect(mirror.root, expert, (), tensors)
-        return replace(report, title=mirror.uri, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
+        figures = {**report.figures, "read_nbytes": mirror.read_nbytes}
+        findings = (*without_match(mirror.unmatched), *report.findings)
+        return replace(report, title=mirror.uri, figures=figures, findings=findings)
 
 
 def _dtypes(components: list[Component]) -> dict[str, int]:

@@ -36,7 +36,7 @@ def explain(
 
         made = prepare(on, Options(name, layout, comfyui_generation, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": made.model.family.name, "layout": made.layout.name}
-        return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
+        return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), (*made.notes, *made.findings))
     rows = tuple(
         (number, str(rule), rule.format, rule.scale, rule.rounding, rule.fallback or "")
         for number, rule in enumerate(one.rules, 1)

@@ -16,6 +16,7 @@ from wanconv.errors import UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import suggestion
+from wanconv.plan import left_out
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Model
 from wanconv.validation.backbone import Backbone
@@ -111,7 +112,8 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
         results["settings"], measured, clips = measure(candidate, reference, profile, wanted, progress)
         results |= measured
     merged = _merged(path) if reference is not None else []
-    results["notes"] = [*_stale(path, candidate, progress), *merged, *_list(results["notes"])]
+    found_out = [f"{finding.where}: {finding.message}" for finding in left_out(candidate)]
+    results["notes"] = [*found_out, *_stale(path, candidate, progress), *merged, *_list(results["notes"])]
     results["settings"] = {**_dict(results["settings"]), "command": shlex.join(options.command)}
     results["tool"] = {"wanconv": __version__, "python": platform.python_version(), **_versions()}
     found = judge(results, profile)

@@ -9,6 +9,7 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
+from wanconv.plan import left_out
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
@@ -60,6 +61,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         "cover": f"{len(model.tensors)} tensors, every one known and none missing",
         "digests": digests,
     }
+    findings += left_out(model)
     findings += bare_weights(model)
     if client is not None:
         findings += check_client(model, client)

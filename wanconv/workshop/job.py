@@ -94,7 +94,7 @@ def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: 
         if wanted is None and len(others) == 1:
             made = plan(model, recipe, others[0], shard_nbytes)
             message = f"chosen, for no other layout takes {recipe.name}: {refusal.message}"
-            return replace(made, findings=(Finding("note", names, message), *made.findings))
+            return replace(made, notes=(Finding("note", names, message),))
         hint = f"choose another --layout, which takes this recipe: {names}"
         raise Refused(refusal.message, hint, refusal.details) from None
 

@@ -206,7 +206,7 @@ def _sort(
         of_it = parts.setdefault(canonical, {})
         if tail.part in of_it:
             raise InputError(
-                f"{file}: {of_it[tail.part].name} and {key} say the same thing of one tensor", "get the file again"
+                f"{file}: {of_it[tail.part].name} and {key} say the same thing of one tensor", "remove one of the two"
             )
         if tail.part != "alpha" and not (DTYPES[ref.dtype].is_float and ref.dtype != "fp64"):
             raise InputError(f"{file}: {key} is {ref.dtype}", "get the LoRA in a float dtype of at most 32 bits")
@@ -218,7 +218,10 @@ def _of_tensor(parts: Mapping[Part, TensorRef], wanted: Wanted, alpha: float | N
     up, down = parts.get("up"), parts.get("down")
     if (up is None) != (down is None) or (down is None and "alpha" in parts):
         some = next(iter(parts.values()))
-        raise InputError(f"{wanted.file}: of a pair of matrices there is only {some.name}", "get the file again")
+        raise InputError(
+            f"{wanted.file}: of a pair of matrices there is only {some.name}",
+            "export the LoRA again, with both of each pair",
+        )
     if up is not None and down is not None:
         rank = down.shape[0] if down.shape else 0
         if "alpha" in parts:
@@ -247,7 +250,10 @@ def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
 def _alpha(ref: TensorRef) -> float:
     """Returns an alpha, the only number that is read while a plan is made."""
     if ref.numel != 1 or ref.dtype not in (*_ALPHAS, "bf16"):
-        raise InputError(f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}", "get the file again")
+        raise InputError(
+            f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}",
+            "export the LoRA again, with one number for each alpha",
+        )
     with explained(ref.file):
         raw = ref.read()
     value = struct.unpack(_ALPHAS.get(ref.dtype, "<f"), b"\0\0" + raw if ref.dtype == "bf16" else raw)[0]
@@ -264,11 +270,11 @@ def _metadata_alpha(header: Header, file: Path) -> float | None:
         config = json.loads(header.metadata[_METADATA])
         words = {key.removeprefix("transformer."): value for key, value in config.items()}
     except (ValueError, AttributeError, RecursionError):
-        raise InputError(f"{file}: its {_METADATA} is no JSON object", "get the file again") from None
+        raise InputError(f"{file}: its {_METADATA} is no JSON object", "export the LoRA again") from None
     if told := [word for word in _UNTOLD if words.get(word)]:
         message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
         raise Refused(message, "fuse it with diffusers, and save it without")
     alpha = words.get("lora_alpha")
     if alpha is not None and not (isinstance(alpha, int | float) and isfinite(alpha)):
-        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {alpha!r}", "get the file again")
+        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {alpha!r}", "export the LoRA again")
     return alpha

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from wanconv.checkpoint.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
+from wanconv.exclusion import excluded_by
 from wanconv.families import DENOISERS, FAMILIES
 from wanconv.hubs import RemoteFile
 from wanconv.layouts import LAYOUTS
@@ -100,7 +101,7 @@ def _components(words: Sequence[str]) -> set[str]:
 
 def _why_not(path: str, paths: set[str], wish: Wish, only: set[str]) -> str:
     """Returns why a file is not wanted; empty where it is."""
-    if any(fnmatchcase(path, glob) for glob in wish.exclude):
+    if excluded_by(path, wish.exclude) is not None:
         return "--exclude"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):
         return "not in --include"
