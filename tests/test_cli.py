@@ -117,14 +117,26 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ("convrt", "No such command 'convrt'", "did you mean 'convert'?"),
-        ("frobnicate", "No such command 'frobnicate'", "run wanconv --help"),
+        ("convrt", "No such command 'convrt'", "did you mean convert?"),
+        ("frobnicate", "No such command 'frobnicate'", "known: inspect, recipes, convert, download"),
         (
             "convert source",
             "Missing option '--recipe' / '-r' (env var: 'WANCONV_RECIPE')",
             "run wanconv convert --help",
         ),
         ("convert source --recpe bf16", "No such option: --recpe", "did you mean --recipe?"),
+        ("convert source --Recipes bf16", "No such option: --Recipes", "did you mean --recipe?"),
+        (
+            "convert source -r fp8",
+            "there is no recipe 'fp8'",
+            "did you mean fp8-plain, fp8-scaled or fp8-blocks-rest-bf16?",
+        ),
+        ("convert source -r Q8_0", "there is no recipe 'Q8_0'", "did you mean gguf-q8_0?"),
+        ("convert source -r bf16 --layout ComfyUI", "there is no layout 'ComfyUI'", "did you mean comfyui?"),
+        ("validate source --numerics bf16", "there are no numerics 'bf16'", "known: official, diffusers, comfyui-fp16"),
+        ("validate source --numerics FP16", "there are no numerics 'FP16'", "did you mean fp16?"),
+        ("validate source --profile fast", "there is no profile 'fast'", "known: quick, standard, full"),
+        ("Inspekt source", "No such command 'Inspekt'", "did you mean inspect?"),
         ("inspect source more", "Got unexpected extra argument(s) (more)", "run wanconv inspect --help"),
         ("inspect --expert middle", "'middle' is not one of 'high', 'low'", "run wanconv inspect --help"),
         ("verify source -j 0", "0 is not in the range 1<=x<=64", "run wanconv verify --help"),

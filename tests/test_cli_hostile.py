@@ -256,7 +256,7 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "config is no JSON":     (contents(b"{", "config.json"),                         "config.json"),
     "config nested deeply":  (contents(DEEP.encode(), "config.json"),     "config.json is no JSON"),
     "TorchScript":           (replaced_by(archive(SCRIPT), VAE),                      "a TorchScript program"),
-    "empty pickle":          (replaced_by(archive({"data.pkl": b""}), VAE),          "data.pkl is damaged"),
+    "empty pickle":          (replaced_by(archive({"data.pkl": b""}), VAE),          "is not what torch.save writes"),
     "compressed pickle":     (replaced_by(archive({}, DEFLATED), VAE),               "compressed or encrypted"),
     "big-endian pth":        (replaced_by(archive(BIG_ENDIAN), VAE),                 "big-endian"),
     "record as a folder":    (payload(record_as_a_folder, VAE),                      "is marked as a folder"),

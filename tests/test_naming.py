@@ -9,7 +9,7 @@ import pytest
 
 from wanconv import naming
 from wanconv.families import FAMILIES, vocabulary
-from wanconv.naming import check, matches, nearest
+from wanconv.naming import check, matches, nearest, suggestion
 
 FFN = "expert.high/blocks.7.ffn.up.weight"
 
@@ -71,11 +71,6 @@ def test_a_glob_takes_whole_names(pattern: str, name: str, expected: bool) -> No
 def test_a_glob_without_a_meaning_is_refused_with_the_reason(pattern: str, reason: str) -> None:
     with pytest.raises(ValueError, match="^" + reason.replace("*", r"\*")):
         check(pattern)
-
-
-def test_the_nearest_name_is_found_and_a_strange_one_is_not() -> None:
-    assert nearest("fromat", ("match", "format", "fallback")) == "format"
-    assert nearest("zzzz", ("match", "format", "fallback")) is None
 
 
 @pytest.mark.parametrize(
@@ -150,3 +145,44 @@ def test_a_pattern_matches_as_the_regular_expression_of_its_definition_does() ->
             assert matches("".join(tokens), name) == bool(expression.fullmatch(name)), (tokens, name)
             compared += 1
     assert compared > 3000
+
+
+RECIPES = ("bf16", "cogvideox-int8", "fp16", "fp8-blocks-rest-bf16", "fp8-plain", "fp8-scaled", "gguf-q8_0", "mxfp8")
+
+
+# fmt: off
+NAMES = [
+    ("fromat",       ("match", "format", "fallback"), ("format",)),
+    ("zzzz",         ("match", "format", "fallback"), ()),
+    ("",             ("match", "format", "fallback"), ()),
+    ("FP8-Plain",    RECIPES, ("fp8-plain",)),  # case is no difference
+    ("fp8_plain",    RECIPES, ("fp8-plain",)),  # nor is the kind of dash
+    ("fp8",          RECIPES, ("fp8-plain", "fp8-scaled", "fp8-blocks-rest-bf16")),  # all that begin with it
+    ("Q8_0",         RECIPES, ("gguf-q8_0",)),  # all of its words
+    ("scaled-fp8",   RECIPES, ("fp8-scaled",)),
+    ("fp8-scaled-2", RECIPES, ("fp8-scaled",)),  # all of the known one's words
+    ("fp8-plane",    RECIPES, ("fp8-plain",)),  # typing errors
+    ("pf16",         RECIPES, ("bf16", "fp16")),  # a swap is one, as another letter is
+    ("q4_k",         RECIPES, ()),
+    ("bf16",         ("official", "comfyui-fp16", "fp16", "fp32"), ()),  # two of four letters are no typing error
+    ("float16",      ("bf16", "fp16", "fp32"), ("fp16",)),  # torch's names
+    ("bfloat16",     ("bf16", "fp16", "fp32"), ("bf16",)),
+    ("expert_high",  ("dit", "expert.high", "expert.low"), ("expert.high",)),
+    ("a",            tuple(f"a{number}" for number in range(9)), ()),  # what all begin with says nothing
+    ("x" * 100_000,  RECIPES, ()),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("name", "known", "expected"), NAMES)
+def test_a_name_is_taken_for_what_it_most_likely_means(
+    name: str, known: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert nearest(name, known) == expected
+
+
+def test_a_suggestion_names_the_likely_ones_and_else_all_there_are() -> None:
+    assert suggestion("fp8", RECIPES) == "did you mean fp8-plain, fp8-scaled or fp8-blocks-rest-bf16?"
+    assert suggestion("fp8-plane", RECIPES) == "did you mean fp8-plain?"
+    assert suggestion("q4_k", ("a", "b")) == "known: a, b"
+    assert suggestion("q4_k", ("a", "b"), "run it with --help") == "run it with --help"

@@ -1,7 +1,9 @@
 """What people install: the wheel, alone, outside the repository, offline."""
 
+import email
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(path.name for path in (ROOT / "recipes").iterdir())
@@ -72,6 +75,44 @@ def test_the_wheel_holds_the_templates_of_pages_and_the_small_model(folder: str,
     with zipfile.ZipFile(wheel) as archive:
         for path in paths:
             assert archive.read(path.relative_to(ROOT).as_posix()) == path.read_bytes()
+
+
+def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "wanconv/py.typed" in archive.namelist()
+
+
+def test_a_type_checker_sees_the_installed_types(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from wanconv.naming import nearest\n\nnumber: int = nearest('a', ['b'])\n")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "mine.py"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": ""} | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert 'expression has type "tuple[str, ...]"' in done.stdout, done.stdout
+
+
+def test_the_page_of_the_package_index_leads_to_the_repository(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert urls.keys() == {"Repository", "Documentation", "Changelog", "Issues"}
+    page = metadata.get_payload(decode=True)
+    assert isinstance(page, bytes)
+    tokens = [one for token in MarkdownIt().enable("table").parse(page.decode()) for one in token.children or ()]
+    links = [str(token.attrs["href"]) for token in tokens if token.type == "link_open"]
+    images = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
+    readme = (ROOT / "README.md").read_text()
+    own = [target for target in re.findall(r"\]\(([^)]+)\)", readme) if "://" not in target]
+    assert len(own) > 5
+    assert {f"{urls['Repository']}/blob/main/{target}" for target in own} <= set(links)
+    assert [link for link in links + images if not link.startswith("https://")] == []
 
 
 def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_breaks_the_schema_is_named(text: str, problem: str) -> None:
     with pytest.raises(UsageError, match=r"^recipe mine breaks the schema$") as raised:
         parse("mine", text)
     assert [line for line in raised.value.details if problem in line] == list(raised.value.details)
-    assert raised.value.hint == "recipes/README.md shows it"
+    assert raised.value.hint == "wanconv recipes --schema prints it"
 
 
 def test_everything_that_breaks_the_schema_is_named_at_once() -> None:
@@ -178,7 +178,7 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path: Path) -> None:
     ("name", "message", "hint"),
     [
         ("fp8-plane", "there is no recipe 'fp8-plane'", "did you mean fp8-plain?"),
-        ("zzzz", "there is no recipe 'zzzz'", "wanconv recipes lists them; a file of your own ends in .toml"),
+        ("zzzz", "there is no recipe 'zzzz'", f"known: {', '.join(names())}; a file of your own ends in .toml"),
         (
             "nowhere/mine.toml",
             "recipe nowhere/mine.toml cannot be read: No such file or directory",

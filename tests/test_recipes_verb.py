@@ -1,17 +1,21 @@
 """recipes: the list, one explained, and one explained on a model."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import command
 import pytest
-from command import run
 
 from wanconv import recipe as recipes
+from wanconv.cli.run import run
 from wanconv.errors import UsageError
 from wanconv.plan import by_component, by_rule
 from wanconv.verbs.recipes import explain, list_recipes
 from wanconv.workshop.job import Options, prepare
+
+PAGE = (Path(__file__).resolve().parent.parent / "recipes" / "README.md").read_text()
 
 
 def test_the_list_has_every_recipe_and_its_summary() -> None:
@@ -47,7 +51,7 @@ def test_a_lone_expert_gets_its_role_from_the_flag(tiny: Callable[..., Path], tm
         explain("bf16", lone)
     assert asked.value.hint == "say --expert high or --expert low"
     assert explain("bf16", lone, expert="low").tables[1].rows[0][0] == "expert.low"
-    done = run("recipes", "bf16", "--on", lone, "--expert", "low", cwd=tmp_path)
+    done = command.run("recipes", "bf16", "--on", lone, "--expert", "low", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -66,3 +70,28 @@ def test_a_typo_gets_the_nearest_name(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=r"^there is no layout 'difusers'$") as raised:
         explain("keep", tiny("wan2.1-t2v-1.3b"), "difusers")
     assert raised.value.hint == "did you mean diffusers?"
+
+
+def test_the_schema_is_printed_as_the_page_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["recipes", "--schema"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == PAGE
+    with pytest.raises(SystemExit):
+        run(["recipes", "--schema", "--json"])
+    assert json.loads(capsys.readouterr().out)["details"]["text"] == PAGE
+
+
+@pytest.mark.parametrize("more", [["bf16"], ["--on", "source"]])
+def test_the_schema_is_asked_for_alone(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["recipes", "--schema", *more])
+    assert ended.value.code == 2
+    assert "--schema is about every recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hint", ["schema = 2", "schema = ", 'schema = 1\nsummary = "s"\nruel = 1'])
+def test_a_recipe_that_breaks_the_schema_is_told_where_it_is_printed(hint: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        recipes.parse("mine", hint)
+    assert raised.value.hint == "wanconv recipes --schema prints it"

@@ -232,7 +232,7 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path) -> None:
     [
         ("schema = 1", "schema = 2", "schema must be 1, and summary one sentence"),
         ("schema = 1", "schema = 1\nkind = 3", "unknown key kind"),
-        ("steps = 2", "stepps = 2", "unknown key run.stepps"),
+        ("steps = 2", "stepps = 2", "unknown key run.stepps – run.steps?"),
         ("steps = 2", "", "run.steps is missing or wrong"),
         ("video = false", 'video = "no"', "run.video is missing or wrong"),
         ("warn = 4.0", "", "headroom.warn is missing or wrong"),

@@ -9,11 +9,12 @@ from typing import get_args
 from wanconv.errors import Refused, UsageError
 from wanconv.families import FAMILIES
 from wanconv.formats import FORMATS, ROUNDINGS
-from wanconv.naming import check, matches, nearest
+from wanconv.naming import alternatives, check, matches, nearest, suggestion
 from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import Kind
 
 SCHEMA = 1
+_SCHEMA = "wanconv recipes --schema prints it"
 _LAST_BLOCK = 1000  # far beyond every network
 _MOST_RULES = 2000  # one for each linear weight of the largest family
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
@@ -62,6 +63,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
+def schema_page() -> str:
+    """Returns the page, in Markdown, that says how a recipe is written."""
+    return (resources.files("wanconv") / "recipes" / "README.md").read_text(encoding="utf-8")
+
+
 def load(name: str) -> Recipe:
     """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError where it breaks the schema."""
     path = Path(name)
@@ -72,14 +78,11 @@ def load(name: str) -> Recipe:
             message = f"recipe {name} cannot be read: {error.strerror}"
             raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
         except UnicodeDecodeError:
-            raise UsageError(f"recipe {name} is no text in UTF-8", "recipes/README.md shows the schema") from None
+            raise UsageError(f"recipe {name} is no text in UTF-8", _SCHEMA) from None
         return parse(path.stem, text)
     if name not in names():
-        guess = nearest(name, names())
-        raise UsageError(
-            f"there is no recipe {name!r}",
-            f"did you mean {guess}?" if guess else "wanconv recipes lists them; a file of your own ends in .toml",
-        )
+        otherwise = f"known: {', '.join(names())}; a file of your own ends in .toml"
+        raise UsageError(f"there is no recipe {name!r}", suggestion(name, names(), otherwise))
     return parse(name, (resources.files("wanconv") / "recipes" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
@@ -88,7 +91,7 @@ def parse(name: str, text: str) -> Recipe:
     try:
         table = parsed_toml(text)
     except ValueError as error:
-        raise UsageError(f"recipe {name} is no TOML: {error}", "recipes/README.md shows the schema") from None
+        raise UsageError(f"recipe {name} is no TOML: {error}", _SCHEMA) from None
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
         problems.append(f"schema must be {SCHEMA}, not {brief(table.get('schema'))}")
@@ -105,7 +108,7 @@ def parse(name: str, text: str) -> Recipe:
         tables = []
     rules = [_rule(position, rule, problems) for position, rule in enumerate(tables, 1)]
     if problems:
-        raise UsageError(f"recipe {name} breaks the schema", "recipes/README.md shows it", problems)
+        raise UsageError(f"recipe {name} breaks the schema", _SCHEMA, problems)
     return Recipe(name, table["summary"], tuple(families), tuple(rule for rule in rules if rule), text)
 
 
@@ -167,14 +170,15 @@ def _unknown(table: Mapping[str, object], known: Sequence[str], where: str) -> l
     for key in table:
         if key not in known:
             guess = nearest(key, known)
-            known_ones = f" – {guess}?" if guess else f"; known: {', '.join(known)}"
-            out.append(f"{where}: unknown key {brief(key)}{known_ones}")
+            meant = f" – {alternatives(guess)}?" if guess else f"; known: {', '.join(known)}"
+            out.append(f"{where}: unknown key {brief(key)}{meant}")
     return out
 
 
 def _not_one_of(what: str, value: object, known: Sequence[str]) -> str:
-    guess = nearest(str(value), known)
-    return f"{what} must be of {', '.join(known)}, not {brief(value)}" + (f" – {guess}?" if guess else "")
+    guess = nearest(value, known) if isinstance(value, str) else ()
+    meant = f" – {alternatives(guess)}?" if guess else ""
+    return f"{what} must be of {', '.join(known)}, not {brief(value)}{meant}"
 
 
 def _bad_glob(pattern: str) -> str | None:

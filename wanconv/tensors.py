@@ -131,11 +131,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is on disk, by on-disk name; `sidecars` (configs, tokenizers, licences) are relative to the root."""
+    """What is on disk, by on-disk name; `sidecars` (configs, tokenizers, licences) are relative to the root.
+
+    `unmatched` are the globs that were to leave files out and matched none.
+    """
 
     root: Path
     parts: tuple[Part, ...]
     sidecars: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
     @property
     def weight_files(self) -> tuple[str, ...]:
@@ -447,6 +451,8 @@ class Model:
     Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
 
     `loras` are those that its tensors' patches come from.
+    `loras` are those that its tensors' patches come from. `skipped` are weight files beside it that are no network of
+    any family, each with what is known of it; they are no parts of the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -455,6 +461,7 @@ class Model:
     release: Release | None = None
     evidence: Mapping[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def mark(self) -> Mark | None:

@@ -24,7 +24,7 @@ Results are one JSON object, schema wanconv.validation/1:
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf, isfinite
@@ -34,7 +34,7 @@ from typing import Literal
 
 from wanconv.errors import UsageError
 from wanconv.figures import count, figure
-from wanconv.naming import nearest
+from wanconv.naming import alternatives, nearest, suggestion
 from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import DTYPES
 
@@ -119,14 +119,13 @@ def load_profile(name: str) -> Profile:
         except OSError as error:
             raise UsageError(f"profile {name} cannot be read: {error.strerror}", "check the path") from None
         except UnicodeDecodeError:
-            raise UsageError(f"profile {name} is no text in UTF-8", "take quick.toml as an example") from None
+            raise UsageError(f"profile {name} is no text in UTF-8", _EXAMPLE) from None
     if name not in profiles():
-        guess = nearest(name, profiles())
-        raise UsageError(
-            f"there is no profile {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(profiles())}"
-        )
+        raise UsageError(f"there is no profile {name!r}", suggestion(name, profiles()))
     return _parse(name, (resources.files("wanconv") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
 
+
+_EXAMPLE = f"take {resources.files('wanconv') / 'profiles' / 'quick.toml'} as an example"
 
 # Every key of a profile, and what its value is: a type, or what all of a table's values are.
 _KEYS: Mapping[str, Mapping[str, type | UnionType]] = {
@@ -140,9 +139,9 @@ def _parse(name: str, text: str) -> Profile:
     try:
         table = parsed_toml(text)
     except ValueError as error:
-        raise UsageError(f"profile {name} is no TOML: {error}", "take quick.toml as an example") from None
+        raise UsageError(f"profile {name} is no TOML: {error}", _EXAMPLE) from None
     if problems := _problems(table):
-        raise UsageError(f"profile {name} breaks the schema", "take quick.toml as an example", problems)
+        raise UsageError(f"profile {name} breaks the schema", _EXAMPLE, problems)
     run, headroom = table["run"], table["headroom"]
     return Profile(
         name=name,
@@ -164,13 +163,15 @@ def _parse(name: str, text: str) -> Profile:
 
 def _problems(table: Mapping[str, object]) -> list[str]:
     known = {"schema", "summary", *_KEYS, *_LIMITS}
-    found = [f"unknown key {brief(key)[1:-1]}" for key in table if key not in known]
+    found = [_unknown(key, known) for key in table if key not in known]
     if table.get("schema") != 1 or not isinstance(table.get("summary"), str):
         found.append("schema must be 1, and summary one sentence")
     for section, keys in _KEYS.items():
         values = table.get(section)
         values = values if isinstance(values, Mapping) else {}
-        found += [f"unknown key {section}.{brief(key)[1:-1]}" for key in values if key not in keys]
+        found += [
+            _unknown(f"{section}.{key}", [f"{section}.{one}" for one in keys]) for key in values if key not in keys
+        ]
         found += [
             f"{section}.{key} is missing or wrong" for key, kind in keys.items() if not _is(values.get(key), kind)
         ]
@@ -196,6 +197,11 @@ def _problems(table: Mapping[str, object]) -> list[str]:
     ):
         found.append(f"run.probes must be timesteps, 1 to 999, or {', '.join(PROBES)}")
     return found
+
+
+def _unknown(key: str, known: Collection[str]) -> str:
+    guess = nearest(key, known)
+    return f"unknown key {key}" + (f" – {alternatives(guess)}?" if guess else "")
 
 
 def _is(value: object, kind: type | UnionType) -> bool:

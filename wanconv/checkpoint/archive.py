@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.checkpoint.files import MAX_TENSORS, OpenFile, printable
+from wanconv.checkpoint.files import MAX_TENSORS, SAVED_WHOLE, OpenFile, printable
 from wanconv.errors import InputError
 from wanconv.figures import exact_size
 
@@ -29,6 +29,7 @@ _ENCRYPTED = 0x1
 _FOLDER = 0x10  # of the external attributes: MS-DOS's own
 _MAX_DIRECTORY = 64_000_000  # bytes
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
+_AGAIN = "download the file again"
 _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 
 
@@ -82,7 +83,7 @@ def read_literal(file: OpenFile, record: Record, limit: int) -> bytes:
     if record.nbytes > limit:
         raise InputError(
             f"{file.path}: its {record.name} has {exact_size(record.nbytes)}; at most {exact_size(limit)} are read",
-            _DAMAGED,
+            SAVED_WHOLE,
         )
     content = file.read(record.offset, record.nbytes)
     if zlib.crc32(content) != record.crc:
@@ -127,15 +128,14 @@ def _find_directory(file: OpenFile) -> tuple[int, int, int]:
     stop = file.size - _END.size
     fields = _END.unpack(file.read(stop, _END.size)) if stop >= 0 else (b"",)
     if fields[0] != _END_MARK:
-        raise InputError(f"{file.path} is cut off: the directory at the end of the archive is missing", _DAMAGED)
+        raise InputError(f"{file.path} is cut off: the directory at the end of the archive is missing", _AGAIN)
     stop, end64 = _find_end64(file, stop)  # torch writes one into every file, needed or not
     _, disk, other_disk, here, count, nbytes, start, _ = end64 or fields
     if disk or other_disk or here != count or start + nbytes != stop:
         raise InputError(f"{file.path}: its zip directory is not where the file says", _DAMAGED)
     if nbytes > _MAX_DIRECTORY or count > MAX_TENSORS:
         raise InputError(
-            f"{file.path}: its zip directory has {count} entries in {exact_size(nbytes)}, too many",
-            _DAMAGED,
+            f"{file.path}: its zip directory has {count} entries in {exact_size(nbytes)}, too many", SAVED_WHOLE
         )
     return count, start, nbytes
 

@@ -22,6 +22,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _AGAIN = "download the file again"
+_MEANT = "do not trust it: no tool writes such by mistake"
+NAMED_WRONGLY = "check what it is: its name says one thing, and its bytes another"
+TOO_MUCH = "give the weights of a model: none has as many"
+SAVED_WHOLE = "save the tensors of the model alone: torch.save(model.state_dict(), path)"
 _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 # fmt: off
 _MAGIC = (  # first bytes → what the file is, what to do; the first match counts
@@ -148,9 +152,15 @@ def strict_json(raw: bytes, what: str) -> object:
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}", _AGAIN) from error
     except RecursionError as error:
-        raise InputError(f"{what} is no JSON that could be meant: it is nested too deeply", _AGAIN) from error
+        raise InputError(f"{what} is no JSON that could be meant: it is nested too deeply", _MEANT) from error
+    except _Twice as error:
+        raise InputError(f"{what} is not valid JSON: {error}", _MEANT) from error
     except ValueError as error:
         raise InputError(f"{what} is not valid JSON: {error}", _AGAIN) from error
+
+
+class _Twice(ValueError):
+    """One key with two values: parsers disagree on which one counts."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -158,7 +168,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]  # add() is None
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise _Twice(f"the key {twice!r} stands twice in one object")
     return result
 
 

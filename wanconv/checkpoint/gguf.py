@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wanconv.checkpoint.archive import Archive
-from wanconv.checkpoint.files import MAX_TENSORS, Entry, Header, OpenFile, check_name, printable, what_is
+from wanconv.checkpoint.files import (
+    MAX_TENSORS,
+    NAMED_WRONGLY,
+    TOO_MUCH,
+    Entry,
+    Header,
+    OpenFile,
+    check_name,
+    printable,
+    what_is,
+)
 from wanconv.checkpoint.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
 from wanconv.figures import exact_size
@@ -34,6 +44,7 @@ _MAX_TEXTS = 1 << 20  # of an array; the longest vocabularies have a quarter of 
 _AHEAD_NBYTES = 1 << 17
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _AGAIN = "download the file again"
+_WRITER = "take another file: what wrote this one broke the format's rules"
 _ALIGNMENT_KEY = "general.alignment"
 _UINT32, _BOOL, _TEXT, _ARRAY = 4, 7, 8, 9
 # fmt: off
@@ -58,7 +69,7 @@ def header_of(file: OpenFile) -> Header:
     path = file.path
     head = file.read(0, min(4, file.size))
     if head != _MAGIC:
-        what, hint = what_is(file) or ("no GGUF file: it does not start with 'GGUF'", _DAMAGED)
+        what, hint = what_is(file) or ("no GGUF file: it does not start with 'GGUF'", NAMED_WRONGLY)
         raise InputError(f"{path} is {what}" + ("" if "GGUF" in what else ", not a GGUF file"), hint)
     cursor = _Cursor(file)
     cursor.take(4, "the magic")
@@ -68,7 +79,7 @@ def header_of(file: OpenFile) -> Header:
         raise InputError(f"{path} is {what}", "wanconv reads versions 2 and 3, little-endian")
     count, metadata_count = cursor.number("<Q", "the tensor count"), cursor.number("<Q", "the metadata count")
     if count > MAX_TENSORS:
-        raise InputError(f"{path} lists {count} tensors; at most {MAX_TENSORS} are read", _DAMAGED)
+        raise InputError(f"{path} lists {count} tensors; at most {MAX_TENSORS} are read", TOO_MUCH)
     metadata: dict[str, str] = {}
     seen: set[str] = set()
     for _ in range(metadata_count):
@@ -146,7 +157,7 @@ class _Cursor:
             raise InputError(message, _AGAIN)
         if end > MAX_HEADER:
             message = f"{path}: {what} ends at byte {end}; of a header at most {exact_size(MAX_HEADER)} are read"
-            raise InputError(message, _DAMAGED)
+            raise InputError(message, TOO_MUCH)
         if end > len(self._raw):
             known = len(self._raw)
             self._raw += self._file.read(known, min(max(end - known, _AHEAD_NBYTES), self._file.size - known))
@@ -184,9 +195,10 @@ class _Cursor:
             self.take(count * struct.calcsize(_NUMBERS[kind]), what)
             return
         if kind != _TEXT:
-            raise InputError(f"{path}: {what} holds values of type {kind}, neither numbers nor texts", _DAMAGED)
+            message = f"{path}: {what} holds values of type {kind}, neither numbers nor texts"
+            raise InputError(message, "write it anew without: no client reads such an array of a model")
         if count > _MAX_TEXTS:
-            raise InputError(f"{path}: {what} has {count} texts; at most {_MAX_TEXTS} are read", _DAMAGED)
+            raise InputError(f"{path}: {what} has {count} texts; at most {_MAX_TEXTS} are read", TOO_MUCH)
         for _ in range(count):
             self.text(what)
 
@@ -220,7 +232,7 @@ def _tensor(row: _Row, path: Path, start: int) -> TensorRef:
         raise InputError(f"{where} is {kind}", f"wanconv reads {known}: use such a file, or the original weights")
     count = numel(row.shape, where)
     if dtype.block > 1 and (not row.shape or row.shape[-1] % dtype.block):
-        raise InputError(f"{where} is {dtype.name}, and its rows are no multiples of {dtype.block}", _DAMAGED)
+        raise InputError(f"{where} is {dtype.name}, and its rows are no multiples of {dtype.block}", _WRITER)
     return TensorRef(row.name, dtype.name, row.shape, path, start + row.offset, dtype.nbytes(count))
 
 

@@ -49,7 +49,7 @@ def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
     for name, shard in weight_map.items():
         shards.setdefault(_shard_name(shard, path, extensions), set()).add(name)
     if len({os.path.splitext(shard)[1] for shard in shards}) > 1:
-        raise InputError(f"{path} lists shards of more than one format", _AGAIN)
+        raise InputError(f"{path} lists shards of more than one format", "give an index of one of them")
     return Index(path, dict(sorted(shards.items())), metadata.get("total_size"))
 
 
@@ -74,7 +74,7 @@ def check_total_size(index: Index, tensors: Iterable[TensorRef]) -> None:
         raise InputError(
             f"{index.path} promises a total_size of {promised}; "
             f"its tensors have {exact_size(tensor_bytes)}, its files {exact_size(file_bytes)}",
-            _SAME_REVISION,
+            "remove total_size from the index, which no loader reads: what changed the tensors left it as it was",
         )
 
 
@@ -86,5 +86,7 @@ def _shard_name(value: object, index: Path, extensions: tuple[str, ...]) -> str:
             f"{index} names the shard {value!r}, which is no plain file name", "do not trust this download"
         )
     if not value.endswith(extensions):
-        raise InputError(f"{index} names the shard {value!r}, which is no weight file", "do not trust this download")
+        raise InputError(
+            f"{index} names the shard {value!r}, which is no weight file", f"shards end in {', '.join(extensions)}"
+        )
     return value

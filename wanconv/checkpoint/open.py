@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence, Set
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
 
 from wanconv.checkpoint import gguf, pth, safetensors
@@ -13,6 +13,7 @@ from wanconv.checkpoint.files import Header, OpenFile, combined, explained, prin
 from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
 from wanconv.checkpoint.places import check_scheme
 from wanconv.errors import InputError
+from wanconv.exclusion import excluded_by, excluding
 from wanconv.reading import node_kind
 from wanconv.tensors import CONTAINERS, Checkpoint, Part, TensorRef
 
@@ -23,13 +24,14 @@ _REMOVE = "remove it, or exclude it"
 _CONFIG = "config"  # of a header's metadata: it may name the network (families/marks.py)
 _SHOWN = 200  # characters of what a file says
 _MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
+_VARIANT = re.compile(r"(?P<stem>.+)\.index\.(?P<variant>[^./]+)\.json")  # huggingface/diffusers, _add_variant
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
 
 
 def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
     """Returns what is at `path`: a folder with all below it, one weight file, or the shards that one index lists.
 
-    `exclude` are fnmatch globs on relative paths (`*` crosses slashes). Raises InputError for what cannot be trusted.
+    `exclude` are globs as exclusion.py reads them. Raises InputError for what cannot be trusted.
     """
     if not printable(str(path)):
         raise InputError(f"{str(path)!r} holds characters that no path should have", "rename the file or folder")
@@ -37,7 +39,7 @@ def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
         check_scheme(str(path))
     with explained(path):
         is_folder = stat.S_ISDIR(path.stat().st_mode)
-    return _open_folder(path, exclude) if is_folder else _open_file(path)
+    return _open_folder(path, exclude) if is_folder else replace(_open_file(path), unmatched=tuple(exclude))
 
 
 def read_header(path: Path) -> Header:
@@ -65,7 +67,8 @@ def header_digest(path: Path) -> str:
 
 
 def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
-    files, problems = _walk(root, exclude)
+    files, problems, unmatched = _walk(root, exclude)
+    unread: list[str] = []
     parts: list[Part] = []
     listed: dict[str, str] = {}  # shard → its index
     for path in (file for file in files if file.endswith(INDEX)):
@@ -81,19 +84,30 @@ def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
     rest = [file for file in files if file.endswith(WEIGHTS) and file not in listed]
     leftover = [file for file in rest if _is_shard(file)]
     if not problems:  # else they may well be those of a bad index
-        problems += _unlisted(root, leftover)
+        problems += _unlisted(root, leftover, files)
     for file in (file for file in rest if file not in leftover):
         try:
             parts.append(_single(root, file))
         except InputError as error:
             problems.append(error)
+            unread.append(file)
     sidecars = tuple(file for file in files if not file.endswith((INDEX, *WEIGHTS)))
     problems += _pointers(root, sidecars)
     if problems:
-        raise combined(problems, root)
+        raise _advised(combined(problems, root), unread, parts)
     if not parts:
         raise InputError(f"{root} holds no weights", f"give a folder with {_READABLE} in it")
-    return Checkpoint(root, tuple(sorted(parts, key=lambda part: part.path)), sidecars)
+    return Checkpoint(root, tuple(sorted(parts, key=lambda part: part.path)), sidecars, unmatched)
+
+
+def _advised(error: InputError, unread: Sequence[str], parts: Sequence[Part]) -> InputError:
+    """Returns the error with how to leave files out that cannot be read, where others can: they may be none of the
+    model's."""
+    if not unread or not parts:
+        return error
+    options = excluding(unread, [file for part in parts for file in part.files])
+    hint = f"{error.hint}; or leave out what is not of the model: {options}"
+    return InputError(error.message, hint, error.details)
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -181,20 +195,34 @@ def _is_shard(path: str) -> bool:
     return match is not None and match["count"] != "00001"
 
 
-def _unlisted(root: Path, shards: Iterable[str]) -> list[InputError]:
+def _unlisted(root: Path, shards: Iterable[str], files: Sequence[str]) -> list[InputError]:
     groups: dict[str, list[str]] = {}
     for path in shards:
         groups.setdefault(_SHARD.sub(r"\g<stem>-*-of-\g<count>\g<extension>", path), []).append(path)
-    hint = f"fetch the *{INDEX} that belongs to them, or remove or exclude what is left over"
-    return [
-        InputError(f"{root / pattern}: no index lists these shards ({len(found)} of them)", hint)
-        for pattern, found in groups.items()
-    ]
+    indexes = [file for file in files if _VARIANT.fullmatch(file)]
+    return [_without_index(root, pattern, found, indexes) for pattern, found in groups.items()]
 
 
-def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputError]]:
-    """Returns the files below `root`, sorted, and what is wrong with others; hidden ones are not looked at."""
+def _without_index(root: Path, pattern: str, shards: Sequence[str], indexes: Sequence[str]) -> InputError:
+    """Returns the error for shards that no index lists; or none by the right name, as of a variant of diffusers."""
+    for file in indexes:
+        try:
+            listed = _beside(file, read_index(root / file, WEIGHTS).shards)
+        except InputError:
+            continue
+        if set(shards) <= set(listed):
+            message = f"{root / pattern}: the index that lists these shards is called {os.path.basename(file)}"
+            variant = _VARIANT.sub(r"\g<stem>.\g<variant>" + INDEX, os.path.basename(file))
+            return InputError(message, f"rename it to {variant}: wanconv reads *{INDEX}")
+    message = f"{root / pattern}: no index lists these shards ({len(shards)} of them)"
+    return InputError(message, f"fetch the *{INDEX} that belongs to them, or remove or exclude what is left over")
+
+
+def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputError], tuple[str, ...]]:
+    """Returns the files below `root`, sorted, what is wrong with others, and the globs of `exclude` that match nothing;
+    hidden files are not looked at."""
     files: list[str] = []
+    matched: set[str] = set()
     problems: list[InputError] = []
     folders = [""]
     while folders:
@@ -202,7 +230,10 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
         with explained(root / folder), os.scandir(root / folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith(".") or any(fnmatchcase(path, pattern) for pattern in exclude):
+                if entry.name.startswith("."):
+                    continue
+                if taken := [glob for glob in exclude if excluded_by(path, (glob,)) is not None]:
+                    matched.update(taken)
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     if path.endswith(WEIGHTS):
@@ -214,7 +245,8 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
                     files.append(path)
                 except InputError as error:
                     problems.append(error)
-    return sorted(files), sorted(problems, key=lambda error: error.message)
+    unmatched = tuple(glob for glob in dict.fromkeys(exclude) if glob not in matched)
+    return sorted(files), sorted(problems, key=lambda error: error.message), unmatched
 
 
 def check_file(root: Path, path: str) -> None:

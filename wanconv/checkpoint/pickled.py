@@ -7,7 +7,7 @@ unpickler, even with find_class closed, can be made to allocate gigabytes by a t
 
 import pickletools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +44,11 @@ _PARAMETER = "torch._utils _rebuild_parameter"
 _DTYPE_OF_STORAGE = {f"torch {storage}": name for name, _, storage in TORCH_DTYPES if storage}
 _DTYPE_OF_GLOBAL = {f"torch {torch_name}": name for name, torch_name, _ in TORCH_DTYPES}
 _KNOWN = {_UNTYPED, _ORDERED_DICT, _TENSOR_V2, _TENSOR_V3, _PARAMETER, *_DTYPE_OF_STORAGE, *_DTYPE_OF_GLOBAL}
+_PROTOCOL = 2
 _WRAPPERS = ("state_dict", "module", "model")
 _STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)"
-_DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
+_NOT_TORCHS = "if you trust its maker, re-save it with a current torch: torch.save(state_dict, path)"
+_RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 _OTHERS = ("entry that is no tensor", "entries that are no tensors")
 
 
@@ -80,11 +82,15 @@ class Stored:
 def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
     """Returns the state dict in a pickle; raises InputError for anything else that it holds. Runs nothing."""
     content = _run(pickle, path)
+    outer: list[object] = []
     if isinstance(content, dict) and len(content) == 1:
         key, inner = next(iter(content.items()))
-        content = inner if key in _WRAPPERS and isinstance(inner, dict) else content
+        if key in _WRAPPERS and isinstance(inner, dict):
+            content, outer = inner, [key]
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {_describe(content)} instead of a dict of tensors", _STATE_DICT)
+    if inside := [name for name, value in content.items() if _has_tensors(value)]:
+        raise _wrapped(path, content, outer, inside)
     others = [f"{name}: {_describe(value)}" for name, value in content.items() if not isinstance(value, Stored)]
     if others:
         message = f"{path} holds {count(len(others), *_OTHERS)}, the first {others[0]}"
@@ -92,6 +98,21 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
     if odd := [name for name in content if not isinstance(name, str)]:
         raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is no text", _STATE_DICT)
     return content
+
+
+def _has_tensors(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(inner, Stored) for inner in value.values())
+
+
+def _wrapped(
+    path: Path, content: Mapping[object, object], outer: Sequence[object], inside: Sequence[object]
+) -> InputError:
+    """Returns the error for a checkpoint of a training run, whose tensors stand in dicts beside other things."""
+    where = ", ".join(f"{name}: {_describe(content[name])}" for name in inside)
+    message = f"{path} is a checkpoint of a training run, and its tensors stand under {where}"
+    keys = "".join(f"[{key!r}]" for key in (*outer, inside[0]))
+    hint = f"re-save them alone: torch.save(torch.load(path, weights_only=True){keys}, path)"
+    return InputError(message, hint, [f"{name}: {_describe(value)}" for name, value in content.items()])
 
 
 def dump(entries: Iterable[Entry]) -> bytes:
@@ -117,9 +138,16 @@ def _run(pickle: bytes, path: Path) -> object:
         for opcode, argument, position in pickletools.genops(pickle):
             if opcode.name == "STOP" and position == len(pickle) - 1 and len(machine.stack) == 1 and not machine.marks:
                 return machine.stack[0]
+            if opcode.proto > _PROTOCOL:  # the record's CRC is right: it is what was written
+                stated = pickle[1] if pickle.startswith(b"\x80") else 0
+                message = (
+                    f"{path}: its data.pkl is of pickle protocol {max(stated, opcode.proto)} (it has {opcode.name})"
+                )
+                raise InputError(f"{message}, and wanconv reads {_PROTOCOL}, the default of torch.save", _RE_SAVE)
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, KeyError) as error:  # of genops and of the machine's stack and memo
-        raise InputError(f"{path}: its data.pkl is damaged: {error}", _DAMAGED) from error
+        reason = f"nothing was noted as {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path}: its data.pkl is not what torch.save writes: {reason}", _NOT_TORCHS) from error
     raise AssertionError("genops ends with STOP")
 
 

@@ -17,7 +17,17 @@ from pathlib import Path
 
 from wanconv.checkpoint import archive
 from wanconv.checkpoint.archive import Archive, Record
-from wanconv.checkpoint.files import MAX_TENSORS, Entry, Header, OpenFile, check_name, regular_file, what_is
+from wanconv.checkpoint.files import (
+    MAX_TENSORS,
+    NAMED_WRONGLY,
+    SAVED_WHOLE,
+    Entry,
+    Header,
+    OpenFile,
+    check_name,
+    regular_file,
+    what_is,
+)
 from wanconv.checkpoint.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
 from wanconv.checkpoint.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
@@ -51,13 +61,13 @@ def header_of(file: OpenFile) -> Header:
         raise InputError(f"{path} was saved on a big-endian machine", _RE_SAVE)
     stored = parse(pickled, path)
     if len(stored) > MAX_TENSORS:
-        raise InputError(f"{path} lists {len(stored)} tensors; at most {MAX_TENSORS} are read", _DAMAGED)
+        raise InputError(f"{path} lists {len(stored)} tensors; at most {MAX_TENSORS} are read", SAVED_WHOLE)
     tensors = [_locate(name, tensor, records, folder, path) for name, tensor in stored.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_overlaps(tensors, path)
     unused = records.keys() - {f"{folder}/data/{tensor.storage.key}" for tensor in stored.values()}
     if odd := sorted(name for name in unused if name.startswith(f"{folder}/data/")):
-        raise InputError(f"{path} holds {len(odd)} records that no tensor uses, the first {odd[0]}", _DAMAGED)
+        raise InputError(f"{path} holds {len(odd)} records that no tensor uses, the first {odd[0]}", _RE_SAVE)
     table = [(tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in tensors]
     digest = hashlib.sha256(pickled + json.dumps(table).encode()).hexdigest()
     return Header({tensor.name: tensor for tensor in tensors}, {}, digest)
@@ -112,8 +122,9 @@ def _check_is_zip(file: OpenFile) -> None:
     nbytes = int.from_bytes(head[:8], "little")
     if head[8:] == b"{" and nbytes <= MAX_HEADER:
         raise InputError(f"{file.path} is a safetensors file, not a .pth", "rename it to end in .safetensors")
-    what, hint = what_is(file) or ("none of the formats that wanconv knows", _RE_SAVE)
-    raise InputError(f"{file.path} is {what}, not a torch file", hint)
+    what, hint = what_is(file) or ("none of the formats that wanconv knows", NAMED_WRONGLY)
+    why = "which wanconv does not read" if "torch" in what else "not a torch file"
+    raise InputError(f"{file.path} is {what}, {why}", hint)
 
 
 def _folder(records: Mapping[str, Record], path: Path) -> str:
@@ -162,4 +173,7 @@ def _check_overlaps(tensors: Sequence[TensorRef], path: Path) -> None:
     for before, after in pairwise(tensors):
         same = (before.offset, before.nbytes) == (after.offset, after.nbytes)
         if after.offset < before.offset + before.nbytes and not same:
-            raise InputError(f"{path}: tensors {before.name} and {after.name} share some of their bytes", _DAMAGED)
+            raise InputError(
+                f"{path}: tensors {before.name} and {after.name} share some of their bytes",
+                "re-save it with .clone() on each tensor",
+            )

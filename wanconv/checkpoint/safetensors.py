@@ -12,6 +12,8 @@ from typing import TypeGuard
 
 from wanconv.checkpoint.files import (
     MAX_TENSORS,
+    NAMED_WRONGLY,
+    TOO_MUCH,
     Entry,
     Header,
     OpenFile,
@@ -29,6 +31,8 @@ MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
 _MAX_ELEMENTS = 2**60  # far above any disk, far below the overflow of 64-bit counters
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
+_AGAIN = "download the file again"
+_METADATA = "re-save it with the safetensors library, whose metadata are strings"
 _CODES = {dtype.code: dtype for dtype in DTYPES.values() if dtype.code}
 
 
@@ -48,7 +52,7 @@ def header_of(file: OpenFile) -> Header:
         raise InputError(f"{path}: its header is no JSON object", _DAMAGED)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     if len(entries) > MAX_TENSORS:
-        raise InputError(f"{path} lists {len(entries)} tensors; at most {MAX_TENSORS} are read", _DAMAGED)
+        raise InputError(f"{path} lists {len(entries)} tensors; at most {MAX_TENSORS} are read", TOO_MUCH)
     tensors = [_tensor(name, entry, path, len(raw)) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(tensors, path, len(raw), size)
@@ -79,27 +83,28 @@ def _raw_header(file: OpenFile) -> bytes:
     if not (head[8:] == b"{" and nbytes <= MAX_HEADER) and (known := what_is(file)):
         raise InputError(f"{file.path} is {known[0]}, not a safetensors file", known[1])
     if len(head) < 9:
-        raise InputError(f"{file.path} has {exact_size(file.size)}, too few for a safetensors file", _DAMAGED)
+        raise InputError(f"{file.path} has {exact_size(file.size)}, too few for a safetensors file", _AGAIN)
     if nbytes > MAX_HEADER:
         raise InputError(
             f"{file.path} is no safetensors file: its first 8 bytes announce a header of {exact_size(nbytes)}; "
             f"at most {exact_size(MAX_HEADER)} are read",
-            _DAMAGED,
+            NAMED_WRONGLY,
+            TOO_MUCH,
         )
     if head[8:] == b"{":
         message = (
             f"{file.path} is cut off: its header promises {exact_size(nbytes)}, the file has {exact_size(file.size)}"
         )
-        raise InputError(message, "download the file again")
-    raise InputError(f"{file.path} is no safetensors file: its header does not start with '{{'", _DAMAGED)
+        raise InputError(message, _AGAIN)
+    raise InputError(f"{file.path} is no safetensors file: its header does not start with '{{'", NAMED_WRONGLY)
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: its __metadata__ is no object of strings", _DAMAGED)
+        raise InputError(f"{path}: its __metadata__ is no object of strings", _METADATA)
     for key, text in value.items():
         if not isinstance(text, str) or not printable(key) or any("\ud800" <= c <= "\udfff" for c in text):
-            raise InputError(f"{path}: its __metadata__ holds something other than text under {key!r}", _DAMAGED)
+            raise InputError(f"{path}: its __metadata__ holds something other than text under {key!r}", _METADATA)
     return value
 
 
@@ -148,6 +153,6 @@ def _check_cover(tensors: list[TensorRef], path: Path, start: int, size: int) ->
         end += tensor.nbytes
     if end > size:
         message = f"{path} is cut off: its header promises {exact_size(end)}, the file has {exact_size(size)}"
-        raise InputError(message, "download the file again")
+        raise InputError(message, _AGAIN)
     if end < size:
         raise InputError(f"{path} has {exact_size(size - end)} after its last tensor", _DAMAGED)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wanconv import __version__
-from wanconv.cli.console import is_shown, progress, show
+from wanconv.cli.console import is_shown, progress, show, show_page
 from wanconv.cli.options import (
     ComfyuiGeneration,
     Exclude,
@@ -93,6 +93,7 @@ def inspect(
     epilog=_examples(
         "wanconv recipes",
         "wanconv recipes fp8-plain",
+        "wanconv recipes --schema",
         "wanconv recipes experts-bf16-rest-fp16 --on Wan2.2-T2V-A14B --layout diffusers",
     )
 )
@@ -106,6 +107,7 @@ def recipes(
     on: Annotated[
         Path | None, typer.Option(help="Explain the recipe on this model.", parser=local("--on", "model"))
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print how a recipe is written, in Markdown.")] = False,
     layout: Layout = None,
     comfyui_generation: ComfyuiGeneration = None,
     expert: Expert = None,
@@ -116,6 +118,10 @@ def recipes(
     """List the recipes, or explain one: its rules, and on a model which rule takes what."""
     from wanconv.verbs import recipes as verbs
 
+    if schema:
+        if name is not None or on is not None:
+            raise UsageError("--schema is about every recipe", "leave the recipe's name and --on out")
+        show_page("recipes", "schema", verbs.schema_page())
     if name is None:
         if on is not None:
             raise UsageError("--on needs a recipe to explain", "name one: wanconv recipes NAME --on SRC")

@@ -51,6 +51,18 @@ def show(report: Report) -> NoReturn:
     sys.exit(report.exit_code)
 
 
+def show_page(verb: str, title: str, text: str) -> NoReturn:
+    """Prints a document as it is and ends the process; with --json, as a report that holds it."""
+    if SETTINGS.json:
+        show(Report(verb, title, {}, details={"text": text}))
+    with _ends_quietly_on_a_broken_pipe():
+        try:
+            print("" if SETTINGS.quiet else text, end="", flush=True)
+        except OSError as error:
+            fail(OutputError(f"the page cannot be printed: {error.strerror}", "free space where the output goes"))
+    sys.exit(0)
+
+
 @contextmanager
 def _ends_quietly_on_a_broken_pipe() -> Iterator[None]:
     """Ends the process where the reader of its output has gone (`| head`), as other tools do; all work is done.

@@ -60,7 +60,9 @@ SourceOrHub = Annotated[
 Expert = Annotated[
     Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
 ]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Leave out files whose path or name matches this glob; repeatable.")
+]
 Loras = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,6 +1,7 @@
 """One run of the command line: the command that its arguments name, and an exit code for whatever comes of it."""
 
 import io
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from wanconv.cli.app import app
 from wanconv.cli.console import SETTINGS, fail
 from wanconv.cli.memory import end, shortage
 from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
-from wanconv.naming import nearest
+from wanconv.naming import suggestion
+
+_COMMAND = re.compile(r"No such command ['\"](.*)['\"]")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -55,8 +58,13 @@ def _check_current_folder() -> None:
 def _usage_error(error: typer.TyperException) -> UsageError:
     """Returns Typer's complaint about the arguments as ours, with its guess as the hint."""
     option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
-    message, _, command_guess = (error.message if option else error.format_message()).partition(" Did you mean ")
-    guess = command_guess.rstrip("?") or nearest(option, getattr(error, "possibilities", None) or ())
+    message, _, _ = (error.message if option else error.format_message()).partition(" Did you mean ")
     message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29), not ours
-    command = context.command_path if context else "wanconv"
-    return UsageError(message, f"did you mean {guess}?" if guess else f"run {command} --help")
+    command = context.command if context else None
+    otherwise = f"run {context.command_path if context else 'wanconv'} --help"
+    if command is not None and option:
+        known = [name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("-")]
+        return UsageError(message, suggestion(option, known, otherwise))
+    if (typed := _COMMAND.fullmatch(message)) and (commands := getattr(command, "commands", None)):
+        return UsageError(message, suggestion(typed[1], commands))
+    return UsageError(message, otherwise)

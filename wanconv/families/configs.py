@@ -61,7 +61,7 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(
             f"{path}: {wrong[0]}{more}",
-            "download the config or the weights again: they do not belong together",
+            "take the config that belongs to the weights: it is another model's",
             wrong if len(wrong) > 1 else (),
         )
     return stated

@@ -2,27 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from wanconv.errors import InputError, Unrecognised
+from wanconv.exclusion import excluding
 from wanconv.families.configs import read_json, stated_sizes
 from wanconv.families.experts import name_denoisers
 from wanconv.families.marks import agree, mark_of
 from wanconv.families.match import Claim, Fit, fits, model_tensors
 from wanconv.families.names import fingerprint
-from wanconv.families.packings import Packed, astray, unpack
-from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.families.packings import Packed, unpack
+from wanconv.families.releases import DENOISERS, FAMILIES
 from wanconv.families.roles import Expert
+from wanconv.families.unknown import Unknown, first_of, refusal, unknown
 from wanconv.figures import count
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
-_SHOWN = 10
-# A tensor that tells a file which wanconv knows and does not read, what the file is, and what to do.
-_NOT_READ = {
-    "encoder.down.0.block.0.conv1.conv.weight": (  # zai-org/CogVideo sat/vae_modules/cp_enc_dec.py
-        "the VAE of a CogVideoX training checkpoint, among what it was trained with: wanconv reads no such",
-        "--exclude '{path}', and take the VAE of zai-org's diffusers folders: it is the same",
-    ),
-}
 _ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
 
 
@@ -34,7 +29,8 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     """
     if not checkpoint.parts:
         raise InputError(f"{checkpoint.root} holds no weights", "give a folder with .safetensors, .pth or .gguf files")
-    matched = _match(checkpoint.parts)
+    matched, others = _match(checkpoint.parts)
+    checkpoint = replace(checkpoint, parts=tuple(part for part, _ in matched))
     denoisers = name_denoisers(checkpoint, [pair for pair in matched if _is_denoiser(pair[1])], expert)
     family = _family(checkpoint, denoisers, [fit.architecture for _, fit in matched])
     claims = denoisers + [
@@ -50,30 +46,28 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
         components={name: components[name] for name in family.components if name in components},
         release=None if any(expert.mark for expert in experts) else _release(family, experts),
         evidence={claim.component: claim.evidence for claim in claims if claim.evidence},
+        skipped=tuple((one.part.path, one.what) for one in others),
     )
 
 
-def _match(parts: Sequence[Part]) -> list[tuple[Part, Fit]]:
-    """Returns what each part is; raises one Unrecognised for all that are nothing known."""
+def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Fit]], list[Unknown]]:
+    """Returns what each part is, and those that are nothing known beside a model; else raises one Unrecognised for all
+    that are nothing known."""
     matched: list[tuple[Part, Fit]] = []
-    unknown: list[Unrecognised] = []
+    others: list[Unknown] = []
     for part in parts:
         weights, packed = unpack(part)
         found = fits(weights)
         if found and not found[0].differences:
             _refuse_odd_scales(part, found[0], packed)
-        if found and not found[0].differences:
             matched.append((part, found[0]))
         else:
-            unknown.append(_unrecognised(part, found))
-    if not unknown:
-        return matched
-    first = unknown[0]
-    message = first.message
-    if len(unknown) > 1:
-        message += f"; {len(unknown)} files fit none"
-    others = [line for error in unknown[1:] for line in (error.message, *error.details)]
-    raise Unrecognised(message, first.hint, (*first.details, *others))
+            others.append(unknown(part, found))
+    beside_a_model = any(_is_denoiser(fit) for _, fit in matched)
+    wrong = [one for one in others if not (beside_a_model and one.foreign)]
+    if wrong:
+        raise refusal(wrong, [part for part, _ in matched])
+    return matched, others
 
 
 def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> None:
@@ -87,44 +81,9 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
     if odd:
         raise Unrecognised(
             f"{part.path} holds scales for {count(len(odd), *_ODD)}",
-            "get the file again from who made it",
-            _first(odd),
+            "take the file that it was quantized from",
+            first_of(odd),
         )
-
-
-def _unrecognised(part: Part, found: Sequence[Fit]) -> Unrecognised:
-    told = next((what for name, what in _NOT_READ.items() if name in part.tensors), None)
-    if told is not None:
-        return Unrecognised(f"{part.path} is {told[0]}", told[1].format(path=part.path))
-    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    if not found:
-        names = list(part.tensors)
-        details = [f"unknown: {name}" for name in names[:_SHOWN]]
-        none = "its only tensor is not" if len(names) == 1 else f"none of its {len(names)} tensors is"
-        message = f"{part.path}: {none} in a network that wanconv knows"
-        return Unrecognised(message, f"give one of {known}", details)
-    fit = found[0]
-    message = (
-        f"{part.path} fits no known network; the nearest is {fit.architecture.name} ({fit.scheme} names): "
-        f"{len(fit.missing)} missing, {len(fit.extra)} unknown, {len(fit.wrong)} wrongly shaped"
-    )
-    details = [
-        *_first(
-            [f"shape of {bad.name}: found {_shape(bad.found)}, expected {_shape(bad.expected)}" for bad in fit.wrong]
-        ),
-        *_first([f"missing: {name}" for name in fit.missing]),
-        *_first([f"unknown: {name}" + (f" ({why})" if (why := astray(name, part)) else "") for name in fit.extra]),
-    ]
-    return Unrecognised(message, f"download it again if it should be one; wanconv knows {known}", details)
-
-
-def _first(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], f"… and {more} more"] if more > 0 else list(lines)
-
-
-def _shape(shape: Sequence[int | str]) -> str:
-    return "(" + ", ".join(map(str, shape)) + ")"
 
 
 def _is_denoiser(fit: Fit) -> bool:
@@ -176,7 +135,7 @@ def _component_of(family: Family, part: Part, fit: Fit) -> str:
     raise InputError(
         f"{part.path} is {fit.architecture.name}, which {family.name} does not use: "
         + (f"its {slot} is {used.name}" if used else f"it has no {slot}"),
-        "remove the file, or give the folder it belongs to",
+        f"leave it out: {excluding(part.files)}",
     )
 
 
@@ -187,7 +146,8 @@ def _refuse_doubles(claims: Sequence[Claim]) -> None:
         if first is not claim:
             raise InputError(
                 f"{first.part.path} and {claim.part.path} are both {claim.component}",
-                "remove or exclude one of the two; two experts belong in high_noise_model and low_noise_model",
+                f"leave one of the two out, {excluding(first.part.files)} or {excluding(claim.part.files)}; "
+                "two experts belong in high_noise_model and low_noise_model",
             )
 
 

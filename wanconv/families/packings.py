@@ -135,7 +135,7 @@ def stated(part: Part) -> dict[str, object]:
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, dict) or not all(layer.isprintable() for layer in layers):
         message = f"{part.path}: what its header says under {_HEADER} is no list of layers"
-        raise InputError(message, "get the file again from who made it")
+        raise InputError(message, "take the file that it was quantized from")
     return {beside(layer, COMFY_QUANT): value for layer, value in layers.items()}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from wanconv.errors import UsageError
 from wanconv.hubs.patience import Patience
 from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
+from wanconv.naming import suggestion
 from wanconv.places import unsupported
 
 __all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
@@ -36,7 +37,8 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
     if match is None or ".." in match["repository"] or match["scheme"] not in (None, "hf", "ms"):
         raise UsageError(f"{text!r} is no repository", _FORM)
     if source is not None and source not in _SOURCES:
-        raise UsageError(f"there is no hub {source!r}", "give --source hf or --source modelscope")
+        otherwise = "give --source hf or --source modelscope"
+        raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))
     hub = match["scheme"] or _SOURCES[source or "hf"]
     if source is not None and hub != _SOURCES[source]:
         raise UsageError(f"{text} and --source {source} name two hubs", "leave one of them out")

@@ -2,7 +2,7 @@
 
 from wanconv.plan.build import contents, plan
 from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import dead_of, roles_of, some
+from wanconv.plan.findings import dead_of, left_out, roles_of, some, without_match
 from wanconv.plan.marks import (
     family_in_words,
     marks_of,
@@ -29,6 +29,7 @@ __all__ = [
     "dead_of",
     "family_in_words",
     "lay_out",
+    "left_out",
     "marks_of",
     "notes_of",
     "plan",
@@ -38,4 +39,5 @@ __all__ = [
     "some",
     "unread_mark",
     "unreadable_config",
+    "without_match",
 ]

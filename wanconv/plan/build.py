@@ -16,7 +16,7 @@ from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
 from wanconv.plan.marks import carried, refused_mark
-from wanconv.plan.outputs import excluding, outputs_of
+from wanconv.plan.outputs import outputs_of, without
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
 from wanconv.plan.types import Contents, Plan
@@ -131,7 +131,7 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
     if place is None:
         raise Refused(
             f"the {layout.name} layout has no place for {component.name}, {component.architecture.name}",
-            f"leave it out: {excluding(component)}",
+            f"leave it out: {without(component)}",
         )
     return replace(place, stem=place.stem.format(family=model.title))
 
@@ -158,7 +158,7 @@ def _tokenizer_beside(path: Path) -> bytes:
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             most = size(TOKENIZER_NBYTES)
             message = f"{path} has {exact_size(nbytes)}, and a tokenizer that becomes a tensor at most {most}"
-            raise InputError(message, "get the file again, or --exclude it")
+            raise InputError(message, "leave it out with --exclude: it is no tokenizer of this model")
         return read_small(path, TOKENIZER_NBYTES)
 
 

@@ -23,7 +23,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
         for component in model.absent
         if any(name in DENOISERS for name in model.components)  # else the family is a guess
     ]
-    findings += [*marks_of(model), *older_clients(model, layout), *roles_of(model)]
+    findings += [*left_out(model), *marks_of(model), *older_clients(model, layout), *roles_of(model)]
     for lora in model.loras:
         if lora.evidence:
             findings.append(Finding("note", lora.file.name, f"goes to {lora.component} by its {lora.evidence}"))
@@ -82,6 +82,16 @@ def dead_of(model: Model) -> list[Finding]:
             message = f"{len(names)} tensors are no part of {component.architecture.name} and are left out: {why}"
             findings.append(Finding("note", f"{component.part.path}: {some(names)}", message))
     return findings
+
+
+def left_out(model: Model) -> list[Finding]:
+    """Returns which files of a source are not read, and which globs were to leave files out and matched none."""
+    skipped = [Finding("note", path, f"left out: {what}") for path, what in model.skipped]
+    return skipped + without_match(model.checkpoint.unmatched)
+
+
+def without_match(globs: Iterable[str]) -> list[Finding]:
+    return [Finding("warning", glob, "excludes nothing: no file has such a path or name") for glob in globs]
 
 
 def roles_of(model: Model) -> list[Finding]:

@@ -1,9 +1,12 @@
 """The tensors that a layout stores for a component, and the steps that each is filled by."""
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
+from shlex import quote
 
 from wanconv.errors import Refused
+from wanconv.exclusion import excluding
 from wanconv.families import Target, leaf_of, targets
 from wanconv.families import beside as beside_name
 from wanconv.figures import count
@@ -48,7 +51,7 @@ def outputs_of(
         lacking = count(len(missing), "tensor")
         raise Refused(
             f"{component.name}: the {layout.name} layout needs {lacking} that the source does not hold",
-            f"leave it out, and take the {layout.name} file of it as it is published: {excluding(component)}",
+            f"leave it out, and take the {layout.name} file of it as it is published: {without(component)}",
             [f"not in the source: {name}" for name in missing],
         )
     if mixed:
@@ -61,7 +64,7 @@ def outputs_of(
         raise Refused(
             f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
             "as one tensor, and wanconv writes no scales for such",
-            "choose a recipe without scales, or another --layout",
+            "choose a recipe without scales",
             fused,
         )
     homeless = [name for name in component.tensors if name not in housed]
@@ -107,7 +110,7 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
     return Finding("note", component.name, message)
 
 
-def excluding(component: Component) -> str:
-    """Returns the option that leaves a component out."""
+def without(component: Component) -> str:
+    """Returns the options that leave a component out."""
     folder = component.part.folder
-    return f"--exclude '{folder}/*'" if folder else " ".join(f"--exclude '{file}'" for file in component.part.files)
+    return f"--exclude {quote(f'{escape(folder)}/*')}" if folder else excluding(component.part.files)

@@ -95,7 +95,10 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source)."""
+    """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
+
+    `notes` are about how it came to be asked for; they stay when it is made again with other fallbacks.
+    """
 
     model: Model
     recipe: Recipe
@@ -105,6 +108,7 @@ class Plan:
     documents: Mapping[str, bytes]
     copies: Mapping[str, Path]
     findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...] = ()
 
     @property
     def steps(self) -> Iterator[Step]:

@@ -25,6 +25,7 @@ from wanconv.plan import (
     family_in_words,
     plan,
     release_in_words,
+    without_match,
 )
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
@@ -39,6 +40,7 @@ from wanconv.workshop.workspace import Workspace, open_workspace, partial_folder
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.hubs import Patience
+    from wanconv.workshop.mirror import Mirror
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -63,7 +65,7 @@ def preview_remote(
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
-        made = prepare(mirror.root, options)
+        made = _prepared(mirror, options)
         report = _preview(made, Streamed(mirror, out, keep), mirror.uri, out, options)
         weights = sum((mirror.root / path).stat().st_size for path in made.model.checkpoint.weight_files)
         return replace(
@@ -81,6 +83,12 @@ def _check_remote(repository: str, options: Options) -> None:
         replacing.check_place(target_folder(Path(), options))
 
 
+def _prepared(mirror: "Mirror", options: Options) -> Plan:
+    """Returns the plan of what a mirror holds: what was to be left out is not in it."""
+    made = prepare(mirror.root, replace(options, exclude=()))
+    return replace(made, notes=(*without_match(mirror.unmatched), *made.notes))
+
+
 def _remote_target(name: str, options: Options) -> Path:
     """Returns OUT as an absolute path: `--out`, or `<NAME>-<recipe>` in the current folder."""
     return target_folder(Path(name), replace(options, out=options.out or Path(f"{name}-{Path(options.recipe).stem}")))
@@ -88,7 +96,7 @@ def _remote_target(name: str, options: Options) -> Path:
 
 def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options) -> Report:
     _refuse_same_experts(origin.same_experts(made.model))
-    findings = list(made.findings)
+    findings = [*made.notes, *made.findings]
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
     with writing(out):
         _check_target(made, out, options)
@@ -135,8 +143,8 @@ def convert_remote(
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
-        complete(mirror, sidecars(prepare(mirror.root, options), mirror))
-        made = prepare(mirror.root, options)
+        complete(mirror, sidecars(_prepared(mirror, options), mirror))
+        made = _prepared(mirror, options)
         with streamed(mirror, out, keep) as origin:
             report = _convert(made, origin, out, options, progress)
             return replace(report, figures={**report.figures, "source": mirror.uri})
@@ -150,7 +158,9 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     if (finished := _finished(made, origin, out, key, options, progress)) is not None:
         origin.end(progress)
         proof = Finding("note", str(out), origin.compared, "wanconv verify --against compares every element")
-        return _report(finished, out, [proof, *finished.findings], "was there already and is as it should be")
+        return _report(
+            finished, out, [proof, *finished.notes, *finished.findings], "was there already and is as it should be"
+        )
     origin.begin(made)
     with open_workspace(out, _state_key(made, origin, key, options), key, options.force, _reads(made)) as workspace:
         if workspace.complete:
@@ -161,7 +171,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
             made = _write_all(made, origin, key, workspace, options, progress)
         origin.end(progress)
         replaced = workspace.finish(out, options.force)
-    findings = list(made.findings)
+    findings = [*made.notes, *made.findings]
     if replaced is not None:
         message = f"others wrote to what stood there while it was removed: what is left of it is {replaced}"
         findings.append(Finding("warning", str(out), message, "look through it, and delete it if nobody needs it"))
@@ -220,7 +230,7 @@ def _write_weights(
 
     while True:
         fallbacks = workspace.overflowing
-        made = plan(made.model, made.recipe, made.layout, options.shard_nbytes, fallbacks)
+        made = _again(made, options.shard_nbytes, fallbacks)
         workspace.claim(_files(made))
         tell = total(progress, "converting", sum(image.nbytes for image in made.images))
         with (
@@ -371,7 +381,12 @@ def _as_recorded(made: Plan, folder: Path, shard_nbytes: int | None) -> Plan:
         for step in made.steps
         if step.fallback and formats.get(step.tensor.name, {}).get("format") == step.fallback
     )
-    return plan(made.model, made.recipe, made.layout, shard_nbytes, fallen)
+    return _again(made, shard_nbytes, fallen)
+
+
+def _again(made: Plan, shard_nbytes: int | None, fallen: frozenset[str]) -> Plan:
+    """Returns the plan with the fallbacks of tensors that need them."""
+    return replace(plan(made.model, made.recipe, made.layout, shard_nbytes, fallen), notes=made.notes)
 
 
 def _recipe_name(known: manifest.Json) -> object:

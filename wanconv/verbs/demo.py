@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from stat import S_ISLNK
 from typing import TYPE_CHECKING
 
@@ -226,7 +227,7 @@ def _table(sides: "Sequence[Side]") -> Table:
 def _commands(folder: Path) -> list[str]:
     source, first = folder / "source", folder / "converted" / CONVERSIONS[0].name
     return [
-        f"wanconv inspect {first} --tensors",
-        f"wanconv convert {source} -r fp8-plain -n",
+        f"wanconv inspect {quote(str(first))} --tensors",
+        f"wanconv convert {quote(str(source))} -r fp8-plain -n",
         "wanconv recipes",
     ]

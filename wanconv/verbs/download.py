@@ -10,10 +10,12 @@ from pathlib import Path
 from wanconv.checkpoint.output import sync_folders
 from wanconv.checkpoint.places import check_target
 from wanconv.errors import Interrupted, OutputError, UsageError
+from wanconv.exclusion import unmatched
 from wanconv.figures import count, sizes
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
+from wanconv.plan import without_match
 from wanconv.report import Finding, Report, Table
 from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.disk import free_nbytes
@@ -41,12 +43,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A download to be: `snapshot` has the wanted files only, `skipped` says why of each of the others."""
+    """A download to be: `snapshot` has the wanted files only, `skipped` says why of each of the others. `unmatched` are
+    globs that were to leave files out and match none."""
 
     hub: Hub
     snapshot: Snapshot
     skipped: dict[str, tuple[RemoteFile, str]]
     root: Path
+    unmatched: tuple[str, ...] = ()
 
 
 def preview(repository: str, options: Options) -> Report:
@@ -107,7 +111,8 @@ def _prepare(repository: str, options: Options) -> _Job:
         check_way(root, file.path)
     by_path = {file.path: file for file in listing.files}
     skipped = {path: (by_path[path], why) for path, why in reasons.items()}
-    return _Job(hub, replace(listing, files=tuple(wanted)), skipped, root)
+    idle = unmatched(options.wish.exclude, by_path.keys())
+    return _Job(hub, replace(listing, files=tuple(wanted)), skipped, root, idle)
 
 
 def _record_of(job: _Job) -> Snapshot | None:
@@ -222,14 +227,14 @@ def _table(job: _Job, here: Set[RemoteFile]) -> Table:
 
 
 def _skipped(job: _Job) -> list[Finding]:
-    """Returns a note for each reason to skip files: how many, how large."""
+    """Returns a note for each reason to skip files: how many, how large; a warning for each glob that skips none."""
     groups: dict[str, list[RemoteFile]] = {}
     for file, why in job.skipped.values():
         groups.setdefault(why, []).append(file)
     return [
         Finding("note", f"{count(len(files), 'file')} skipped", f"{why}: {_examples(files)}", "--include takes them")
         for why, files in groups.items()
-    ]
+    ] + without_match(job.unmatched)
 
 
 def _examples(files: Sequence[RemoteFile]) -> str:

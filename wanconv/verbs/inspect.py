@@ -8,7 +8,16 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError
 from wanconv.families import DENOISERS, Expert, identify
 from wanconv.layouts import LAYOUTS, source_layout
-from wanconv.plan import dead_of, family_in_words, marks_of, notes_of, release_in_words, roles_of
+from wanconv.plan import (
+    dead_of,
+    family_in_words,
+    left_out,
+    marks_of,
+    notes_of,
+    release_in_words,
+    roles_of,
+    without_match,
+)
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Component, Model
 from wanconv.workshop import twins
@@ -32,7 +41,8 @@ def _report(model: Model, title: str, tensors: bool, same_experts: InputError | 
     family, absent = family_in_words(model), model.absent
     if not any(name in DENOISERS for name in model.components):
         family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
-    findings = [Finding("note", name, f"absent ({family} has one)") for name in absent]
+    findings = left_out(model)
+    findings += [Finding("note", name, f"absent ({family} has one)") for name in absent]
     findings += [*marks_of(model), *roles_of(model)]
     findings += [
         Finding("note", canonical, f"stands in {component.part.path} a second time as {ref.name}")
@@ -79,7 +89,8 @@ def inspect_remote(
         model = identify(open_checkpoint(mirror.root), expert)
         same = twins.listed(model, {file.path: file.digest for file in mirror.snapshot.files})
         report = _report(model, mirror.uri, tensors, same)
-        return replace(report, figures={**report.figures, "read_nbytes": mirror.read_nbytes})
+        figures = {**report.figures, "read_nbytes": mirror.read_nbytes}
+        return replace(report, figures=figures, findings=(*without_match(mirror.unmatched), *report.findings))
 
 
 def _dtypes(components: list[Component]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
 from wanconv.figures import count
@@ -77,4 +78,6 @@ def _check(folder: Path, options: Options, progress: Progress) -> None:
     report = verifying.verify(folder, verifying.Options(jobs=options.jobs), progress)
     if report.exit_code:
         failures = [f"{one.where}: {one.message}" for one in report.findings if one.severity == "failure"]
-        raise CheckFailed(f"{folder} does not verify, and nothing was published", f"wanconv verify {folder}", failures)
+        raise CheckFailed(
+            f"{folder} does not verify, and nothing was published", f"wanconv verify {quote(str(folder))}", failures
+        )

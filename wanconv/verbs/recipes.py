@@ -17,6 +17,11 @@ def list_recipes() -> Report:
     )
 
 
+def schema_page() -> str:
+    """Returns the page, in Markdown, that says how a recipe is written."""
+    return recipes.schema_page()
+
+
 def explain(
     name: str,
     on: Path | None = None,
@@ -33,7 +38,7 @@ def explain(
 
         made = prepare(on, Options(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": family_in_words(made.model), "layout": made.layout.name}
-        return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), made.findings)
+        return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), (*made.notes, *made.findings))
     rows = tuple(
         (number, str(rule), rule.format, rule.scale, rule.rounding, rule.fallback or "")
         for number, rule in enumerate(one.rules, 1)

@@ -17,8 +17,8 @@ from wanconv.checkpoint.places import check_target
 from wanconv.errors import InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
-from wanconv.naming import nearest
-from wanconv.plan import family_in_words
+from wanconv.naming import suggestion
+from wanconv.plan import family_in_words, left_out
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.tensors import Model
@@ -118,7 +118,8 @@ def judged(path: Path, options: Options, progress: Progress = lambda what, done,
         results["settings"], measured, clips = measure(candidate, reference, profile, wanted, progress)
         results |= measured
     merged = _merged(path) if reference is not None else []
-    results["notes"] = [*_stale(path, candidate, progress), *merged, *_list(results["notes"])]
+    found_out = [f"{finding.where}: {finding.message}" for finding in left_out(candidate)]
+    results["notes"] = [*found_out, *_stale(path, candidate, progress), *merged, *_list(results["notes"])]
     results["settings"] = {**_dict(results["settings"]), "command": shlex.join(options.command)}
     results["tool"] = {"wanconv": __version__, "python": platform.python_version(), **_versions()}
     found = judge(results, profile)
@@ -134,9 +135,7 @@ def _check(options: Options) -> None:
     from wanconv.engine.numerics import PRESETS
 
     if options.numerics is not None and options.numerics not in PRESETS:
-        guess = nearest(options.numerics, PRESETS)
-        known = f"did you mean {guess}?" if guess else f"known: {', '.join(PRESETS)}"
-        raise UsageError(f"there are no numerics {options.numerics!r}", known)
+        raise UsageError(f"there are no numerics {options.numerics!r}", suggestion(options.numerics, PRESETS))
     kind, _, number = options.device.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in ("cpu", "cuda") or (kind == "cpu" and number) or (number and not number.isdecimal()):

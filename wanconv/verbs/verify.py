@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
@@ -10,7 +11,7 @@ from wanconv.families import Expert, identify
 from wanconv.figures import count
 from wanconv.hubs import Patience
 from wanconv.layouts import source_layout
-from wanconv.plan import family_in_words
+from wanconv.plan import family_in_words, left_out
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums, twins
@@ -67,7 +68,7 @@ def verify(path: Path, options: Options, progress: Progress = lambda what, done,
         "cover": f"{count(len(model.tensors), 'tensor')}, every one known and none missing",
         "digests": digests.words,
     }
-    findings += twins.finding(twins.sampled(model))
+    findings += [*left_out(model), *twins.finding(twins.sampled(model))]
     findings += bare_weights(model)
     if client is not None:
         findings += check_client(model, client)
@@ -108,7 +109,8 @@ def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[m
     keys = ("sha256", "component", "strength")
     if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
         return
-    again = " ".join(f"--lora {one['component']}={one['file']}:{one['strength']}" for one in recorded)
+    words = [f"{one['component']}={one['file']}:{one['strength']}" for one in recorded]
+    again = " ".join(f"--lora {quote(word)}" for word in words)
     if not recorded:
         raise UsageError(f"{path} holds no merged LoRA, and --lora is given", "leave it out")
     if not given:

@@ -5,6 +5,7 @@ from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.figures import exact_size
 from wanconv.plan import Plan
 from wanconv.tensors import DTYPES
+from wanconv.workshop.markdown import inline, line, yaml
 
 _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}
 
@@ -20,7 +21,7 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
     base = base_model or (model.release.repository if model.release else None)
     narrowed = any(step.packing or not DTYPES[step.dtype].holds(DTYPES[step.tensor.dtype]) for step in plan.steps)
     head = [
-        *([f"base_model: {base}"] if base else []),
+        *([f"base_model: {yaml(base)}"] if base else []),
         *(
             [f"base_model_relation: {'merge' if model.loras else 'quantized'}"]
             if base and (model.loras or narrowed)
@@ -46,18 +47,21 @@ def model_card(plan: Plan, base_model: str | None) -> bytes:
             }
         )
         rows.append(f"| {component.name} | {component.architecture.name} | {', '.join(formats)} |")
-    merged = [f"| {lora.file.name} | {lora.component} | {lora.strength:g} | `{lora.sha256}` |" for lora in model.loras]
+    merged = [
+        f"| {inline(lora.file.name)} | {lora.component} | {lora.strength:g} | `{lora.sha256}` |" for lora in model.loras
+    ]
     if merged:
         merged = ["", "| LoRA merged into it | component | strength | sha256 |", "|---|---|---|---|", *merged]
+    summary = plan.recipe.summary.strip().removesuffix(".")
     lines = [
         "---",
         *head,
         "---",
         "",
-        f"# {name}, {plan.recipe.name}, {plan.layout.name} layout",
+        f"# {name}, {inline(plan.recipe.name)}, {plan.layout.name} layout",
         "",
-        f"{plan.recipe.summary[:1].upper()}{plan.recipe.summary[1:]}.",
-        f"{exact_size(plan.nbytes)} of weights, written by wanconv" + (f" from {base}." if base else "."),
+        line(f"{summary[:1].upper()}{summary[1:]}."),
+        f"{exact_size(plan.nbytes)} of weights, written by wanconv" + (f" from {inline(base)}." if base else "."),
         *([f"Its files say that it is {mark.name}; its tensors are those of {mark.base} as well."] if mark else []),
         "",
         "| component | network | stored as |",

@@ -18,6 +18,7 @@ from wanconv.report import Cell, Finding, Table
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.reader import Reader, Sources, odd_scale, read_scales, row_runs, runs
+from wanconv.workshop.threads import single_threaded
 
 Read = Callable[[ModelTensor, int, int], torch.Tensor]
 
@@ -64,8 +65,7 @@ def compare(
             tell(theirs[name].nbytes)
         return finding
 
-    torch.set_num_threads(1)  # the pool's threads are the parallelism
-    with closing(sources), ThreadPoolExecutor(jobs) as pool:
+    with closing(sources), single_threaded(), ThreadPoolExecutor(jobs) as pool:
         findings += [finding for finding in pool.map(one, both) if finding is not None]
     rows = tuple(
         (*pair, tensors, elements, _nearness(worst)) for pair, (tensors, elements, worst) in sorted(seen.items())

@@ -2,18 +2,20 @@
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.writer import BLOCK_NBYTES
-from wanconv.errors import UsageError
+from wanconv.errors import InputError, Refused, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
-from wanconv.naming import nearest
+from wanconv.naming import alternatives, suggestion
 from wanconv.plan import Plan, plan
-from wanconv.recipe import load
+from wanconv.recipe import Recipe, load
+from wanconv.report import Finding
+from wanconv.tensors import Model
 from wanconv.workshop import fp16
 from wanconv.workshop.lora import with_loras
 
@@ -48,10 +50,7 @@ class Options:
 def named_layout(name: str) -> Layout:
     """Returns a layout by its name; raises UsageError where there is none."""
     if name not in LAYOUTS:
-        guess = nearest(name, LAYOUTS)
-        raise UsageError(
-            f"there is no layout {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(LAYOUTS)}"
-        )
+        raise UsageError(f"there is no layout {name!r}", suggestion(name, LAYOUTS))
     return LAYOUTS[name]
 
 
@@ -76,9 +75,36 @@ def prepare(source: Path, options: Options) -> Plan:
     model = identify(open_checkpoint(source, options.exclude), options.expert)
     if options.loras:
         model = with_loras(model, options.loras, options.lora_allow_unmatched)
-    made = plan(model, recipe, wanted or source_layout(model), options.shard_nbytes)
+    made = _planned(model, recipe, wanted, options.shard_nbytes)
     fp16.check(made, options.allow_unsafe_fp16, options.report)
     return made
+
+
+def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: int | None) -> Plan:
+    """Returns the plan in the layout that is wanted; without one, in the source's own, or else in the only one that
+    takes the recipe. Raises Refused: where the layout takes the model and not the recipe, with those that take both."""
+    layout = wanted or source_layout(model)
+    try:
+        return plan(model, recipe, layout, shard_nbytes)
+    except Refused as refusal:
+        others = [one for one in LAYOUTS.values() if one is not layout and _takes(model, recipe, one)]
+        if not others or not _takes(model, load("keep"), layout):
+            raise
+        names = alternatives([one.name for one in others])
+        if wanted is None and len(others) == 1:
+            made = plan(model, recipe, others[0], shard_nbytes)
+            message = f"chosen, for no other layout takes {recipe.name}: {refusal.message}"
+            return replace(made, notes=(Finding("note", names, message),))
+        hint = f"choose another --layout, which takes this recipe: {names}"
+        raise Refused(refusal.message, hint, refusal.details) from None
+
+
+def _takes(model: Model, recipe: Recipe, layout: Layout) -> bool:
+    try:
+        plan(model, recipe, layout)
+    except (Refused, InputError):  # a tokenizer beside it may be damaged
+        return False
+    return True
 
 
 def target_folder(source: Path, options: Options) -> Path:

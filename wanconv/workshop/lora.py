@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
+from shlex import quote
 
 from wanconv.checkpoint import Header, read_header
 from wanconv.checkpoint.files import explained, printable
@@ -15,6 +16,7 @@ from wanconv.families import DENOISERS
 from wanconv.families.experts import Witness, hear, twin, witnesses_of
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.figures import count
+from wanconv.naming import suggestion
 from wanconv.reading import brief, parsed_json
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
@@ -120,7 +122,8 @@ def _component(
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
-        raise UsageError(f"--lora {wanted.file}: there is no such file, and {word!r} is no component", _FORM)
+        message = f"--lora {wanted.file}: there is no such file, and {word!r} is no component"
+        raise UsageError(message, suggestion(word, _COMPONENTS, _FORM))
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
             has = ", ".join(component.name for component in denoisers) or "no denoiser"
@@ -173,7 +176,8 @@ def _witnesses(file: Path, header: Header, names: Sequence[str]) -> list[Witness
 
 def _say(file: Path, held: Collection[str]) -> str:
     """Returns how to say which expert a LoRA is for."""
-    forms = [f"--lora {name.rpartition('.')[2]}={file}" for name in held]
+    words = [f"{name.rpartition('.')[2]}={file}" for name in held]
+    forms = [f"--lora {quote(word)}" for word in words]
     if len(forms) == 1:
         return f"say which it is for: {forms[0]}"
     return f"say {' or '.join(forms)}, or both where one file serves both"
@@ -246,7 +250,7 @@ def _sort(
         of_it = parts.setdefault(canonical, {})
         if tail.part in of_it:
             raise InputError(
-                f"{file}: {of_it[tail.part].name} and {key} say the same thing of one tensor", "get the file again"
+                f"{file}: {of_it[tail.part].name} and {key} say the same thing of one tensor", "remove one of the two"
             )
         if tail.part != "alpha" and not (DTYPES[ref.dtype].is_float and ref.dtype != "fp64"):
             raise InputError(f"{file}: {key} is {ref.dtype}", "get the LoRA in a float dtype of at most 32 bits")
@@ -258,7 +262,10 @@ def _of_tensor(parts: Mapping[Part, TensorRef], wanted: Wanted, alpha: float | N
     up, down = parts.get("up"), parts.get("down")
     if (up is None) != (down is None) or (down is None and "alpha" in parts):
         some = next(iter(parts.values()))
-        raise InputError(f"{wanted.file}: of a pair of matrices there is only {some.name}", "get the file again")
+        raise InputError(
+            f"{wanted.file}: of a pair of matrices there is only {some.name}",
+            "export the LoRA again, with both of each pair",
+        )
     if up is not None and down is not None:
         rank = down.shape[0] if down.shape else 0
         if "alpha" in parts:
@@ -287,7 +294,10 @@ def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
 def _alpha(ref: TensorRef) -> float:
     """Returns an alpha, the only number that is read while a plan is made."""
     if ref.numel != 1 or ref.dtype not in (*_ALPHAS, "bf16"):
-        raise InputError(f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}", "get the file again")
+        raise InputError(
+            f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}",
+            "export the LoRA again, with one number for each alpha",
+        )
     with explained(ref.file):
         raw = ref.read()
     value = struct.unpack(_ALPHAS.get(ref.dtype, "<f"), b"\0\0" + raw if ref.dtype == "bf16" else raw)[0]
@@ -306,11 +316,11 @@ def _metadata_alpha(header: Header, file: Path) -> float | None:
             raise ValueError("it holds no JSON object")
         words = {key.removeprefix("transformer."): value for key, value in config.items()}
     except ValueError:
-        raise InputError(f"{file}: its {_METADATA} is no JSON object", "get the file again") from None
+        raise InputError(f"{file}: its {_METADATA} is no JSON object", "export the LoRA again") from None
     if told := [word for word in _UNTOLD if words.get(word)]:
         message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
         raise Refused(message, "fuse it with diffusers, and save it without")
     alpha = words.get("lora_alpha")
     if alpha is not None and not (isinstance(alpha, int | float) and isfinite(alpha)):
-        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {brief(alpha)}", "get the file again")
+        raise InputError(f"{file}: its {_METADATA} has the lora_alpha {brief(alpha)}", "export the LoRA again")
     return alpha

@@ -18,6 +18,7 @@ from wanconv.checkpoint.index import check_size
 from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
 from wanconv.checkpoint.output import describe_output_error, pwrite_all
 from wanconv.errors import InputError, WanconvError
+from wanconv.exclusion import unmatched
 from wanconv.families import is_constant
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
@@ -37,13 +38,15 @@ _HINT = "try again; --exclude leaves files out"
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """`root` is the folder that stands for `snapshot`, a repository's wanted files."""
+    """`root` is the folder that stands for `snapshot`, a repository's wanted files; `unmatched` are globs that were to
+    leave files out and match none."""
 
     root: Path
     hub: Hub
     snapshot: Snapshot
     patience: Patience
     counts: list[int] = field(default_factory=list)
+    unmatched: tuple[str, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -65,9 +68,10 @@ def mirrored(
     wanted, _ = select(snapshot.files, wish)
     check_names((file.path for file in wanted), snapshot.uri)
     _check_sidecars(wanted, snapshot.uri)
+    idle = unmatched(wish.exclude, [file.path for file in snapshot.files])
     with scratch() as folder:
         root = folder / reference.repository.split("/")[1]
-        mirror = Mirror(root, hub, replace(snapshot, files=tuple(wanted)), patience or Patience())
+        mirror = Mirror(root, hub, replace(snapshot, files=tuple(wanted)), patience or Patience(), unmatched=idle)
         try:
             _make(mirror, mirror.snapshot.files, _WHOLE_NBYTES)
             yield mirror

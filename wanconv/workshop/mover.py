@@ -1,6 +1,7 @@
 """Moves the numbers of a plan: casts runs of source elements into output blocks, on any thread."""
 
 import threading
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from wanconv.tensors import DTYPES, TILE, ModelTensor, Piece, TensorRef
 from wanconv.workshop.reader import Reader, Sources, confirm_scale, odd_scale, row_runs, runs, sound_scales
 from wanconv.workshop.scales import Peaks, Searches
 from wanconv.workshop.source_files import Files, confirm_file
+from wanconv.workshop.threads import single_threaded
 
 _FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
 _FLUSH_LIMIT = 0.01
@@ -38,15 +40,17 @@ class Mover:
         self._searches = Searches(self._peaks)
         self._flushed: dict[str, tuple[int, int]] = {}
         self._counting = threading.Lock()
+        self._entered = ExitStack()
 
     def __enter__(self) -> "Mover":
-        torch.set_num_threads(1)  # the writer's threads are the parallelism
+        self._entered.enter_context(closing(self._sources))
+        self._entered.enter_context(single_threaded())  # the writer's threads are the parallelism
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sources.close()
+        self._entered.close()
 
     def confirm(self) -> None:
         """Has torch itself read the tables of .pth files, compares tied copies with what is written, and looks

@@ -12,10 +12,11 @@ from functools import cache
 
 from wanconv.checkpoint.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
+from wanconv.exclusion import excluded_by
 from wanconv.families import DENOISERS, FAMILIES
 from wanconv.hubs import RemoteFile
 from wanconv.layouts import LAYOUTS
-from wanconv.naming import nearest
+from wanconv.naming import suggestion
 
 # fmt: off
 _OTHERS = {  # suffix → whose copy of the weights it is
@@ -118,16 +119,14 @@ def _components(words: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for word in words:
         if word not in COMPONENTS and word not in _GROUPS:
-            guess = nearest(word, (*COMPONENTS, *_GROUPS))
-            known = f"known: {', '.join((*COMPONENTS, 'experts'))}"
-            raise UsageError(f"there is no component {word!r}", f"did you mean {guess}?" if guess else known)
+            raise UsageError(f"there is no component {word!r}", suggestion(word, (*COMPONENTS, *_GROUPS)))
         found |= set(_GROUPS.get(word, (word,)))
     return found
 
 
 def _why_not(path: str, twice: Set[tuple[str, str]], wish: Wish, only: set[str]) -> str:
     """Returns why a file is not wanted; empty where it is."""
-    if any(fnmatchcase(path, glob) for glob in wish.exclude):
+    if excluded_by(path, wish.exclude) is not None:
         return "--exclude"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):
         return "not in --include"

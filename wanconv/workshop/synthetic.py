@@ -20,7 +20,7 @@ from wanconv.families.names import numbered
 from wanconv.formats import FORMATS
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
-from wanconv.naming import nearest
+from wanconv.naming import suggestion
 from wanconv.plan import Slot, lay_out
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 from wanconv.workshop.progress import Progress, total
@@ -102,10 +102,7 @@ def make(folder: Path, options: Options, progress: Progress = lambda what, done,
 
 def _check_known(what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        guess = nearest(name, known)
-        raise UsageError(
-            f"there is no {what} {name!r}", f"did you mean {guess}?" if guess else f"known: {', '.join(known)}"
-        )
+        raise UsageError(f"there is no {what} {name!r}", suggestion(name, known))
 
 
 def _lone_expert(components: Sequence[str]) -> Expert | None:

@@ -1,0 +1,49 @@
+"""Which files the user leaves out: globs on paths, names and folders, and the globs that leave given files out."""
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
+from glob import escape
+from shlex import quote
+
+_MOST = 4  # options in one hint
+
+
+def excluded_by(path: str, globs: Iterable[str]) -> str | None:
+    """Returns the first glob that takes a relative path or a folder above it, by its whole path or its name alone.
+
+    `*` crosses slashes. A glob that begins with `./` takes whole paths alone.
+    """
+    steps = path.split("/")
+    paths = ["/".join(steps[: depth + 1]) for depth in range(len(steps))]
+    for glob in globs:
+        whole = glob.removeprefix("./").rstrip("/")
+        if any(fnmatchcase(one, whole) for one in (paths if glob.startswith("./") else [*paths, *steps])):
+            return glob
+    return None
+
+
+def unmatched(globs: Iterable[str], paths: Collection[str]) -> tuple[str, ...]:
+    """Returns the globs that take none of the paths."""
+    return tuple(glob for glob in dict.fromkeys(globs) if not any(excluded_by(path, (glob,)) for path in paths))
+
+
+def excluding(paths: Sequence[str], kept: Collection[str] = ()) -> str:
+    """Returns the options that leave files out and none of those `kept`: for a shell, one for each file or, where
+    there are many, for each folder that holds nothing else."""
+    if len(paths) > _MOST:
+        homes = {os.path.dirname(path) for path in kept}
+        folders = dict.fromkeys(os.path.dirname(path) for path in paths)
+        alone = [
+            folder for folder in folders if folder and not any(f"{home}/".startswith(f"{folder}/") for home in homes)
+        ]
+        rest = [path for path in paths if os.path.dirname(path) not in alone]
+        globs = [*(f"{escape(folder)}/*" for folder in alone), *map(_whole, rest)]
+    else:
+        globs = [_whole(path) for path in paths]
+    more = f" and {len(globs) - _MOST} more" if len(globs) > _MOST else ""
+    return " ".join(f"--exclude {quote(glob)}" for glob in globs[:_MOST]) + more
+
+
+def _whole(path: str) -> str:
+    return escape(path) if "/" in path else f"./{escape(path)}"
