@@ -199,7 +199,7 @@ def test_options_may_be_spelled_with_underscores(source: Path) -> None:
         ("convert source -r keep -n", 0),
         ("convert source -r keep -o converted", 0),
         ("verify whole --against source", 0),
-        ("demo --dir demo", 0),
+        ("demo --dir demo --progress none", 0),
         ("verify source --sums wrong.md5", 4),
         ("inspect nowhere", 3),
         ("convert source -r nothing", 2),

@@ -14,12 +14,12 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.checkpoint.output import describe_output_error, write_file
 from wanconv.errors import CheckFailed
 from wanconv.families import identify
+from wanconv.progress import Progress, silent
 from wanconv.report import Finding, Report, Table
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped
 from wanconv.workshop.job import Options
-from wanconv.workshop.progress import Progress
 
 if TYPE_CHECKING:
     from wanconv.validation.comparison import Side
@@ -53,7 +53,7 @@ CONVERSIONS = (
 )
 
 
-def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> Report:
+def demo(folder: Path, progress: Progress = silent) -> Report:
     """Makes the small model in `folder`/source, its conversions, their reports and the page that compares them.
 
     The exit code is 0 where every conversion passes and the broken one does not.

@@ -8,13 +8,13 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
+from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums
 from wanconv.workshop.client import bare_weights, check_client, since
 from wanconv.workshop.job import named_layout
 from wanconv.workshop.lora import with_loras
-from wanconv.workshop.progress import Progress, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Options:
     loras: tuple[str, ...] = ()
 
 
-def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     """Returns what was checked and every failure; raises InputError where headers or cover are already wrong."""
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None

@@ -14,6 +14,7 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.families import DENOISERS
 from wanconv.families.experts import experts_named
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.progress import unheard
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
 
@@ -146,7 +147,7 @@ def _open(file: Path) -> tuple[Header, str]:
         raise InputError(f"{file} is no .safetensors file", "re-save its tensors as .safetensors")
     header = read_header(file)
     with explained(file):
-        return header, digest_file(file, "sha256", lambda nbytes: None)
+        return header, digest_file(file, "sha256", unheard)
 
 
 def _patches(

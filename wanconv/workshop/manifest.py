@@ -5,8 +5,7 @@ import json
 import os
 import platform
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +20,7 @@ from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.families import Expert
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
+from wanconv.progress import Advance, unheard
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, Model, TensorRef
 from wanconv.workshop import downloaded
@@ -93,7 +93,7 @@ def plan_key(plan: Plan, base_model: str | None) -> str:
 
 def _sidecar_digest(path: Path) -> str:
     try:
-        return digest_file(path, "sha256", lambda nbytes: None)
+        return digest_file(path, "sha256", unheard)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
@@ -282,7 +282,7 @@ def read_chunks(path: Path) -> Iterator[memoryview]:
             yield memoryview(buffer)[:count]
 
 
-def digest_file(path: Path, algorithm: str, progress: Callable[[int], None]) -> str:
+def digest_file(path: Path, algorithm: str, progress: Advance) -> str:
     """Returns the hex digest of a file, `git-sha1` among the algorithms; raises OSError."""
     digest = hasher(algorithm, path.stat().st_size)
     for chunk in read_chunks(path):
@@ -292,18 +292,13 @@ def digest_file(path: Path, algorithm: str, progress: Callable[[int], None]) -> 
 
 
 def digest_files(
-    root: Path, paths: Sequence[str], algorithm: str, progress: Callable[[int], None], jobs: int = 2
+    root: Path, paths: Sequence[str], algorithm: str, progress: Advance, jobs: int = 2
 ) -> dict[str, str | OSError]:
     """Returns path -> hex digest, or the error that kept it from being read; `jobs` files at a time."""
-    lock = threading.Lock()
-
-    def tell(nbytes: int) -> None:
-        with lock:
-            progress(nbytes)
 
     def one(path: str) -> str | OSError:
         try:
-            return digest_file(root / path, algorithm, tell)
+            return digest_file(root / path, algorithm, progress)
         except OSError as error:
             return error
 
@@ -311,7 +306,7 @@ def digest_files(
         return dict(zip(paths, pool.map(one, paths), strict=True))
 
 
-def check_files(folder: Path, manifest: Json, progress: Callable[[int], None], jobs: int = 2) -> list[Finding]:
+def check_files(folder: Path, manifest: Json, progress: Advance, jobs: int = 2) -> list[Finding]:
     """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
     manifest itself among them.
 

@@ -18,7 +18,7 @@ from wanconv.checkpoint.writer import Journal, write_images
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out
-from wanconv.workshop.progress import Progress, total
+from wanconv.progress import Progress, silent, total
 
 # what it was trained to generate
 SIZE, FRAMES, STEPS = (48, 48), 17, 12
@@ -31,7 +31,7 @@ _PICKLED = {
 }
 
 
-def make(folder: Path, progress: Progress = lambda what, done, total: None) -> Path:
+def make(folder: Path, progress: Progress = silent) -> Path:
     """Makes the model at `folder`, at once, and returns it; one that is there already is left as it is.
 
     Raises UsageError where something else is there.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from wanconv.checkpoint.files import regular_file
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
+from wanconv.progress import Progress, total
 from wanconv.report import Finding
 from wanconv.workshop import downloaded, manifest
-from wanconv.workshop.progress import Progress, total
 
 _LISTS = ("*sha256sum*", "*SHA256SUMS*", "*.sha256", "*md5sum*", "*MD5SUMS*", "*.md5")
 _MAX_NBYTES = 64_000_000
