@@ -22,7 +22,7 @@ CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "te
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
 FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT = "test_convert_out.py"
+OUT, TEXT = "test_convert_out.py", "test_terminal_text.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,12 @@ SUITES = (
           lambda scale: 40,
           "Paths, links, devices and look-alikes in a hub's list, in the target of a download or in place of OUT: "
           "nothing outside is touched."),
+    Suite("terminal text",
+          (f"{TEXT}::test_no_command_prints_what_a_terminal_obeys",
+           f"{TEXT}::test_json_of_every_command_is_one_document_without_a_control_character"), lambda scale: 60,
+          "Colours, titles, line breaks, bidirectional and invisible characters in names of files, tensors, classes "
+          "and keys, in manifests, lists, recipes, profiles, results, arguments and answers of hubs are shown as "
+          "escapes; no line is forged, and JSON is exact."),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

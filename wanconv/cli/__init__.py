@@ -1,9 +1,12 @@
 """The command line: parse, call one verb, render its Report."""
 
+import _thread
 import gc
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 
@@ -65,8 +68,15 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def _in_passing(lost: "sys.UnraisableHookArgs") -> None:
-    """Raises an interrupt again that came in a place where Python drops exceptions, such as a destructor."""
+    """Has an interrupt come again that came in a place where Python drops exceptions, such as a destructor."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        _thread.start_new_thread(_again, ())
     else:
         sys.__unraisablehook__(lost)
+
+
+def _again() -> None:
+    """Interrupts the main thread once it is out of the hook, where a second one would be dropped, too."""
+    while sys._current_frames()[threading.main_thread().ident or 0].f_code is _in_passing.__code__:
+        time.sleep(0.001)
+    _thread.interrupt_main()
