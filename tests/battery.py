@@ -25,7 +25,7 @@ FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py
 PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
 OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
 LIES, LYING = "test_lying_hub.py", "test_lying_hub_mutants.py"
-PLACES, TYPED = "test_force_places.py", "test_cli_paths.py"
+PLACES, TYPED, TEXT = "test_force_places.py", "test_cli_paths.py", "test_terminal_text.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +214,12 @@ SUITES = (
           "Home, mount points, the current folder and what Python and wanconv stand on are never replaced; nor is what "
           "others wrote, before, during or after the look, in OUT, OUT.partial, a report or a demo. Every path is read "
           "as it was typed.", needs="root, unshare"),
+    Suite("terminal text",
+          (f"{TEXT}::test_no_command_prints_what_a_terminal_obeys",
+           f"{TEXT}::test_json_of_every_command_is_one_document_without_a_control_character"), lambda scale: 60,
+          "Colours, titles, line breaks, bidirectional and invisible characters in names of files, tensors, classes "
+          "and keys, in manifests, lists, recipes, profiles, results, arguments and answers of hubs are shown as "
+          "escapes; no line is forged, and JSON is exact."),
     Suite("flipped bits",
           (FLIPS,), lambda scale: scale.flips,
           "One bit anywhere in a source or an output – numbers, headers, sidecars, the manifest – is found by "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from wanconv.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 
@@ -71,8 +72,8 @@ def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
     expected = contents(source, tmp_path / "whole", options)
     for share in stops:
 
-        def stop(what: str, done: int, total: int, share: float = share) -> None:
-            if done > share * total:
+        def stop(step: Step, share: float = share) -> None:
+            if step.done > share * step.total:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):

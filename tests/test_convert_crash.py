@@ -22,6 +22,7 @@ from convert_server import CALLS, Server
 from hub.server import files_below, running
 
 from wanconv.errors import OutputError
+from wanconv.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options
@@ -277,8 +278,8 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(server: Server, sm
 def test_a_disk_that_fills_up_during_the_run_ends_it_and_the_same_command_goes_on(
     server: Server, small: Case, little_disk: Path, spare: int
 ) -> None:
-    def fill_up(what: str, done: int, total: int) -> None:
-        if not (little_disk / "filler").exists():
+    def fill_up(step: Step) -> None:
+        if step.done and not (little_disk / "filler").exists():
             with (little_disk / "filler").open("wb", buffering=0) as filler:
                 with suppress(OSError):
                     while filler.write(bytes(4096)):

@@ -15,6 +15,7 @@ from wanconv.checkpoint.output import publish
 from wanconv.errors import DigestMismatch, OutputError, UsageError
 from wanconv.families import identify
 from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.progress import Step
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop.job import Options
@@ -62,8 +63,9 @@ def stopped(source: Path, options: Options) -> Path:
     """Returns an OUT.partial whose run was stopped after the first block."""
     assert options.out is not None
 
-    def stop(what: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
+    def stop(step: Step) -> None:
+        if step.done:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         convert(source, replace(options, block_nbytes=1 << 16), stop)
@@ -215,7 +217,7 @@ def test_an_empty_out_is_filled(source: Path, options: Options, tmp_path: Path) 
 
 
 def test_an_out_that_appears_during_the_run_is_not_touched(source: Path, options: Options, tmp_path: Path) -> None:
-    def appear(what: str, done: int, total: int) -> None:
+    def appear(step: Step) -> None:
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious").write_text("precious")
 
@@ -243,9 +245,9 @@ def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_wr
 def test_a_partial_that_others_take_away_while_it_is_written_never_becomes_out(
     source: Path, options: Options, tmp_path: Path, lost: str
 ) -> None:
-    def take_away(what: str, done: int, total: int) -> None:
+    def take_away(step: Step) -> None:
         path = tmp_path / "out.partial" / lost
-        if done == total:
+        if step.done == step.total:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     with pytest.raises(OutputError, match=r"out\.partial was changed by others while it was written: diffusion_py"):
@@ -468,11 +470,11 @@ def test_a_second_run_is_refused_while_the_first_one_writes(source: Path, option
     """The lock belongs to the opened folder, so a run in this process meets what one in another process would."""
     said: list[str] = []
 
-    def second(what: str, done: int, total: int) -> None:
+    def second(step: Step) -> None:
         for force in (False, True):
             with pytest.raises(UsageError, match=r"another wanconv is writing .*out\.partial"):
                 convert(source, replace(options, force=force))
-        said.append(what)
+        said.append(step.what)
 
     assert is_whole(tmp_path / "out", convert(source, options, second))
     assert said

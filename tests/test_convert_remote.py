@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from wanconv.checkpoint import read_header
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.hubs import Patience, Snapshot
+from wanconv.progress import Progress, Step
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.download import Options as Wanted
@@ -158,8 +159,8 @@ def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(
     assert options.out is not None
     home, most = private_folder(partial_folder(options.out)) / "source", [0, 0]
 
-    def look(what: str, done: int, total: int) -> None:
-        if what != "downloading":  # only that thread makes files
+    def look(step: Step) -> None:
+        if step.what != "downloading":  # only that thread makes files
             return
         sizes = []
         for path in home.rglob("*"):
@@ -182,11 +183,11 @@ def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(
 # What is in the way
 
 
-def fault_later(hub: Hub, **faults: object) -> Callable[[str, int, int], None]:
+def fault_later(hub: Hub, **faults: object) -> Progress:
     """Returns a progress that sets faults when the first weights have come: the headers are right."""
 
-    def tell(what: str, done: int, total: int) -> None:
-        if what == "downloading" and faults:
+    def tell(step: Step) -> None:
+        if step.what == "downloading" and step.done and faults:
             for name, value in faults.items():
                 setattr(hub.faults, name, value)
             faults.clear()
@@ -465,8 +466,8 @@ def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
 ) -> None:
     wanted = expected(options, tmp_path)
 
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "converting" and done > 0.7 * total:
+    def stop(step: Step) -> None:
+        if step.what == "converting" and step.done > 0.7 * step.total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -23,6 +23,7 @@ from wanconv.checkpoint.output import publish
 from wanconv.cli.run import run
 from wanconv.errors import NotFinite, UsageError
 from wanconv.hubs import Patience, Snapshot, open_hub
+from wanconv.progress import Step
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.workshop import replacing, workspace
 from wanconv.workshop.job import Options
@@ -346,7 +347,7 @@ def test_a_real_bind_mount_is_refused(out: Path, place: str, said: str) -> None:
 def test_a_folder_that_others_write_to_during_the_run_is_left_and_the_work_is_not_lost(out: Path) -> None:
     before = tiny.digests(out)
 
-    def put(what: str, done: int, total: int) -> None:
+    def put(step: Step) -> None:
         (out / "precious").write_text("precious")
 
     with pytest.raises(UsageError, match="out holds what wanconv did not write") as refused:
@@ -355,7 +356,7 @@ def test_a_folder_that_others_write_to_during_the_run_is_left_and_the_work_is_no
     assert tiny.digests(out).keys() == before.keys() | {"precious"}
     out.rename(out.with_name("moved away by hand"))
     written: list[str] = []
-    assert convert(out.parent / "source", other(out), lambda what, done, total: written.append(what)).exit_code == 0
+    assert convert(out.parent / "source", other(out), lambda step: written.append(step.what)).exit_code == 0
     assert written == []  # all was there already
     assert not out.with_name("out.partial").exists()
 
@@ -365,7 +366,7 @@ def test_a_folder_that_becomes_the_current_one_during_the_run_is_left(
 ) -> None:
     before = tiny.digests(out)
     with pytest.raises(UsageError, match="out is the current folder"):
-        convert(out.parent / "source", other(out), lambda what, done, total: monkeypatch.chdir(out))
+        convert(out.parent / "source", other(out), lambda step: monkeypatch.chdir(out))
     assert tiny.digests(out) == before
 
 
@@ -435,8 +436,9 @@ def test_a_folder_that_becomes_a_link_is_not_removed_through(out: Path) -> None:
 # OUT.partial
 
 
-def stop(what: str, done: int, total: int) -> None:
-    raise KeyboardInterrupt
+def stop(step: Step) -> None:
+    if step.done:
+        raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -466,7 +468,7 @@ def test_a_file_of_others_in_a_partial_is_refused_and_stays(partial: Path, name:
 def test_a_file_that_others_put_into_a_partial_during_the_run_is_not_published_and_not_removed(partial: Path) -> None:
     options, source = other(partial.with_name("out")), partial.with_name("source")
 
-    def put(what: str, done: int, total: int) -> None:
+    def put(step: Step) -> None:
         (partial / "precious").write_text("precious")
 
     with pytest.raises(UsageError, match=r"out\.partial holds what wanconv did not write"):
@@ -481,7 +483,7 @@ def test_what_others_put_into_a_partial_outlives_a_refusal_of_the_source(partial
     source = partial.with_name("source")
     tiny.poke(next(source.rglob("*.safetensors")), "blocks.1.ffn.0.weight", -1, float("nan"))
 
-    def put(what: str, done: int, total: int) -> None:
+    def put(step: Step) -> None:
         (partial / "precious").write_text("precious")
 
     with pytest.raises(NotFinite):

@@ -20,7 +20,7 @@ MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" 
 
 # A module imports lower floors only, never its own floor sideways, never up. Inside one room (a package) it is free.
 FLOORS = [
-    ["tensors", "errors", "naming", "places", "report", "reading", "metrics", "figures", "exclusion"],
+    ["tensors", "errors", "naming", "places", "report", "reading", "metrics", "figures", "exclusion", "progress"],
     ["checkpoint", "formats", "families", "hubs", "engine", "results"],
     ["layouts", "recipe", "verdict"],
     ["plan"],

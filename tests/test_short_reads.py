@@ -13,6 +13,7 @@ import tiny as tinies
 from wanconv.checkpoint import open_checkpoint, writer
 from wanconv.errors import InputError, UsageError
 from wanconv.families import identify
+from wanconv.progress import Step
 from wanconv.reading import opened, read_at, read_small
 from wanconv.tensors import CONTAINERS
 from wanconv.verbs.convert import convert
@@ -85,8 +86,8 @@ def test_blocks_of_an_earlier_run_are_read_back_whole(
     class Stop(Exception):
         pass
 
-    def stop(what: str, done: int, total: int) -> None:
-        if done > total // 2:
+    def stop(step: Step) -> None:
+        if step.done > step.total // 2:
             raise Stop
 
     options = Options("bf16", out=tmp_path / "out", jobs=1, block_nbytes=1 << 16)
@@ -128,7 +129,7 @@ def test_a_file_that_is_cut_off_while_it_is_converted_says_where(
     source = tinies.copy(tiny(T2V), tmp_path / "source")
     file = source / "diffusion_pytorch_model.safetensors"
 
-    def cut(what: str, done: int, total: int) -> None:
+    def cut(step: Step) -> None:
         if file.stat().st_size > 100_000:
             os.truncate(file, 100_000)
 

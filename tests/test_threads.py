@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wanconv.errors import WanconvError
+from wanconv.progress import Step
 from wanconv.verbs import convert, validate, verify
 from wanconv.workshop.job import Options
 from wanconv.workshop.threads import single_threaded
@@ -43,7 +44,7 @@ def test_convert_and_verify_and_validate_restore_it(tiny: Callable[..., Path], t
 def test_a_conversion_that_fails_restores_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source, seen = tiny("wan2.1-t2v-1.3b"), []
 
-    def stop(what: str, done: int, total: int) -> None:
+    def stop(step: Step) -> None:
         seen.append(torch.get_num_threads())
         raise WanconvError("stopped", "")
 

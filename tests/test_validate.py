@@ -18,6 +18,7 @@ from tiny import copy, poke
 import wanconv
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.progress import Step
 from wanconv.report import Report
 from wanconv.results import SCHEMA
 from wanconv.validation.pictures import drawn
@@ -44,8 +45,15 @@ def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+READING = "reading the stored numbers"
+
+
 def quick(candidate: Path, against: Path | None = None, **options: Any) -> Report:
-    return validate(candidate, Options(against=against, **{"profile": "quick", "size": (64, 64), **options}))
+    return validate(candidate, small(against, **options))
+
+
+def small(against: Path | None = None, **options: Any) -> Options:
+    return Options(against=against, **{"profile": "quick", "size": (64, 64), **options})
 
 
 def results(report: Report) -> Mapping[str, Any]:
@@ -305,7 +313,16 @@ def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_what_only_one_layout_of_clip_has_is_a_note(looking: tuple[Path, Path]) -> None:
     source, converted = looking
-    report = quick(converted, source)
+    steps: list[Step] = []
+    report = validate(converted, small(source), steps.append)
+    assert {(step.what, step.total, step.unit) for step in steps if step.done == step.total} == {
+        ("encoding the prompt", 3, "passes"),
+        ("looking at the image", 3, "passes"),
+        ("decoding", 4, "passes"),
+        ("probing", 1, "denoisers"),
+        *((step.what, step.total, "bytes") for step in steps if step.what in ("checking digests", READING)),
+    }
+    assert {READING, "checking digests"} <= {step.what for step in steps}
     note = "image_encoder: 41 tensors that are never used are in the reference alone"
     assert (report.exit_code, [finding.message for finding in report.findings]) == (0, [note])
     assert {row["component"] for row in results(report)["components"]} == {"text_encoder", "image_encoder", "vae"}

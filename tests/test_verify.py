@@ -19,6 +19,7 @@ from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
+from wanconv.progress import Step
 from wanconv.report import Cell, Finding, Report
 from wanconv.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
@@ -628,9 +629,9 @@ def test_a_source_of_another_family_is_told_in_one_sentence(other: str, converte
 
 
 def test_a_source_that_cannot_be_read_is_told_before_anything_is_hashed(converted: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    told: list[Step] = []
     with pytest.raises(WanconvError, match="does not exist"):
-        verify(converted, Options(against=tmp_path / "none"), lambda what, done, nbytes: told.append(what))
+        verify(converted, Options(against=tmp_path / "none"), told.append)
     assert told == []
 
 

@@ -25,6 +25,7 @@ import xxhash
 
 from wanconv.checkpoint.output import Written, describe_output_error, pwrite_all
 from wanconv.errors import Interrupted
+from wanconv.progress import Advance, unheard
 from wanconv.reading import fill_at
 
 BLOCK_NBYTES = 8 << 20
@@ -34,7 +35,6 @@ _ALIGNMENT = 4096
 _ROOM_NBYTES, _ROOM_OF_A_THREAD_NBYTES = 64 << 20, 12 << 20
 
 Fill = Callable[[str, int, memoryview], None]
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class _State:
     next_ticket: int = 0
     next_hashed: int = 0
     hashing: bool = False
-    ready: dict[int, tuple[mmap.mmap, int]] = field(default_factory=dict)
+    ready: dict[int, tuple[mmap.mmap, int, bool]] = field(default_factory=dict)
     errors: dict[int, BaseException] = field(default_factory=dict)
     written: list[Written] = field(default_factory=list)
 
@@ -245,7 +245,7 @@ class _Writer:
         files: Sequence[_File],
         fill: Fill,
         journal: Journal,
-        progress: Progress,
+        progress: Advance,
         jobs: int,
         stopped: threading.Event,
     ) -> None:
@@ -299,9 +299,9 @@ class _Writer:
                 ticket, buffer = state.next_ticket, self._buffers.pop()
                 state.next_ticket += 1
             try:
-                nbytes = self._produce(*self._tickets[ticket], buffer)
+                nbytes, kept = self._produce(*self._tickets[ticket], buffer)
                 with state.lock:
-                    state.ready[ticket] = (buffer, nbytes)
+                    state.ready[ticket] = (buffer, nbytes, kept)
                 self._hash_ready()
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
                 with state.lock:
@@ -310,18 +310,18 @@ class _Writer:
                 self._stop()
                 return
 
-    def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> int:
+    def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> tuple[int, bool]:
         """Brings one block to the buffer and to disk: read back where the journal's digest holds, else made anew."""
         file.open()
         start, end = file.span(block)
         view = memoryview(buffer)[: end - start]
         known = self._journal.known(file.identity, block)
         if known is not None and file.read(start, view) and xxhash.xxh3_128_hexdigest(view) == known:
-            return end - start
+            return end - start, True
         self._fill_block(file.image, start, view)
         file.write(start, view)
         self._journal.note(file.identity, block, xxhash.xxh3_128_hexdigest(view))
-        return end - start
+        return end - start, False
 
     def _fill_block(self, image: Image, start: int, view: memoryview) -> None:
         """Fills the bytes of an image from `start` on: literals as they are, payloads by the caller's `fill`."""
@@ -347,7 +347,7 @@ class _Writer:
                 if state.hashing or state.next_hashed not in state.ready:
                     return
                 state.hashing = True
-                buffer, nbytes = state.ready.pop(state.next_hashed)
+                buffer, nbytes, kept = state.ready.pop(state.next_hashed)
             file, block = self._tickets[state.next_hashed]
             with memoryview(buffer) as whole, whole[:nbytes] as view:
                 file.hash(file.span(block)[0], view)
@@ -361,7 +361,7 @@ class _Writer:
                 state.next_hashed += 1
                 self._buffers.append(buffer)
                 state.lock.notify_all()
-            self._progress(nbytes)
+            self._progress(nbytes, kept)
 
 
 def write_images(
@@ -369,7 +369,7 @@ def write_images(
     images: Sequence[Image],
     fill: Fill,
     journal: Journal,
-    progress: Progress = lambda nbytes: None,
+    progress: Advance = unheard,
     jobs: int = 2,
     block_nbytes: int = BLOCK_NBYTES,
     stop: threading.Event | None = None,
@@ -377,9 +377,9 @@ def write_images(
     """Writes `images` below `folder` and returns their digests, in order.
 
     `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`, on any of `jobs` threads.
-    `progress` is told the bytes that are done, in the order of the images. `stop` is set when the work ends early, for
-    a `fill` that waits for something. Raises what `fill` raises (of several, the first in file order), OutputError
-    where a file cannot be written, Interrupted on Ctrl-C.
+    `progress` is told the bytes that are done, in the order of the images, and whether an earlier run had made them.
+    `stop` is set when the work ends early, for a `fill` that waits for something. Raises what `fill` raises (of
+    several, the first in file order), OutputError where a file cannot be written, Interrupted on Ctrl-C.
     """
     assert block_nbytes % _ALIGNMENT == 0
     files = [_File(folder, image, block_nbytes) for image in images]

@@ -1,30 +1,50 @@
 """The command line: parse, call one verb, render its Report."""
 
+import _thread
 import gc
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_INTERRUPTED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 def main() -> None:
-    """Runs the command line; an interrupt is quiet from the first moment, while the libraries still load."""
-    # libraries and headers are hundreds of thousands of objects that stay: to look through them for garbage again and
-    # again is a sixth of importing torch
-    gc.set_threshold(50_000)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Runs the command line; an interrupt is quiet from the first moment, while the libraries still load, to the last,
+    while the interpreter ends: the process ends with an exit code, never by the signal."""
+    sys.excepthook, sys.unraisablehook = _last_words, _in_passing
+    code: int | str | None = _INTERRUPTED
     try:
-        _loaded()(sys.argv[1:])
+        try:
+            # libraries and headers are hundreds of thousands of objects that stay: to look through them for garbage
+            # again and again is a sixth of importing torch
+            gc.set_threshold(50_000)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            _loaded()(sys.argv[1:])
+        except SystemExit as ending:
+            code = ending.code
+        _deafen()
     except KeyboardInterrupt:
+        code = _INTERRUPTED
+    _deafen()
+    if code == _INTERRUPTED:
         _leave()
-    except SystemExit as ending:
-        if ending.code != 130:
-            raise
-        _leave()
+    sys.exit(code)
+
+
+def _deafen() -> None:
+    """Ignores interrupts from here on: what is done is done, and the end of the interpreter is not to be disturbed."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _loaded() -> "Callable[[Sequence[str]], None]":
@@ -38,6 +58,9 @@ def _loaded() -> "Callable[[Sequence[str]], None]":
         os._exit(7)
     try:
         heed_limits()
+        from wanconv.cli.streams import open_closed
+
+        open_closed()
         from wanconv.cli.run import run
     except Exception as error:
         if (short := shortage(error)) is None:
@@ -51,4 +74,30 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(130)
+    os._exit(_INTERRUPTED)
+
+
+def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends the process where an interrupt came between two steps of `main`; prints what is a bug, made safe."""
+    if issubclass(kind, KeyboardInterrupt):
+        os._exit(_INTERRUPTED)
+    import traceback
+
+    from wanconv.cli.text import safe_lines
+
+    sys.stderr.write(safe_lines("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _in_passing(lost: "sys.UnraisableHookArgs") -> None:
+    """Has an interrupt come again that came in a place where Python drops exceptions, such as a destructor."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _thread.start_new_thread(_again, ())
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _again() -> None:
+    """Interrupts the main thread once it is out of the hook, where a second one would be dropped, too."""
+    while sys._current_frames()[threading.main_thread().ident or 0].f_code is _in_passing.__code__:
+        time.sleep(0.001)
+    _thread.interrupt_main()

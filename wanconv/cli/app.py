@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wanconv import __version__
-from wanconv.cli.console import is_shown, progress, show, show_page
+from wanconv.cli.console import show, show_page
 from wanconv.cli.options import (
     ComfyuiGeneration,
     Exclude,
@@ -18,6 +18,7 @@ from wanconv.cli.options import (
     Layout,
     Loras,
     Quiet,
+    Shown,
     Source,
     SourceOrHub,
     Token,
@@ -28,6 +29,8 @@ from wanconv.cli.options import (
     pixels,
 )
 from wanconv.cli.paths import Place, local, name_or_file
+from wanconv.cli.progress import mode, telling
+from wanconv.cli.streams import bars_of_others
 from wanconv.errors import UsageError
 
 app = typer.Typer(
@@ -198,6 +201,7 @@ def convert(
     ] = None,
     token: Token = None,
     jobs: Jobs = None,
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -226,14 +230,14 @@ def convert(
     if (repository := source.repository) is not None:
         if dry_run:
             show(verbs.preview_remote(repository, options, token, keep_source))
-        with progress() as tell:
+        with telling() as tell:
             made = verbs.convert_remote(repository, options, tell, token, keep_source)
         show(made)
     if keep_source:
         raise UsageError(f"{source.path} is here and stays: --keep-source is for hf://… and ms://…", "leave it out")
     if dry_run:
         show(verbs.preview(source.path, options))
-    with progress() as tell:
+    with telling() as tell:
         made = verbs.convert(source.path, options, tell)
     show(made)
 
@@ -275,6 +279,7 @@ def download(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, max=64, help="Files at a time.", envvar="WANCONV_JOBS")
     ] = 4,
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -295,7 +300,7 @@ def download(
     )
     if dry_run:
         show(verbs.preview(repository, options))
-    with progress() as tell:
+    with telling() as tell:
         report = verbs.download(repository, options, tell)
     show(report)
 
@@ -333,6 +338,7 @@ def verify(
     expert: Expert = None,
     exclude: Exclude = None,
     jobs: Jobs = None,
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -353,7 +359,7 @@ def verify(
         client,
         tuple(lora or ()),
     )
-    with progress() as tell:
+    with telling() as tell:
         report = verb(path, options, tell)
     show(report)
 
@@ -428,6 +434,7 @@ def validate(
     ] = None,
     expert: Expert = None,
     exclude: Exclude = None,
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -460,7 +467,7 @@ def validate(
     )
     if prompt is not None:
         options = replace(options, prompt=prompt)
-    with progress() as tell:
+    with telling() as tell:
         report = verbs.validate(candidate, options, tell)
     show(report)
 
@@ -474,6 +481,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     token: Token = None,
     jobs: Jobs = None,
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -482,8 +490,10 @@ def publish(
     from wanconv.verbs import publish as verbs
     from wanconv.workshop.job import default_jobs
 
-    options = verbs.Options(token, private, bars=is_shown(), jobs=jobs or default_jobs())
-    with progress() as tell:
+    options = verbs.Options(
+        token, private, bars=bars_of_others() if mode() == "bars" else None, jobs=jobs or default_jobs()
+    )
+    with telling() as tell:
         report = verbs.publish(folder, repository, options, tell)
     show(report)
 
@@ -493,6 +503,7 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--dir", help="Where to make the demo's folders.", parser=local("--dir", "target"))
     ] = Path("demo-output"),
+    progress: Shown = "auto",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -500,6 +511,6 @@ def demo(
     """Convert the small model that ships for four clients, break one, judge them all and compare them on one page."""
     from wanconv.verbs.demo import demo as verb
 
-    with progress() as tell:
+    with telling() as tell:
         report = verb(folder, tell)
     show(report)

@@ -1,14 +1,11 @@
-"""The only place that prints or exits: reports, errors and progress.
+"""The only place that prints or exits: reports and errors; `progress.py` says how far a verb is.
 
-A verb's result goes to stdout, as tables or, with --json, as JSON; findings, progress and errors go to stderr.
+A verb's result goes to stdout, as tables or, with --json, as JSON; findings, progress and errors go to stderr. Every
+text that comes in is made safe first (`text.py`): what is laid out below has no control character left.
 """
 
-import json
-import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -16,14 +13,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
+from wanconv.cli.streams import own_errors
 from wanconv.cli.tables import STYLES, figure_lines, table_lines, wrap
-from wanconv.errors import Interrupted, OutputError, WanconvError
+from wanconv.cli.text import json_text, quoted, safe_error, safe_report
+from wanconv.errors import Interrupted, WanconvError
 from wanconv.report import Finding, Report
 
 _SHOWN = 10
 _WIDE = 100_000  # columns of a table that goes into a file or a pipe: a row is a line
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -31,6 +28,7 @@ class Settings:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    progress: str = "auto"
 
 
 SETTINGS = Settings()
@@ -38,16 +36,14 @@ SETTINGS = Settings()
 
 def show(report: Report) -> NoReturn:
     """Prints a report and ends the process with its exit code."""
-    with _ends_quietly_on_a_broken_pipe():
-        try:
-            if SETTINGS.json:
-                _print_json(report)
-            elif not SETTINGS.quiet:
-                _print_result(report)
-        except OSError as error:
-            fail(OutputError(f"the report cannot be printed: {error.strerror}", "free space where the output goes"))
-        if not SETTINGS.json:
-            _print_findings(report.findings)
+    if SETTINGS.json:
+        _print_json(report)
+    else:
+        report = safe_report(report)
+        if not SETTINGS.quiet:
+            _print_result(report)
+        sys.stdout.flush()
+        _print_findings(report.findings)
     sys.exit(report.exit_code)
 
 
@@ -55,30 +51,12 @@ def show_page(verb: str, title: str, text: str) -> NoReturn:
     """Prints a document as it is and ends the process; with --json, as a report that holds it."""
     if SETTINGS.json:
         show(Report(verb, title, {}, details={"text": text}))
-    with _ends_quietly_on_a_broken_pipe():
-        try:
-            print("" if SETTINGS.quiet else text, end="", flush=True)
-        except OSError as error:
-            fail(OutputError(f"the page cannot be printed: {error.strerror}", "free space where the output goes"))
+    print("" if SETTINGS.quiet else text, end="", flush=True)
     sys.exit(0)
 
 
-@contextmanager
-def _ends_quietly_on_a_broken_pipe() -> Iterator[None]:
-    """Ends the process where the reader of its output has gone (`| head`), as other tools do; all work is done.
-
-    While it prints, and no longer: a process with sockets (one that tests commands, say) would end with the first
-    client of theirs that hangs up.
-    """
-    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGPIPE, before)
-
-
 def _print_json(report: Report) -> None:
-    print(json.dumps(report.to_json(), indent=2, allow_nan=False), flush=True)
+    print(json_text(report.to_json()), flush=True)
 
 
 def _print_result(report: Report) -> None:
@@ -103,7 +81,7 @@ def _width(console: Console) -> int | None:
 
 def _print_findings(findings: Sequence[Finding]) -> None:
     """Prints failures, then warnings, then notes on stderr, the first ten of each; quiet: the failures alone."""
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console = Console(file=own_errors(), highlight=False, emoji=False, soft_wrap=True)
     for severity in ("failure",) if SETTINGS.quiet else ("failure", "warning", "note"):
         group = [finding for finding in findings if finding.severity == severity]
         shown = group if SETTINGS.verbose else group[:_SHOWN]
@@ -134,27 +112,27 @@ def _print_line(console: Console, label: str, style: str, text: str, fix: str = 
 
 def fail(error: WanconvError) -> NoReturn:
     """Prints an error – what and where, details, then a hint – and ends the process with its exit code."""
-    with _ends_quietly_on_a_broken_pipe():
-        _print_error(error)
+    _print_error(error)
     sys.exit(error.exit_code)
 
 
 def _print_error(error: WanconvError) -> None:
     hint = error.hint
     if isinstance(error, Interrupted):
-        hint = f"run the same command to go on: {shlex.join(['wanconv', *_without_secrets(sys.argv[1:])])}"
+        hint = f"run the same command to go on: {' '.join(map(quoted, ['wanconv', *_without_secrets(sys.argv[1:])]))}"
     if SETTINGS.json:
         verb = next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
         finding = Finding("failure", "", error.message, hint, error.code)
         details = {"lines": error.details} if error.details else {}
         _print_json(Report(verb, error.message, {}, (), [finding], details, error.exit_code))
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    _print_line(console, f"error[{error.code}]:", "red", error.message)
-    shown = error.details if SETTINGS.verbose else error.details[:_SHOWN]
+    console = Console(file=own_errors(), highlight=False, emoji=False, soft_wrap=True)
+    message, lines, hint = safe_error(error, hint)
+    _print_line(console, f"error[{error.code}]:", "red", message)
+    shown = lines if SETTINGS.verbose else lines[:_SHOWN]
     for line in shown:
         _print_line(console, "", "", line, indent="  ")
-    if len(error.details) > len(shown):
-        console.print(f"  … and {len(error.details) - len(shown)} more (-v shows them)")
+    if len(lines) > len(shown):
+        console.print(f"  … and {len(lines) - len(shown)} more (-v shows them)")
     if hint:
         _print_line(console, "hint:", "dim", hint)
 
@@ -168,42 +146,3 @@ def _without_secrets(arguments: Sequence[str]) -> list[str]:
             place = position if equals else position + 1
             shown[place : place + 1] = ["--token=…" if equals else "…"]
     return shown
-
-
-def is_shown() -> bool:
-    """True where progress is shown: on a terminal, unless it is to be quiet."""
-    return not SETTINGS.quiet and sys.stderr.isatty()
-
-
-@contextmanager
-def progress() -> Iterator[Tell]:
-    """Yields a function that shows (what, bytes done, bytes in all) with rate and time left; only on a terminal."""
-    if not is_shown():
-        yield lambda what, done, total: None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield tell

@@ -32,12 +32,29 @@ def _set_verbose(value: bool) -> bool:
     return value
 
 
+def _set_progress(value: str) -> str:
+    SETTINGS.progress = value
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
+]
+
+
+Shown = Annotated[
+    Literal["auto", "plain", "json", "none"],
+    typer.Option(
+        "--progress",
+        help="How far it is, on stderr: plain is a line every ten seconds, json one every second.",
+        show_default="bars on a terminal, plain elsewhere",
+        callback=_set_progress,
+        envvar="WANCONV_PROGRESS",
+    ),
 ]
 
 

@@ -1,9 +1,8 @@
 """One run of the command line: the command that its arguments name, and an exit code for whatever comes of it."""
 
-import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,17 +11,39 @@ import typer
 from wanconv.cli.app import app
 from wanconv.cli.console import SETTINGS, fail
 from wanconv.cli.memory import end, shortage
+from wanconv.cli.streams import guarded
 from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
 from wanconv.naming import suggestion
 
 _COMMAND = re.compile(r"No such command ['\"](.*)['\"]")
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> NoReturn:
     """Runs one command and exits; every WanconvError becomes a sentence, a hint and its exit code."""
     SETTINGS.json = "--json" in arguments  # known before parsing: an error in the options is JSON, too
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text in the terminal's encoding
+    SETTINGS.quiet, SETTINGS.verbose, SETTINGS.progress = False, False, "auto"
+    with guarded() as output:
+        code = _exit_code(lambda: _command(arguments))
+        output.flush()
+        if output.failure is not None:
+            full = OutputError(
+                f"the report cannot be printed: {output.failure.strerror}", "free space where the output goes"
+            )
+            SETTINGS.json = False
+            said = _exit_code(lambda: fail(full))
+            code = code or said
+    sys.exit(code)
+
+
+def _exit_code(action: Callable[[], NoReturn]) -> int:
+    """Returns the exit code that an action ends with."""
+    try:
+        action()
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+
+
+def _command(arguments: Sequence[str]) -> NoReturn:
     try:
         _check_current_folder()
         code = app(arguments, prog_name="wanconv", standalone_mode=False)

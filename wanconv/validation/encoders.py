@@ -15,12 +15,12 @@ from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.metrics.tensors import compare
+from wanconv.progress import Progress, total
 from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.networks import watched
 from wanconv.validation.results import Rows, agreement_figures
 from wanconv.validation.tasks import Picture, Setting
 from wanconv.validation.weights import ModelWeights, Pair
-from wanconv.workshop.progress import Progress
 
 
 class Encoders:
@@ -41,9 +41,9 @@ class Encoders:
             if having:
                 self._rows.notes.append("the text encoder was not run: there is no tokenizer")
             return contexts
-        self._tell("encoding the prompt", 0, len(having))
         name, dtype = results.ENCODER_NUMERICS.get(self._numerics.name, ("bf16", torch.bfloat16))
         encoded = self._encoded(
+            "encoding the prompt",
             "text_encoder",
             "text context",
             lambda weights: generation.text_encoder(weights, torch.float32).encode(tokens),
@@ -64,9 +64,9 @@ class Encoders:
             return None
         if not having:
             return self._made_up(*synthetic_tokens(self._model.components["dit"].dims["image"], len(given), self._seed))
-        self._tell("looking at the image", 0, len(having))
         name, dtype = results.IMAGE_NUMERICS.get(self._numerics.name, ("fp16", torch.float16))
         return self._encoded(
+            "looking at the image",
             "image_encoder",
             "image tokens",
             lambda weights: tasks.image_tokens(generation.image_encoder(weights), self._setting, given),
@@ -85,9 +85,9 @@ class Encoders:
         having = self._pair.having("audio_encoder")
         if not having:
             return self._made_up(*speech.synthetic_states(self._model.components["dit"].dims, self._setting))
-        self._tell("listening", 0, len(having))
         sound = samples.to(self._setting.device)
         return self._encoded(
+            "listening",
             "audio_encoder",
             "hidden states of sound",
             lambda weights: generation.audio_encoder(weights).encode(sound),
@@ -105,15 +105,24 @@ class Encoders:
         candidate, reference, strict = self._pair.candidate, self._pair.reference, self._strict
         if "vae" not in self._model.components:
             return
-        self._tell("decoding", 0, 1)
+        compares = reference is not None and self._pair.compares("vae")
+        advance = total(self._tell, "decoding", (4 if strict else 3) + 1 if compares else 1, "passes")
         latents = results.clean_latents(self._setting)[:, :, self._setting.padding :]
         recorded = generation.vae_of(candidate, torch.float16 if strict else torch.float32)
         decoded = self._recorded("vae", "fp16" if strict else "fp32", recorded, lambda codec: codec.decode(latents))
-        if reference is not None and self._pair.compares("vae"):
-            theirs, ours = generation.vae_of(reference), generation.vae_of(candidate) if strict else recorded
-            self._compared("vae", "decoded video", theirs.decode(latents), ours.decode(latents) if strict else decoded)
-            image = self._image(picture)
-            self._compared("vae", "encoded image", theirs.encode(image), ours.encode(image))
+        advance(1)
+        if reference is None or not compares:
+            return
+        theirs, ours = generation.vae_of(reference), generation.vae_of(candidate) if strict else recorded
+        image = self._image(picture)
+
+        def passed(values: Tensor) -> Tensor:
+            advance(1)
+            return values
+
+        again = passed(ours.decode(latents)) if strict else decoded
+        self._compared("vae", "decoded video", passed(theirs.decode(latents)), again)
+        self._compared("vae", "encoded image", passed(theirs.encode(image)), passed(ours.encode(image)))
 
     def _image(self, picture: Image.Image | None) -> Tensor:
         """Returns the image that both VAEs encode, given or drawn, as a video of one frame.  # (1, 3, 1, H, W)"""
@@ -126,15 +135,25 @@ class Encoders:
         return values.to(self._setting.device)
 
     def _encoded(
-        self, component: str, what: str, encode: Callable[[ModelWeights], Tensor], record: Callable[[], object]
+        self,
+        doing: str,
+        component: str,
+        what: str,
+        encode: Callable[[ModelWeights], Tensor],
+        record: Callable[[], object],
     ) -> Tensor:
         """Returns what the first model's encoder makes of an input, and gives the encoders' memory back."""
         having = self._pair.having(component)
-        encoded = [encode(weights) for weights in having]
+        advance = total(self._tell, doing, len(having) + (self._pair.candidate in having), "passes")
+        encoded = []
+        for weights in having:
+            encoded.append(encode(weights))
+            advance(1)
         if self._pair.compares(component):
             self._compared(component, what, *encoded)
         if self._pair.candidate in having:
             record()
+            advance(1)
         for weights in having:
             weights.release(component)
         return encoded[0]

@@ -20,6 +20,7 @@ from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEnc
 from wanconv.engine.vae import Codec, CogVideoXVae, Vae
 from wanconv.families import DENOISERS
 from wanconv.layouts import source_layout
+from wanconv.progress import Advance, unheard
 from wanconv.tensors import Family, Model
 from wanconv.validation.forced import denoiser
 from wanconv.validation.networks import hub_config, hub_names
@@ -108,6 +109,7 @@ def generate(
     start: Tensor,
     numerics: Numerics = FP32,
     condition: Condition | None = None,
+    advance: Advance = unheard,
 ) -> Run:
     """Samples from `start` with guidance, both branches in one batch; `video` is left to the caller.
 
@@ -127,5 +129,6 @@ def generate(
             strength = grid.guidance(task.guidance_at(timestep), timestep)
             velocity = networks[expert].denoise(partial(weights.tensors, expert), latents, times, contexts, both)
             sample = solver.step(guided(velocity[1:], velocity[:1], strength), sample)
+            advance(1)
     sample = sample if condition is None else condition.pinned(sample)
     return Run(sample, None, (time.perf_counter() - begin) / len(grid))

@@ -16,6 +16,7 @@ from wanconv.families import DENOISERS
 from wanconv.figures import count
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
+from wanconv.progress import Advance, Progress, total
 from wanconv.tensors import Component, Model
 from wanconv.validation import generation, results, speech, tasks
 from wanconv.validation.encoders import Encoders
@@ -25,7 +26,6 @@ from wanconv.validation.results import Inputs, Json, Rows
 from wanconv.validation.tasks import Condition, Input, Material, Setting
 from wanconv.validation.weights import ModelWeights, Pair
 from wanconv.verdict import Profile
-from wanconv.workshop.progress import Progress
 
 Clips = dict[str, NDArray[np.float32]]
 Kept = dict[str, tuple[Run, Json]]  # a reference's free runs by name, each with its row of `runs`
@@ -132,22 +132,29 @@ class Measurement:
 
     def _stored(self) -> None:
         """Compares or scans the stored numbers of every component, but for denoisers: those are read when they run."""
-        for component in self.candidate.model.components:
-            if self.reference is None or not self.pair.compares(component):
-                tensors = results.scan_stored(self.candidate.model.components[component].tensors)
-            elif component not in DENOISERS:
-                tensors = results.compare_stored(component, self.reference.model, self.candidate.model)
+        alone = {name for name in self.candidate.model.components if not self.pair.compares(name)}
+        read = {
+            name: component
+            for name, component in self.candidate.model.components.items()
+            if name in alone or name not in DENOISERS
+        }
+        nbytes = sum(tensor.nbytes for component in read.values() for tensor in component.tensors.values())
+        advance = total(self.tell, "reading the stored numbers", nbytes)
+        for name, component in read.items():
+            if self.reference is None or name in alone:
+                tensors = results.scan_stored(component.tensors, advance)
             else:
-                continue
+                tensors = results.compare_stored(name, self.reference.model, self.candidate.model, advance)
             self.rows.storage += results.storage_rows(tensors)
 
     def _probes(self, inputs: Inputs) -> None:
         wanted = results.timesteps(self.profile, self.setting.task.boundary)
         probes = results.probes(self.setting, inputs, wanted)
-        for number, (component, probe) in enumerate(probes.items()):
-            self.tell("probing the denoisers", number, len(probes))
-            if component in self.candidate.model.components:
-                self._probe(component, probe)
+        probes = {name: probe for name, probe in probes.items() if name in self.candidate.model.components}
+        advance = total(self.tell, "probing", len(probes), "denoisers")
+        for component, probe in probes.items():
+            self._probe(component, probe)
+            advance(1)
 
     def _probe(self, component: str, probe: Probe) -> None:
         if self.reference is not None and self.pair.compares(component):
@@ -201,9 +208,11 @@ class Measurement:
             ("control", self.reference, results.one_ulp_away(start)),
         )
         runs: dict[str, Run] = {}
-        for number, (name, weights, noise) in enumerate(wanted):
-            self.tell("generating with both models and a control", number, len(wanted))
-            found = self.wanted.kept.get(name) or self._generated(name, weights, noise, inputs)
+        clips_each = 1 if self.material.states is None else len(speech.heard(self.material))
+        lacking = sum(name not in self.wanted.kept for name, _, _ in wanted)
+        advance = total(self.tell, "generating", lacking * clips_each * len(self.setting.grid), "steps")
+        for name, weights, noise in wanted:
+            found = self.wanted.kept.get(name) or self._generated(name, weights, noise, inputs, advance)
             if weights is self.reference:
                 self.wanted.kept[name] = found
             runs[name], row = found
@@ -217,7 +226,9 @@ class Measurement:
             "control": results.compare_videos(runs["reference"], runs["control"], self.wanted.perceptual),
         }, clips
 
-    def _generated(self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs) -> tuple[Run, Json]:
+    def _generated(
+        self, name: str, weights: ModelWeights, start: Tensor, inputs: Inputs, advance: Advance
+    ) -> tuple[Run, Json]:
         before = weights.read_nbytes
         with results.peak_anonymous() as peak:
             vae = generation.vae_of(weights if "vae" in weights.model.components else self.pair.having("vae")[0])
@@ -225,7 +236,9 @@ class Measurement:
 
             def sample(noise: Tensor, condition: Condition | None) -> Tensor:
                 sampled.append(
-                    generation.generate(weights, self.setting, inputs.contexts, noise, self.numerics, condition)
+                    generation.generate(
+                        weights, self.setting, inputs.contexts, noise, self.numerics, condition, advance
+                    )
                 )
                 return sampled[-1].latents
 

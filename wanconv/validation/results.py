@@ -20,6 +20,7 @@ from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.metrics.tensors import Agreement, NonFinite
+from wanconv.progress import Advance, unheard
 from wanconv.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
@@ -156,7 +157,7 @@ def agreement_figures(agreement: Agreement | NonFinite) -> Json:
     return {"relative_l2": agreement.relative_l2, "sqnr_db": agreement.sqnr_db, "cosine": agreement.cosine}
 
 
-def compare_stored(component: str, reference: Model, candidate: Model) -> list[TensorError]:
+def compare_stored(component: str, reference: Model, candidate: Model, advance: Advance = unheard) -> list[TensorError]:
     """Returns what storing did to each tensor, read in runs: UMT5's embedding has 2.1 GB.
 
     What the candidate alone has is looked through for NaN and infinity.
@@ -164,22 +165,19 @@ def compare_stored(component: str, reference: Model, candidate: Model) -> list[T
     theirs, ours = (model.components[component].tensors for model in (reference, candidate))
     with closing(Sources()) as sources:
         one, other = Reader(sources), Reader(sources)
-        found = [
-            compare_tensor(
-                tensor,
-                ours[name],
-                (
+        found = []
+        for name, tensor in theirs.items():
+            if name in ours:
+                values = (
                     (decode(one.values(tensor, *run)), decode(other.values(ours[name], *run)))
                     for run in runs(0, tensor.numel)
-                ),
-            )
-            for name, tensor in theirs.items()
-            if name in ours
-        ]
-    return found + scan_stored({name: tensor for name, tensor in ours.items() if name not in theirs})
+                )
+                found.append(compare_tensor(tensor, ours[name], values))
+                advance(ours[name].nbytes)
+    return found + scan_stored({name: tensor for name, tensor in ours.items() if name not in theirs}, advance)
 
 
-def scan_stored(tensors: Mapping[str, ModelTensor]) -> list[TensorError]:
+def scan_stored(tensors: Mapping[str, ModelTensor], advance: Advance = unheard) -> list[TensorError]:
     """Returns the tensors, by canonical name, that hold NaN or infinity: all that can be said without a reference."""
     found = []
     with closing(Sources()) as sources:
@@ -191,6 +189,7 @@ def scan_stored(tensors: Mapping[str, ModelTensor]) -> list[TensorError]:
                     bad = f"NaN or infinity, the first at element {start + int(finite.int().argmin())}"
                     found.append(TensorError(name, tensor.role.kind, tensor.dtype, tensor.dtype, None, 0.0, bad))
                     break
+            advance(tensor.nbytes)
     return found
 
 

@@ -27,6 +27,7 @@ from wanconv.plan import (
     release_in_words,
     without_match,
 )
+from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report
 from wanconv.tensors import Model
 from wanconv.workshop import manifest, replacing, twins
@@ -34,7 +35,6 @@ from wanconv.workshop.card import model_card
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
 from wanconv.workshop.origin import Here, Origin
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, open_workspace, partial_folder, writing
 
@@ -119,7 +119,7 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
     )
 
 
-def convert(source: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def convert(source: Path, options: Options, progress: Progress = silent) -> Report:
     """Writes the converted model and returns what was done; raises WanconvError, and then there is no OUT."""
     made = prepare(source, options)
     out = target_folder(source, options)
@@ -130,7 +130,7 @@ def convert(source: Path, options: Options, progress: Progress = lambda what, do
 def convert_remote(
     repository: str,
     options: Options,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     token: str | None = None,
     keep: bool = False,
     patience: "Patience | None" = None,
@@ -259,10 +259,10 @@ def _files(made: Plan) -> set[str]:
     return {*(image.path for image in made.images), *made.documents, *made.copies, "README.md", manifest.NAME}
 
 
-def _both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
-    def both(nbytes: int) -> None:
-        one(nbytes)
-        other(nbytes)
+def _both(one: Advance, other: Callable[[int], None]) -> Advance:
+    def both(more: int, kept: bool = False) -> None:
+        one(more, kept)
+        other(more)
 
     return both
 

@@ -19,12 +19,12 @@ from wanconv.checkpoint.places import check_target
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.families import identify
 from wanconv.figures import count, figure
+from wanconv.progress import Progress, silent
 from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped
 from wanconv.workshop.job import Options
-from wanconv.workshop.progress import Progress
 from wanconv.workshop.replacing import entries
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ CONVERSIONS = (
 )
 
 
-def demo(folder: Path, progress: Progress = lambda what, done, total: None) -> Report:
+def demo(folder: Path, progress: Progress = silent) -> Report:
     """Makes the small model in `folder`/source, its conversions, their reports and the page that compares them.
 
     The exit code is 0 where every conversion passes and the broken one does not.

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +16,11 @@ from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
 from wanconv.plan import without_match
+from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report, Table
 from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.selection import Wish, owners, select
 
@@ -68,7 +68,7 @@ def preview(repository: str, options: Options) -> Report:
     return Report("download", title, figures, (_table(job, here),), findings, exit_code=exit_code)
 
 
-def download(repository: str, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def download(repository: str, options: Options, progress: Progress = silent) -> Report:
     """Downloads what is wanted and not there yet; returns what was done. Raises WanconvError: what is complete stays,
     and so does the beginning of what is not."""
     job = _prepare(repository, options)
@@ -153,15 +153,11 @@ def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progr
     return right
 
 
-def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: Callable[[int], None]) -> None:
+def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: Advance) -> None:
     """Fetches files on several threads, the largest first; raises the first error when the others have stopped."""
     stop, lock = threading.Event(), threading.Lock()
     queue = iter(sorted(files, key=lambda file: -file.nbytes))
     errors: list[BaseException] = []
-
-    def progress(nbytes: int) -> None:
-        with lock:
-            tell(nbytes)
 
     def next_file() -> RemoteFile | None:
         with lock:
@@ -171,7 +167,7 @@ def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: C
         reader = Reader(options.patience, stop)
         try:
             while not stop.is_set() and (file := next_file()) is not None:
-                fetch(reader, job.hub.address(job.snapshot, file.path), file, job.root, progress)
+                fetch(reader, job.hub.address(job.snapshot, file.path), file, job.root, tell)
         except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
             errors.append(error)
             stop.set()

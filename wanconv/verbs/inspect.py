@@ -90,7 +90,7 @@ def inspect_remote(
         same = twins.listed(model, {file.path: file.digest for file in mirror.snapshot.files})
         report = _report(model, mirror.uri, tensors, same)
         figures = {**report.figures, "read_nbytes": mirror.read_nbytes}
-        return replace(report, figures=figures, findings=(*without_match(mirror.unmatched), *report.findings))
+        return replace(report, figures=figures, findings=[*without_match(mirror.unmatched), *report.findings])
 
 
 def _dtypes(components: list[Component]) -> dict[str, int]:

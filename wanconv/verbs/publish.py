@@ -1,6 +1,7 @@
 """publish: a converted folder, verified, to a repository of a hub, and compared with what the hub then lists."""
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -8,22 +9,22 @@ from shlex import quote
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
 from wanconv.figures import count
 from wanconv.hubs import Patience, Snapshot, open_hub, parse
+from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table
 from wanconv.verbs import verify as verifying
 from wanconv.workshop import manifest, sums
-from wanconv.workshop.progress import Progress
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `publish` is asked for; `private` is about a repository that is yet to be made. With `bars` the hub's client
-    draws how far it is."""
+    """What `publish` is asked for; `private` is about a repository that is yet to be made. Inside of `bars` the hub's
+    client draws how far it is; without them the upload is one step of `progress`."""
 
     token: str | None = field(default=None, repr=False)
     private: bool = False
-    bars: bool = False
+    bars: AbstractContextManager[None] | None = None
     jobs: int = 2
     patience: Patience = field(default_factory=Patience)
 
@@ -32,7 +33,7 @@ def publish(
     folder: Path,
     repository: str,
     options: Options,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Uploads what the folder's manifest lists, and the manifest; returns where it is. Raises CheckFailed for a folder
     that does not verify, and DigestMismatch where the hub then lists other bytes."""
@@ -44,9 +45,15 @@ def publish(
         raise UsageError(f"{folder} has no {manifest.NAME}: it is no conversion", "convert first, then publish OUT")
     files = {file.path: file.nbytes for file in manifest.files(known)}
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
+    if unseen := [ascii(path) for path in files if not path.isprintable()]:
+        message = f"{folder} has {len(unseen)} files with characters in their names that cannot be seen"
+        raise UsageError(message, "convert again to another folder: who downloads them would be misled", unseen)
     _check(folder, options, progress)
     hub = open_hub(reference.hub, options.token, options.patience)
-    hub.publish(folder, tuple(files), reference.repository, options.private, options.bars)
+    advance = total(silent if options.bars else progress, "uploading", sum(files.values()))
+    with options.bars or nullcontext():
+        hub.publish(folder, tuple(files), reference.repository, options.private, options.bars is not None)
+    advance(sum(files.values()))
     snapshot = hub.snapshot(reference.repository, None)
     lines = [sums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
     lines = [line for line in lines if line.path in files]

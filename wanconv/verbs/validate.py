@@ -19,6 +19,7 @@ from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
 from wanconv.naming import suggestion
 from wanconv.plan import family_in_words, left_out
+from wanconv.progress import Progress, silent, total
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.tensors import Model
@@ -27,7 +28,6 @@ from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
 from wanconv.workshop.fp16 import sample
-from wanconv.workshop.progress import Progress, total
 
 if TYPE_CHECKING:
     from wanconv.metrics.perceptual import Perceptual
@@ -88,12 +88,12 @@ def recheck(path: Path, profile_name: str) -> Report:
     return summary.report(results, judge(results, profile), profile, None, ())
 
 
-def validate(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def validate(path: Path, options: Options, progress: Progress = silent) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
     return judged(path, options, progress).report()
 
 
-def judged(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Judged:
+def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
     from wanconv.validation.measure import cannot_judge, measure  # imports torch
     from wanconv.validation.tasks import check_inputs

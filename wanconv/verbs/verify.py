@@ -12,13 +12,13 @@ from wanconv.figures import count
 from wanconv.hubs import Patience
 from wanconv.layouts import source_layout
 from wanconv.plan import family_in_words, left_out
+from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
 from wanconv.workshop.job import named_layout
 from wanconv.workshop.lora import with_loras
-from wanconv.workshop.progress import Progress, total
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Options:
     patience: Patience = field(default_factory=Patience)
 
 
-def verify(path: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Report:
+def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     """Returns what was checked and every failure; raises InputError where headers or cover are already wrong."""
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None

@@ -14,9 +14,9 @@ from wanconv.formats.blocks import Blocker
 from wanconv.formats.microscaled import Microscaler, covers, whole_of
 from wanconv.formats.plain import Caster, Violation
 from wanconv.formats.scaled import Scaler
+from wanconv.progress import Progress, total
 from wanconv.report import Cell, Finding, Table
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.reader import Reader, Sources, odd_scale, read_scales, row_runs, runs
 from wanconv.workshop.threads import single_threaded
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from wanconv.checkpoint.output import describe_output_error
 from wanconv.errors import DigestMismatch, UsageError
 from wanconv.hubs import Address, RemoteFile, hasher
 from wanconv.hubs.ranges import Reader
+from wanconv.progress import Advance
 
 _CHUNK_NBYTES = 1 << 20
 
@@ -69,7 +70,7 @@ def part_nbytes(target: Path, file: RemoteFile) -> int:
         return 0
 
 
-def fetch(reader: Reader, address: Address, file: RemoteFile, root: Path, progress: Callable[[int], None]) -> None:
+def fetch(reader: Reader, address: Address, file: RemoteFile, root: Path, progress: Advance) -> None:
     """Puts a file below `root`, or raises: InputError, DigestMismatch, OutputError, Interrupted. `progress` is told of
     bytes gained, and with a negative number of bytes lost."""
     check_way(root, file.path)
@@ -100,10 +101,10 @@ def _remove_others(target: Path, file: RemoteFile) -> None:
 class _Part:
     """A file under way: descriptor, position, and the digest of all that is before the position."""
 
-    def __init__(self, path: Path, file: RemoteFile, progress: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, file: RemoteFile, progress: Advance) -> None:
         self._path, self._file, self._progress = path, file, progress
         self.descriptor = self._open()
-        self._position, self._hasher = 0, hasher(file.algorithm, file.nbytes)
+        self._position, self._kept, self._hasher = 0, 0, hasher(file.algorithm, file.nbytes)
 
     def _open(self) -> int:
         """Opens what an earlier run left, unless it is no plain file of one name: then a new one."""
@@ -146,18 +147,20 @@ class _Part:
 
     def _digest_beginning(self) -> None:
         while chunk := os.read(self.descriptor, _CHUNK_NBYTES):
-            self._advance(chunk)
+            self._advance(chunk, kept=True)
+        self._kept = self._position
 
-    def _advance(self, chunk: bytes) -> None:
+    def _advance(self, chunk: bytes, kept: bool = False) -> None:
         self._hasher.update(chunk)
         self._position += len(chunk)
-        self._progress(len(chunk))
+        self._progress(len(chunk), kept)
 
     def _begin_again(self) -> None:
         os.ftruncate(self.descriptor, 0)
         os.lseek(self.descriptor, 0, os.SEEK_SET)
-        self._progress(-self._position)
-        self._position, self._hasher = 0, hasher(self._file.algorithm, self._file.nbytes)
+        self._progress(self._kept - self._position)
+        self._progress(-self._kept, kept=True)
+        self._position, self._kept, self._hasher = 0, 0, hasher(self._file.algorithm, self._file.nbytes)
 
 
 def _sync(folder: Path) -> None:

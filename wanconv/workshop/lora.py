@@ -17,6 +17,7 @@ from wanconv.families.experts import Witness, hear, twin, witnesses_of
 from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.figures import count
 from wanconv.naming import suggestion
+from wanconv.progress import unheard
 from wanconv.reading import brief, parsed_json
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
@@ -192,7 +193,7 @@ def _open(file: Path) -> tuple[Header, str]:
         raise InputError(f"{file} is no .safetensors file", "re-save its tensors as .safetensors")
     header = read_header(file)
     with explained(file):
-        return header, digest_file(file, "sha256", lambda nbytes: None)
+        return header, digest_file(file, "sha256", unheard)
 
 
 def _patches(

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -22,6 +21,7 @@ from wanconv.families import Expert
 from wanconv.figures import exact_size
 from wanconv.hubs import hasher
 from wanconv.plan import Plan, Slot, Step
+from wanconv.progress import Advance, unheard
 from wanconv.reading import fill_at, opened, read_small
 from wanconv.report import Finding
 from wanconv.tensors import Checkpoint, Model, TensorRef
@@ -97,7 +97,7 @@ def plan_key(plan: Plan, base_model: str | None) -> str:
 
 def _sidecar_digest(path: Path) -> str:
     try:
-        return digest_file(path, "sha256", lambda nbytes: None)
+        return digest_file(path, "sha256", unheard)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
@@ -313,7 +313,7 @@ def read_chunks(path: Path) -> Iterator[memoryview]:
             yield memoryview(buffer)[:count]
 
 
-def digest_file(path: Path, algorithm: str, progress: Callable[[int], None]) -> str:
+def digest_file(path: Path, algorithm: str, progress: Advance) -> str:
     """Returns the hex digest of a file, `git-sha1` among the algorithms; raises OSError."""
     return _digests_of_file(path, [algorithm], progress)[algorithm]
 
@@ -329,7 +329,7 @@ def _digests_of_file(path: Path, algorithms: Iterable[str], progress: Callable[[
 
 
 def digest_files(
-    root: Path, paths: Sequence[str], algorithm: str, progress: Callable[[int], None], jobs: int = 2
+    root: Path, paths: Sequence[str], algorithm: str, progress: Advance, jobs: int = 2
 ) -> dict[str, str | OSError]:
     """Returns path -> hex digest, or the error that kept it from being read; `jobs` files at a time."""
     found = digests_of(root, dict.fromkeys(paths, (algorithm,)), progress, jobs)
@@ -337,19 +337,14 @@ def digest_files(
 
 
 def digests_of(
-    root: Path, wanted: Mapping[str, Collection[str]], progress: Callable[[int], None], jobs: int = 2
+    root: Path, wanted: Mapping[str, Collection[str]], progress: Advance, jobs: int = 2
 ) -> dict[str, dict[str, str] | OSError]:
     """Returns path -> algorithm -> hex digest of the algorithms that are wanted of each file, which is read once; or
     the error that kept it from being read. `jobs` files at a time."""
-    lock = threading.Lock()
-
-    def tell(nbytes: int) -> None:
-        with lock:
-            progress(nbytes)
 
     def one(path: str) -> dict[str, str] | OSError:
         try:
-            return _digests_of_file(root / path, wanted[path], tell)
+            return _digests_of_file(root / path, wanted[path], progress)
         except OSError as error:
             return error
 
@@ -358,11 +353,7 @@ def digests_of(
 
 
 def check_files(
-    folder: Path,
-    manifest: Json,
-    progress: Callable[[int], None],
-    jobs: int = 2,
-    read: dict[str, str] | None = None,
+    folder: Path, manifest: Json, progress: Advance, jobs: int = 2, read: dict[str, str] | None = None
 ) -> list[Finding]:
     """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
     manifest itself among them. Into `read` it puts path -> sha256 of the files that it read.

@@ -52,6 +52,9 @@ class Mirror:
     def uri(self) -> str:
         return self.snapshot.uri
 
+    def count(self, more: int, kept: bool = False) -> None:
+        self.counts.append(more)
+
     @property
     def read_nbytes(self) -> int:
         return sum(self.counts)
@@ -112,7 +115,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
                 check_size(mirror.root / file.path, file.nbytes, hint)
             if file.path.endswith(INDEX) or (file.nbytes <= whole_nbytes and not file.path.endswith(WEIGHTS)):
                 address = mirror.hub.address(mirror.snapshot, file.path)
-                fetch(reader, address, file, mirror.root, mirror.counts.append)
+                fetch(reader, address, file, mirror.root, mirror.count)
                 return None
             with _far_file(mirror, file, reader) as far:
                 if file.path.endswith(WEIGHTS):

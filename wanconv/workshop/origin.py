@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from wanconv.checkpoint.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
+from wanconv.progress import Progress, total
 from wanconv.reading import opened
 from wanconv.tensors import Model
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.source_files import Files, FilesHere
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without

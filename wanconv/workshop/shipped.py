@@ -17,8 +17,8 @@ from wanconv.checkpoint.writer import Journal, write_images
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out
+from wanconv.progress import Progress, silent, total
 from wanconv.reading import fill_at
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.scratch import scratch
 
 # what it was trained to generate
@@ -32,7 +32,7 @@ _PICKLED = {
 }
 
 
-def make(folder: Path, progress: Progress = lambda what, done, total: None) -> Path:
+def make(folder: Path, progress: Progress = silent) -> Path:
     """Makes the model at `folder`, at once, and returns it; one that is there already is left as it is.
 
     Raises UsageError where something else is there.

@@ -17,6 +17,7 @@ from wanconv.figures import count
 from wanconv.hubs import RemoteFile
 from wanconv.hubs.ranges import Reader
 from wanconv.plan import Plan
+from wanconv.progress import Advance, Progress, total
 from wanconv.tensors import Model, TensorRef
 from wanconv.workshop import downloaded, manifest, twins
 from wanconv.workshop.arrivals import Arrivals
@@ -25,16 +26,12 @@ from wanconv.workshop.job import Options
 from wanconv.workshop.mirror import Mirror
 from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
 from wanconv.workshop.origin import other_numbers
-from wanconv.workshop.progress import Progress, total
 from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.source_files import Files, confirm_file
 from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.workshop.mover import Mover
-
-
-Tell = Callable[[int], None]
 
 
 class Streamed:
@@ -147,7 +144,7 @@ class Streamed:
         target = self._root / file.path
         return file.nbytes if _size(target) == file.nbytes else part_nbytes(target, file)
 
-    def _arrive(self, file: RemoteFile, stop: threading.Event, tell: Tell) -> Path:
+    def _arrive(self, file: RemoteFile, stop: threading.Event, tell: Advance) -> Path:
         """Returns where a file lies, checked: what an earlier run left is read again, the rest is fetched."""
         target = self._root / file.path
         check_way(self._root, file.path)
@@ -157,20 +154,20 @@ class Streamed:
         self._right.add(file.path)
         return target
 
-    def _is_right(self, target: Path, file: RemoteFile, stop: threading.Event, tell: Tell) -> bool:
+    def _is_right(self, target: Path, file: RemoteFile, stop: threading.Event, tell: Advance) -> bool:
         """True where an earlier run has left the whole file."""
         if _size(target) != file.nbytes:
             return False
 
-        def advance(nbytes: int) -> None:
+        def advance(more: int, kept: bool = False) -> None:
             if stop.is_set():
                 raise Interrupted("stopped")
-            tell(nbytes)
+            tell(more, kept=True)
 
         with writing(target):
             if manifest.digest_file(target, file.algorithm, advance) == file.digest:
                 return True
-        tell(-file.nbytes)
+        tell(-file.nbytes, kept=True)
         return False
 
     def _forget_others(self, files: Set[RemoteFile]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from wanconv.checkpoint.files import explained, printable
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
+from wanconv.progress import Progress, total
 from wanconv.reading import JSON_NBYTES, brief, read_small
 from wanconv.report import Finding
 from wanconv.workshop import downloaded, manifest
-from wanconv.workshop.progress import Progress, total
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"
 _LIST_NAME = re.compile(rf"(?i).*{_KINDS}[-_]?sums?.*|.*\.{_KINDS}(?:\.txt)?")

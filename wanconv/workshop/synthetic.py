@@ -22,8 +22,8 @@ from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.naming import suggestion
 from wanconv.plan import Slot, lay_out
+from wanconv.progress import Progress, silent, total
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
-from wanconv.workshop.progress import Progress, total
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in
@@ -58,7 +58,7 @@ def home(family: Family) -> str:
     return next(name for name in PUBLISHED if family.name not in (LAYOUTS[name].refused or {}))
 
 
-def make(folder: Path, options: Options, progress: Progress = lambda what, done, total: None) -> Path:
+def make(folder: Path, options: Options, progress: Progress = silent) -> Path:
     """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
     _check_known("release", options.release, releases())
     family, release = releases()[options.release]

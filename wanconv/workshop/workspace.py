@@ -17,6 +17,7 @@ from pathlib import Path
 from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
 from wanconv.checkpoint.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.progress import unheard
 from wanconv.reading import JSON_NBYTES, parsed_json, read_small
 from wanconv.workshop import manifest, replacing
 from wanconv.workshop.replacing import is_free, remove_if_empty
@@ -281,7 +282,7 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
 def _is_complete(folder: Path, done: str) -> bool:
     """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
     known = _manifest(folder)
-    return known is not None and known["plan"] == done and not manifest.check_files(folder, known, lambda nbytes: None)
+    return known is not None and known["plan"] == done and not manifest.check_files(folder, known, unheard)
 
 
 def _size(path: Path) -> int | None:

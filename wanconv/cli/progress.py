@@ -1,0 +1,326 @@
+"""How far a command is, on stderr: a bar on a terminal, elsewhere a line now and then, or JSON for a program."""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from wanconv.cli.console import SETTINGS
+from wanconv.cli.streams import own_errors
+from wanconv.cli.text import json_text, safe
+from wanconv.figures import size
+from wanconv.progress import Progress, Step, silent
+
+SCHEMA = "wanconv.progress/1"
+
+Mode = Literal["bars", "plain", "json", "none"]
+Clock = Callable[[], float]
+
+_FIRST_S = 2.0  # a task that ends before has no line
+_EVERY_S = 10.0
+_JSON_EVERY_S = 1.0
+_TICK_S = 0.5
+_WINDOW_S = 60.0  # over which a rate of bytes is taken; of fewer and longer units, over all of the task
+_SAMPLE_S = 1.0
+
+
+@dataclass
+class Running:
+    """A task under way: where it is, and how fast it got there since its first new work."""
+
+    step: Step
+    begun_s: float
+    said_s: float | None = None
+    samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def hear(self, step: Step, now_s: float) -> None:
+        self.step = step
+        new = step.done - step.kept
+        if new <= 0:
+            self.samples = deque([(now_s, 0)])
+        elif now_s - self.samples[-1][0] >= _SAMPLE_S:
+            self.samples.append((now_s, new))
+            while step.unit == "bytes" and len(self.samples) > 1 and self.samples[1][0] <= now_s - _WINDOW_S:
+                self.samples.popleft()
+
+    def rate(self, now_s: float) -> float | None:
+        """Returns units a second of this run's own work; None before there is any."""
+        since_s, before = self.samples[0]
+        new, elapsed_s = self.step.done - self.step.kept - before, now_s - since_s
+        return new / elapsed_s if new > 0 and elapsed_s > 0 else None
+
+    def left_s(self, now_s: float) -> float | None:
+        rate = self.rate(now_s)
+        return None if rate is None else max(self.step.total - self.step.done, 0) / rate
+
+    def amounts(self, now_s: float) -> str:
+        """Returns how much is done, in words: 1.2 of 5.7 GB (21 %), 310 MB/s, 0:15 left."""
+        step, rate, left_s = self.step, self.rate(now_s), self.left_s(now_s)
+        parts = [f"{_of(step)} ({100 * step.done // step.total} %)"]
+        if step.kept > 0:
+            parts.append(f"{_amount(step.kept, step.unit)} from before")
+        if rate is not None:
+            parts.append(_rate(rate, step.unit))
+        so_far = f"{_duration(now_s - self.begun_s)} so far"
+        parts.append(so_far if left_s is None else f"{_duration(left_s)} left")
+        return ", ".join(parts)
+
+    def last_words(self, now_s: float) -> str:
+        step, elapsed_s = self.step, now_s - self.begun_s
+        kept = f", {_amount(step.kept, step.unit)} from before" if step.kept > 0 else ""
+        whole = (step.done - step.kept) / elapsed_s if elapsed_s > 0 else 0
+        rate = f", {_rate(whole, step.unit)}" if whole > 0 else ""
+        return f"done, {_amount(step.done, step.unit)} in {_duration(elapsed_s)}{kept}{rate}"
+
+
+def begin(step: Step, now_s: float) -> Running:
+    return Running(step, now_s, samples=deque([(now_s, max(step.done - step.kept, 0))]))
+
+
+def _amount(count: int, unit: str) -> str:
+    return size(count) if unit == "bytes" else f"{count} {unit}"
+
+
+def _of(step: Step) -> str:
+    if step.unit != "bytes":
+        return f"{step.done} of {step.total} {step.unit}"
+    done, total = size(max(step.done, 0)), size(step.total)
+    same = done.partition(" ")[2] == total.partition(" ")[2]
+    return f"{done.partition(' ')[0] if same else done} of {total}"
+
+
+def _rate(rate: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{size(int(rate))}/s"
+    return f"{rate:.3g} {unit}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+
+
+def _duration(seconds: float) -> str:
+    """Returns hours, minutes and seconds: 0:07, 12:30, 3:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Lines:
+    """Writes a line for a task that lasts, when it has lasted `first_s`, then every `every_s`, and when it is done.
+
+    `line` makes it of the task, what becomes of it and the time; None is no line. Threads tell, and `tick` is called
+    from time to time: a step that takes minutes tells nothing meanwhile.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        line: Callable[[Running, str, float], str],
+        first_s: float = _FIRST_S,
+        every_s: float = _EVERY_S,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._write, self._line, self._clock = write, line, clock
+        self._first_s, self._every_s = first_s, every_s
+        self._lock = threading.Lock()
+        self._running: dict[str, Running] = {}
+
+    def __call__(self, step: Step) -> None:
+        with self._lock:
+            now_s = self._clock()
+            one = self._running.get(step.what)
+            if one is None or step.done == 0:
+                one = self._running[step.what] = begin(step, now_s)
+            one.hear(step, now_s)
+            if step.done >= step.total:
+                del self._running[step.what]
+                if one.said_s is not None or self._first_s <= 0:
+                    self._write(self._line(one, "done", now_s))
+            else:
+                self._say_if_due(one, now_s)
+
+    def tick(self) -> None:
+        """Writes what is due."""
+        with self._lock:
+            for one in self._running.values():
+                self._say_if_due(one, self._clock())
+
+    def close(self) -> None:
+        """Writes, for a program, that what is under way has stopped."""
+        with self._lock:
+            for one in self._running.values():
+                if self._first_s <= 0:
+                    self._write(self._line(one, "stopped", self._clock()))
+            self._running.clear()
+
+    def _say_if_due(self, one: Running, now_s: float) -> None:
+        due_s = one.begun_s + self._first_s if one.said_s is None else one.said_s + self._every_s
+        if now_s >= due_s:
+            self._write(self._line(one, "running", now_s))
+            one.said_s = now_s
+
+
+def plain_line(one: Running, state: str, now_s: float) -> str:
+    told = one.last_words(now_s) if state == "done" else one.amounts(now_s)
+    return f"{safe(one.step.what)}: {told}\n"
+
+
+def json_line(one: Running, state: str, now_s: float) -> str:
+    """Returns one JSON object; the README says what its fields are."""
+    rate, left_s, step = one.rate(now_s), one.left_s(now_s), one.step
+    return (
+        json_text(
+            {
+                "schema": SCHEMA,
+                "task": step.what,
+                "state": state,
+                "unit": step.unit,
+                "done": step.done,
+                "total": step.total,
+                "kept": step.kept,
+                "elapsed_s": round(now_s - one.begun_s, 3),
+                "rate": None if rate is None else round(rate, 3),
+                "left_s": 0 if state == "done" else None if left_s is None else round(left_s, 1),
+            },
+            indent=None,
+        )
+        + "\n"
+    )
+
+
+class _Amounts(ProgressColumn):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        one: Running = task.fields["running"]
+        return Text(one.amounts(self._clock()), no_wrap=True, overflow="ellipsis")
+
+
+class Bars:
+    """Draws a bar for each task under way, and none for what is done: one lock, so that no task has two."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._lock = threading.Lock()
+        self._drawn: RichProgress | None = None
+        self._tasks: dict[str, tuple[TaskID, Running]] = {}
+
+    def __call__(self, step: Step) -> None:
+        with self._lock:
+            now_s = self._clock()
+            if step.what in self._tasks and step.done == 0:
+                self._forget(step.what)
+            if step.done >= step.total:
+                self._forget(step.what)
+                return
+            if step.what not in self._tasks:
+                self._tasks[step.what] = self._draw(step, now_s)
+            number, one = self._tasks[step.what]
+            one.hear(step, now_s)
+            assert self._drawn is not None
+            self._drawn.update(number, completed=step.done)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self._tasks)
+
+    def close(self) -> None:
+        with self._lock:
+            for what in list(self._tasks):
+                self._forget(what)
+
+    def _draw(self, step: Step, now_s: float) -> tuple[TaskID, Running]:
+        if self._drawn is None:
+            self._drawn = RichProgress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                _Amounts(self._clock),
+                console=self._console,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._drawn.start()
+        one = begin(step, now_s)
+        return self._drawn.add_task(safe(step.what), total=step.total, running=one), one
+
+    def _forget(self, what: str) -> None:
+        if what not in self._tasks or self._drawn is None:
+            return
+        number, _ = self._tasks.pop(what)
+        self._drawn.remove_task(number)
+        if not self._tasks:
+            self._drawn.stop()
+            self._drawn = None
+
+
+def mode() -> Mode:
+    """Returns how progress is shown: as --progress says; else bars on a terminal that can redraw a line."""
+    if SETTINGS.quiet or SETTINGS.progress == "none":
+        return "none"
+    if SETTINGS.progress == "json":
+        return "json"
+    console = Console(file=own_errors())
+    drawable = sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return "bars" if SETTINGS.progress == "auto" and drawable else "plain"
+
+
+@contextmanager
+def telling() -> Iterator[Progress]:
+    """Yields what a verb tells its progress to, for as long as it runs."""
+    how = mode()
+    if how == "none":
+        yield silent
+    elif how == "bars":
+        bars = Bars(Console(file=own_errors()))
+        try:
+            yield bars
+        finally:
+            bars.close()
+    else:
+        lines = _lines(how)
+        with _ticking(lines.tick):
+            try:
+                yield lines
+            finally:
+                lines.close()
+
+
+def _lines(how: Mode) -> Lines:
+    stream = own_errors()
+
+    def write(line: str) -> None:
+        stream.write(line)
+        stream.flush()
+
+    return Lines(write, json_line, 0, _JSON_EVERY_S) if how == "json" else Lines(write, plain_line)
+
+
+@contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls `tick` from time to time in the block, on a thread of its own; without one where none can be started."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(_TICK_S):
+            tick()
+
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # memory or threads are short: lines come with steps alone
+        yield
+        return
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
