@@ -20,7 +20,7 @@ import torch
 from battery import Scale
 from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from wanconv.checkpoint import read_header
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
@@ -30,10 +30,13 @@ from wanconv.report import Report
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.download import Options as Wanted
 from wanconv.verbs.download import download
+from wanconv.verbs.download import preview as preview_download
+from wanconv.verbs.inspect import inspect_remote
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
 from wanconv.workshop import downloaded
 from wanconv.workshop.job import Options
+from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import partial_folder, private_folder
 
 Tiny = Callable[..., Path]
@@ -418,6 +421,7 @@ import sys
 from pathlib import Path
 from wanconv.verbs.convert import convert_remote
 from wanconv.workshop.job import Options
+from wanconv.workshop.selection import Wish
 options = Options("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)
 convert_remote("hf://owner/name", options)
 """
@@ -533,3 +537,20 @@ def test_ctrl_c_says_how_to_go_on(hub: Hub, options: Options, tmp_path: Path) ->
 def test_what_is_here_has_nothing_to_keep(tiny: Tiny, tmp_path: Path) -> None:
     done = run("convert", tiny(A14B), "-r", "bf16", "--keep-source", cwd=tmp_path)
     assert (done.returncode, "--keep-source is for hf://" in done.stderr) == (2, True)
+
+
+def test_files_of_others_in_a_repository_are_not_fetched_and_globs_that_match_nothing_are_told(
+    hub: Hub, options: Options
+) -> None:
+    tensors = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(300, 300)}
+    hub.commit(hub.files | {"loras/style.safetensors": save(tensors), "README.txt": b"."})
+    asked = replace(options, exclude=("*.onnx", "README.txt"))
+    report = stream(asked)
+    told = {(one.severity, one.where, one.message) for one in report.findings}
+    assert ("note", "loras/style.safetensors", "left out: a LoRA, which --lora merges") in told
+    idle = ("warning", "*.onnx", "excludes nothing: no file has such a path or name")
+    assert [one for one in told if "excludes nothing" in one[2]] == [idle]
+    assert "loras/style.safetensors" not in whole_fetches(hub)
+    wanted = Wanted(wish=Wish(exclude=asked.exclude), patience=PATIENCE)
+    for other in (inspect_remote("hf://owner/name", exclude=asked.exclude), preview_download("owner/name", wanted)):
+        assert idle in [(one.severity, one.where, one.message) for one in other.findings]
