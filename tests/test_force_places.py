@@ -306,10 +306,13 @@ def test_a_kept_source_fills_no_home_folder(home: Path, tmp_path: Path) -> None:
     assert state(home).keys() == {"precious"}
 
 
-def test_another_file_system_in_the_folder_is_not_emptied(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounted(out / "transformer", monkeypatch)
+@pytest.mark.parametrize("path", ["transformer", WEIGHTS])
+def test_another_file_system_in_the_folder_is_not_emptied(
+    out: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    mounted(out / path, monkeypatch)
     refusal = check_refused(out, "out holds what wanconv did not write")
-    assert refusal.details == ("transformer is a mount point",)
+    assert refusal.details == (f"{path} is a mount point",)
 
 
 def test_the_system_says_what_is_mounted() -> None:

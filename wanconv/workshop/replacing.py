@@ -10,7 +10,7 @@ import pwd
 import re
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -83,12 +83,12 @@ def names(known: manifest.Json) -> set[str]:
 
 def foreign(folder: Path, listed: Collection[str]) -> Iterator[str]:
     """Yields what is below a folder besides the files that are listed, each with its reason. Raises OSError."""
-    ways, device, mounts = _ways(listed), folder.lstat().st_dev, mount_points()
+    ways, is_mount = _ways(listed), mounts_in(folder)
     for path, status in entries(folder):
-        if stat.S_ISDIR(status.st_mode):
-            if status.st_dev != device or os.path.realpath(folder / path) in mounts:
-                yield f"{path} is a mount point"
-            elif path not in ways:
+        if is_mount(path, status):
+            yield f"{path} is a mount point"
+        elif stat.S_ISDIR(status.st_mode):
+            if path not in ways:
                 yield f"{path} is a folder of others"
         elif not stat.S_ISREG(status.st_mode):
             yield f"{path} is {_kind(status.st_mode)}"
@@ -191,6 +191,14 @@ def mount_points() -> set[str]:
         return set()
     fields = [line.split(b" ") for line in lines]
     return {os.fsdecode(_OCTAL.sub(lambda code: bytes((int(code[1], 8),)), one[4])) for one in fields if len(one) > 4}
+
+
+def mounts_in(folder: Path) -> Callable[[str, os.stat_result], bool]:
+    """Returns what tells of something below a folder whether it is a mount point, be it a folder or a file. Raises
+    OSError."""
+    real, device = os.path.realpath(folder), folder.lstat().st_dev
+    found = {os.path.relpath(mount, real) for mount in mount_points() if mount.startswith(f"{real}/")}
+    return lambda path, status: path in found or (stat.S_ISDIR(status.st_mode) and status.st_dev != device)
 
 
 def _kind(mode: int) -> str:

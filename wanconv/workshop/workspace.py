@@ -248,12 +248,11 @@ def _lock(descriptor: int, folder: Path) -> None:
 def _refuse_links(folder: Path) -> None:
     """Raises UsageError for what would be written through: a file with a second name may be the source's."""
     hint = f"remove {folder}, or choose another folder for the output"
-    mounts = replacing.mount_points()
+    is_mount = replacing.mounts_in(folder)
     for path, status in replacing.entries(folder):
-        if stat.S_ISDIR(status.st_mode):
-            if os.path.realpath(folder / path) in mounts:
-                raise UsageError(f"{folder / path} is a mount point: wanconv does not write through it", hint)
-        elif not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+        if is_mount(path, status):
+            raise UsageError(f"{folder / path} is a mount point: wanconv does not write through it", hint)
+        if not stat.S_ISDIR(status.st_mode) and not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
             message = f"{folder / path} is a link, or a file with a second name: wanconv does not write through it"
             raise UsageError(message, hint)
 
