@@ -53,7 +53,11 @@ RICH["safety"][0] |= {"op_internal": _INNER}
 RICH["steps"][0]["blocks"] = [{"block": "blocks.0", "forced_relative_l2": 0.001, "running_relative_l2": 0.002}]
 RICH["video"] = {
     "frames": 5,
+    "control": {"psnr": {"identical": True, "psnr_db": None}, "lpips": {"reason": "no network"}, "ssim": 0.99},
     "candidate": {
+        "psnr": {"identical": False, "psnr_db": 38.4, "frames_db": [38.4]},
+        "ssim": 0.97,
+        "lpips": None,
         "black_frames": [],
         "reference_black_frames": [],
         "frozen_frames": [1],

@@ -125,7 +125,7 @@ def faults(results: object) -> list[str]:
         ("candidate", _CANDIDATE, True),
         ("settings", {}, True),
         ("reference", {"path": _A_TEXT}, False),
-        ("video", {}, False),
+        ("video", {"candidate": _OBJECT, "control": _OBJECT}, False),
     ):
         value = results.get(name)
         if isinstance(value, Mapping):
@@ -133,9 +133,10 @@ def faults(results: object) -> list[str]:
         elif needed or value is not None:
             found.append(f"{name} is no object")
     video = results.get("video")
-    metrics = video.get("candidate") if isinstance(video, Mapping) else None
-    if isinstance(metrics, Mapping):
-        found += _of_fields("video.candidate", metrics, _VIDEO)
+    for of in ("candidate", "control"):
+        metrics = video.get(of) if isinstance(video, Mapping) else None
+        if isinstance(metrics, Mapping):
+            found += _of_fields(f"video.{of}", metrics, _VIDEO)
     for name, (fields, inner) in _ROWS.items():
         found += _of_rows(name, results.get(name), fields, inner)
     return found

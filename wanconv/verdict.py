@@ -201,7 +201,7 @@ def _problems(table: Mapping[str, object]) -> list[str]:
 
 def _unknown(key: str, known: Collection[str]) -> str:
     guess = nearest(key, known)
-    return f"unknown key {key}" + (f" – {alternatives(guess)}?" if guess else "")
+    return f"unknown key {brief(key)[1:-1]}" + (f" – {alternatives(guess)}?" if guess else "")
 
 
 def _is(value: object, kind: type | UnionType) -> bool:
