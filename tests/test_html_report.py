@@ -196,7 +196,7 @@ def test_every_table_scrolls_inside_itself_with_the_keyboard_too(rendered: dict[
 
 def test_storage_is_sorted_by_error_and_what_is_exact_is_folded() -> None:
     results, _ = SAMPLES["no_video"]()
-    row = results["storage"][0]
+    row = results["storage"][0] | {"flushed_share": 0.0}
     errors = {"a": 0.001, "b": 0.0, "c": 0.02, "d": None, "e": 0.0}
     results["storage"] = [row | {"tensor": name, "relative_l2": error} for name, error in errors.items()]
     results["storage"][3]["first_not_finite"] = "inf at [1, 2]"

@@ -214,10 +214,10 @@ def test_manifest_and_card_record_the_loras(tiny: Tiny, tmp_path: Path) -> None:
 def test_unmatched_keys_are_an_error_or_a_warning(source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path, more={"diffusion_model.blocks.9.ffn.0.diff_b": torch.zeros(256)})
     options = Options("bf16", out=tmp_path / "out", loras=(str(file),))
-    with pytest.raises(Refused, match="1 of its 20 keys name no tensor there"):
+    with pytest.raises(Refused, match="1 of its 20 keys names no tensor there"):
         preview(source, options)
     report = convert(source, replace(options, lora_allow_unmatched=True))
-    line = "style.safetensors: 1 of its keys name nothing in dit: diffusion_model.blocks.9.ffn.0.diff_b"
+    line = "style.safetensors: 1 of its keys names nothing in dit: diffusion_model.blocks.9.ffn.0.diff_b"
     assert f"warning {line}" in said(report)
     assert proof(tmp_path / "out", source, file).exit_code == 0
 
