@@ -186,7 +186,7 @@ print(codes)
 """
 
 
-@pytest.mark.parametrize("code", [0, 4, 130])
+@pytest.mark.parametrize("code", [4, 130])
 def test_an_interrupt_at_any_instruction_of_main_is_no_end_by_signal(code: int, tmp_path: Path) -> None:
     script = EVERYWHERE.replace("{code}", str(code))
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)

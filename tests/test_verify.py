@@ -379,7 +379,7 @@ def test_a_damaged_line_is_a_failure_and_the_good_ones_are_checked_all_the_same(
     (downloaded / "SHA256SUMS").write_text(lines)
     report = verify(downloaded, Options())
     assert failures(report)[0].message.startswith("line 1 is not a digest and a file name: 'g")
-    assert (len(failures(report)), report.exit_code, report.figures["digests"]) == (1, 3, "1 files by SHA256SUMS")
+    assert (len(failures(report)), report.exit_code, report.figures["digests"]) == (1, 3, "1 file by SHA256SUMS")
     flip(downloaded / "Wan2.1_VAE.pth", -1)
     report = verify(downloaded, Options())
     assert [one.where for one in failures(report)] == [str(downloaded / "SHA256SUMS"), "Wan2.1_VAE.pth"]
@@ -430,7 +430,7 @@ def test_a_digest_without_a_name_is_of_the_file_that_has_it(downloaded: Path) ->
     for name in ("Wan2.1_VAE.pth.sha256", "vae.sha256"):
         (downloaded / name).write_text(f"{digest}\n")
         report = verify(downloaded, Options())
-        assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, f"1 files by {name}", [])
+        assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, f"1 file by {name}", [])
         flip(vae, -1)
         (failure,) = failures(verify(downloaded, Options()))
         expected = "sha256 is " if name.startswith("Wan") else f"no file of this folder has the sha256 {digest}"
