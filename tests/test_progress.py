@@ -176,7 +176,8 @@ def test_a_rate_of_bytes_is_that_of_the_last_minute_and_falls_while_nothing_come
     ("step", "seconds", "words"),
     [
         (Step("generating", 12, 36, "steps"), 4.0, "12 of 36 steps (33 %), 3 steps/s, 0:08 left"),
-        (Step("encoding the prompt", 1, 3, "passes"), 20.0, "1 of 3 passes (33 %), 20 s each, 0:40 left"),
+        (Step("encoding the prompt", 1, 3, "runs"), 20.0, "1 of 3 runs (33 %), 20 s each, 0:40 left"),
+        (Step("decoding", 0, 1, "runs"), 4.0, "0 of 1 run (0 %), 0:04 so far"),
         (Step("downloading", 999, 10**6), 1.0, "999 bytes of 1 MB (0 %), 999 bytes/s, 16:40 left"),
         (Step("downloading", 10**6, 10**11), 1.0, "1 MB of 100 GB (0 %), 1 MB/s, 27:46:39 left"),
     ],

@@ -316,9 +316,9 @@ def test_what_only_one_layout_of_clip_has_is_a_note(looking: tuple[Path, Path]) 
     steps: list[Step] = []
     report = validate(converted, small(source), steps.append)
     assert {(step.what, step.total, step.unit) for step in steps if step.done == step.total} == {
-        ("encoding the prompt", 3, "passes"),
-        ("looking at the image", 3, "passes"),
-        ("decoding", 4, "passes"),
+        ("encoding the prompt", 3, "runs"),
+        ("looking at the image", 3, "runs"),
+        ("decoding", 4, "runs"),
         ("probing", 1, "denoisers"),
         *((step.what, step.total, "bytes") for step in steps if step.what in ("checking digests", READING)),
     }

@@ -17,7 +17,7 @@ from rich.text import Text
 from wanconv.cli.console import SETTINGS
 from wanconv.cli.streams import own_errors
 from wanconv.cli.text import json_text, safe
-from wanconv.figures import size
+from wanconv.figures import count, size
 from wanconv.progress import Progress, Step, silent
 
 SCHEMA = "wanconv.progress/1"
@@ -86,13 +86,13 @@ def begin(step: Step, now_s: float) -> Running:
     return Running(step, now_s, samples=deque([(now_s, max(step.done - step.kept, 0))]))
 
 
-def _amount(count: int, unit: str) -> str:
-    return size(count) if unit == "bytes" else f"{count} {unit}"
+def _amount(number: int, unit: str) -> str:
+    return size(number) if unit == "bytes" else count(number, unit.removesuffix("s"))
 
 
 def _of(step: Step) -> str:
     if step.unit != "bytes":
-        return f"{step.done} of {step.total} {step.unit}"
+        return f"{step.done} of {_amount(step.total, step.unit)}"
     done, total = size(max(step.done, 0)), size(step.total)
     same = done.partition(" ")[2] == total.partition(" ")[2]
     return f"{done.partition(' ')[0] if same else done} of {total}"

@@ -106,7 +106,7 @@ class Encoders:
         if "vae" not in self._model.components:
             return
         compares = reference is not None and self._pair.compares("vae")
-        advance = total(self._tell, "decoding", (4 if strict else 3) + 1 if compares else 1, "passes")
+        advance = total(self._tell, "decoding", (4 if strict else 3) + 1 if compares else 1, "runs")
         latents = results.clean_latents(self._setting)[:, :, self._setting.padding :]
         recorded = generation.vae_of(candidate, torch.float16 if strict else torch.float32)
         decoded = self._recorded("vae", "fp16" if strict else "fp32", recorded, lambda codec: codec.decode(latents))
@@ -144,7 +144,7 @@ class Encoders:
     ) -> Tensor:
         """Returns what the first model's encoder makes of an input, and gives the encoders' memory back."""
         having = self._pair.having(component)
-        advance = total(self._tell, doing, len(having) + (self._pair.candidate in having), "passes")
+        advance = total(self._tell, doing, len(having) + (self._pair.candidate in having), "runs")
         encoded = []
         for weights in having:
             encoded.append(encode(weights))
