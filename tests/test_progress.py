@@ -312,6 +312,23 @@ def test_a_bar_goes_when_its_task_is_done_and_comes_again_with_it() -> None:
     assert "0 of 100 steps" in shown.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("width", "words"),
+    [(120, "41 of 123 GB (33 %), 683 MB/s, 2:00 left"), (80, "41 of 123 GB (33 %), 683 MB/s, 2:00 left"),
+     (60, "41 of 123 GB (33 %), 2:00 left"), (40, "33 %, 2:00 left"), (30, "33 %")],
+)  # fmt: skip
+def test_words_beside_a_bar_are_never_cut_and_the_bar_gives_way(width: int, words: str) -> None:
+    clock, console = Clock(), Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
+    with closing(Bars(console, clock)) as bars:
+        bars(Step("checking what is there", 0, 123 * 10**9))
+        clock.now_s = 60.0
+        bars(Step("checking what is there", 41 * 10**9, 123 * 10**9))
+        assert bars._drawn is not None
+        drawn = console.render_lines(bars._drawn.get_renderable())
+    (line,) = ["".join(segment.text for segment in one).rstrip() for one in drawn]
+    assert (line[:23], line[-len(words) - 1 :]) == ("checking what is there ", f" {words}")
+
+
 def frames(shown: str) -> list[str]:
     """Returns what a terminal showed between two moves of the cursor to the beginning of its bars."""
     plain = re.sub(r"\x1b\[[\d;?]*[hlmK]", "", shown)

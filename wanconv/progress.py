@@ -10,8 +10,8 @@ from typing import Protocol
 class Step:
     """`done` of `total` units of a task, which `what` names; the task begins, or begins anew, where `done` is 0.
 
-    `unit` is a plural by a lone s. `kept` of what is done is an earlier run's work: it tells nothing about how fast this
-    one is.
+    `unit` is a plural by a lone s. `kept` of what is done is an earlier run's work: it tells nothing about the speed of
+    this one.
     """
 
     what: str

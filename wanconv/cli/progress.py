@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 from wanconv.cli.console import SETTINGS
@@ -31,6 +33,7 @@ _JSON_EVERY_S = 1.0
 _TICK_S = 0.5
 _WINDOW_S = 60.0  # over which a rate of bytes is taken; of fewer and longer units, over all of the task
 _SAMPLE_S = 1.0
+_BESIDE = 3  # columns of a bar's line that hold no words: two gaps, and what is left of the bar
 
 
 @dataclass
@@ -62,17 +65,19 @@ class Running:
         rate = self.rate(now_s)
         return None if rate is None else max(self.step.total - self.step.done, 0) / rate
 
-    def amounts(self, now_s: float) -> str:
-        """Returns how much is done, in words: 1.2 of 5.7 GB (21 %), 310 MB/s, 0:15 left."""
+    def amounts(self, now_s: float, room: int | None = None) -> str:
+        """Returns how much is done, in words: 1.2 of 5.7 GB (21 %), 310 MB/s, 0:15 left. Where they take more than
+        `room`, the rate is left out, then what the share stands for, and at last the time."""
         step, rate, left_s = self.step, self.rate(now_s), self.left_s(now_s)
-        parts = [f"{_of(step)} ({100 * step.done // step.total} %)"]
-        if step.kept > 0:
-            parts.append(f"{_amount(step.kept, step.unit)} from before")
-        if rate is not None:
-            parts.append(_rate(rate, step.unit))
+        share = f"{100 * step.done // step.total} %"
+        kept = [f"{_amount(step.kept, step.unit)} from before"] if step.kept > 0 else []
+        fast = [] if rate is None else [_rate(rate, step.unit)]
         so_far = f"{_duration(now_s - self.begun_s)} so far"
-        parts.append(so_far if left_s is None else f"{_duration(left_s)} left")
-        return ", ".join(parts)
+        time = so_far if left_s is None else f"{_duration(left_s)} left"
+        whole = f"{_of(step)} ({share})"
+        ways = ([whole, *kept, *fast, time], [whole, *kept, time], [whole, time], [share, time], [share])
+        told = [", ".join(parts) for parts in ways]
+        return next((text for text in told if room is None or len(text) <= room), share)
 
     def last_words(self, now_s: float) -> str:
         step, elapsed_s = self.step, now_s - self.begun_s
@@ -195,13 +200,15 @@ def json_line(one: Running, state: str, now_s: float) -> str:
 
 
 class _Amounts(ProgressColumn):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self._clock = clock
+    """What is left of a line behind the names of the tasks; the bar between them gives way."""
+
+    def __init__(self, clock: Clock, room: Callable[[], int]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._clock, self._room = clock, room
 
     def render(self, task: Task) -> Text:
         one: Running = task.fields["running"]
-        return Text(one.amounts(self._clock()), no_wrap=True, overflow="ellipsis")
+        return Text(one.amounts(self._clock(), self._room()), no_wrap=True, overflow="ellipsis")
 
 
 class Bars:
@@ -242,7 +249,7 @@ class Bars:
             self._drawn = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                _Amounts(self._clock),
+                _Amounts(self._clock, self._room),
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,
@@ -251,6 +258,10 @@ class Bars:
             self._drawn.start()
         one = begin(step, now_s)
         return self._drawn.add_task(safe(step.what), total=step.total, running=one), one
+
+    def _room(self) -> int:
+        names = [] if self._drawn is None else [task.description for task in self._drawn.tasks]
+        return self._console.width - max(map(cell_len, names), default=0) - _BESIDE
 
     def _forget(self, what: str) -> None:
         if what not in self._tasks or self._drawn is None:
