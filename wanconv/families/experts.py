@@ -96,7 +96,7 @@ def _told(
         return Claim(f"expert.{expert}", part, fit, f"--expert {expert}, against the {against[0]}")
     if heard.expert not in (None, expert):
         raise UsageError(
-            f"--expert {expert} contradicts the {heard.evidence} of {part.path}, which says {heard.expert}",
+            f"--expert {expert} contradicts the {heard.evidence}, which says {heard.expert}",
             f"say --expert {heard.expert}, or rename the file",
         )
     return Claim(f"expert.{expert}", part, fit, f"--expert {expert}")
