@@ -14,6 +14,7 @@ from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 from wanconv.errors import OutputError
+from wanconv.figures import size
 
 _HINT = "close other programs, raise the limit (ulimit -v), or lower --jobs"
 # of RuntimeError, which torch and threading raise, and of ImportError, of a library larger than the room
@@ -58,9 +59,7 @@ def _asked(text: str) -> str:
     """Returns how much was asked for, in words, where an error tells it."""
     if not (match := _ASKED.search(text)):
         return ""
-    megabytes = float(match[1]) * _UNITS[match[2]] / 1e6
-    shown = f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
-    return f": {shown} more cannot be had"
+    return f": {size(round(float(match[1]) * _UNITS[match[2]]))} more cannot be had"
 
 
 def end(error: OutputError) -> NoReturn:
