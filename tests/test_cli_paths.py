@@ -125,7 +125,16 @@ def test_an_empty_path_is_a_usage_error_and_not_the_current_folder(
     for text in ("", " "):
         code, message, hint = said(words(command, text), capsys)
         assert (code, message) == (2, f"error[usage]: {where}: {EMPTY}")
-        assert hint == "hint: give a path, or . for the current folder; a variable that is not set leaves it empty"
+        assert hint == "hint: name one; a variable that is not set leaves it empty"
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert -r bf16", "download owner/name", "verify", "validate"])
+def test_an_empty_glob_is_a_usage_error_and_not_one_that_excludes_nothing(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message, hint = said([*command.split(), "--exclude", "", "--exclude", "a"], capsys)
+    assert (code, message) == (2, "error[usage]: --exclude: the glob is empty")
+    assert hint == "hint: name one; a variable that is not set leaves it empty"
 
 
 @pytest.mark.parametrize("place", TAKES)

@@ -19,8 +19,7 @@ def local_path(text: str, where: str) -> Path:
     as an absolute path.
     """
     if not text.strip():
-        hint = "give a path, or . for the current folder; a variable that is not set leaves it empty"
-        raise UsageError(f"{where}: the path is empty", hint)
+        raise UsageError(f"{where}: the path is empty", "name one; a variable that is not set leaves it empty")
     check_scheme(text, where)
     if text.startswith("~"):
         return _at_home(Path(text), where)

@@ -37,6 +37,12 @@ def _set_progress(value: str) -> str:
     return value
 
 
+def _check_globs(globs: list[str] | None) -> list[str] | None:
+    if not all(glob.strip() for glob in globs or ()):
+        raise UsageError("--exclude: the glob is empty", "name one; a variable that is not set leaves it empty")
+    return globs
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
@@ -78,7 +84,8 @@ Expert = Annotated[
     Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(help="Leave out files whose path or name matches this glob; repeatable.")
+    list[str] | None,
+    typer.Option(help="Leave out files whose path or name matches this glob; repeatable.", callback=_check_globs),
 ]
 Loras = Annotated[
     list[str] | None,
