@@ -164,8 +164,10 @@ def test_what_may_be_a_network_of_the_model_is_never_left_out(
     change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], models: Path
 ) -> None:
     spoilt(models, change)
-    with pytest.raises(Unrecognised, match="vae/"):
+    with pytest.raises(Unrecognised, match="vae/") as raised:
         identify(open_checkpoint(models))
+    words = shlex.split(raised.value.hint)
+    assert "vae" not in identify(open_checkpoint(models, [words[words.index("--exclude") + 1]])).components
 
 
 def test_a_file_beside_a_model_that_cannot_be_read_is_named_with_the_way_to_leave_it_out(models: Path) -> None:

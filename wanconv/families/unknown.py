@@ -173,16 +173,20 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 
 def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
-    """Returns one error for all parts that fit nothing; beside others, with how to leave out those that are foreign."""
+    """Returns one error for all parts that fit nothing; beside a model (`matched`), with how to leave out those that are
+    foreign, or else all: what is nearly a network may be damaged, or a stranger."""
     first = found[0].error
     message = first.message + (f"; {len(found)} files fit none" if len(found) > 1 else "")
     others = [line for one in found[1:] for line in (one.error.message, *one.error.details)]
     foreign = [file for one in found if one.foreign for file in one.part.files]
+    kept = [file for part in matched for file in part.files]
     hint = first.hint
     if foreign and (matched or len(foreign) < len(found)):
-        kept = [file for part in matched for file in part.files]
         options = excluding(foreign, kept)
         hint = (
             f"leave out what is not of the model: {options}" if found[0].foreign else f"{hint}; and leave out {options}"
         )
+    elif matched and "--exclude" not in hint:
+        options = excluding([file for one in found for file in one.part.files], kept)
+        hint += f"; or leave out what is not of the model: {options}"
     return Unrecognised(message, hint, (*first.details, *others))
