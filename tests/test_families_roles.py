@@ -214,7 +214,7 @@ def test_a_contradiction_is_refused_and_both_are_quoted(network: str) -> None:
 
 
 def test_the_flag_does_not_outvote_witnesses_that_agree() -> None:
-    with pytest.raises(UsageError, match=r"--expert high contradicts the header's model_type Wan2_2-I2V-A14B-LOW, which"):
+    with pytest.raises(UsageError, match=r"contradicts the header's model_type Wan2_2-I2V-A14B-LOW, which says low"):
         identify(lone("a.safetensors", model_type="Wan2_2-I2V-A14B-LOW"), expert="high")
 
 

@@ -173,8 +173,8 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 
 def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
-    """Returns one error for all parts that fit nothing; beside a model (`matched`), with how to leave out those that are
-    foreign, or else all: what is nearly a network may be damaged, or a stranger."""
+    """Returns one error for all parts that fit nothing; beside others, with how to leave out those that are foreign,
+    or else all: what is nearly a network may be damaged, or a stranger."""
     first = found[0].error
     message = first.message + (f"; {len(found)} files fit none" if len(found) > 1 else "")
     others = [line for one in found[1:] for line in (one.error.message, *one.error.details)]
