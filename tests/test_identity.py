@@ -298,6 +298,18 @@ def test_notes_of_a_header_go_along_and_what_is_no_longer_so_does_not(
     assert mark(source) is None
 
 
+def test_a_note_without_a_name_is_left_out_of_gguf_which_has_none_such(
+    marked: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = marked(T2V, **{"": "nameless", "author": "me"})
+    report = convert(source, Job("gguf-q8_0", out=tmp_path / "out"))
+    assert "what its header says under no name has no place in GGUF and is left out" in [
+        one.message for one in report.findings
+    ]
+    assert metadata(weights(tmp_path / "out")[0])["author"] == "me"
+    assert verify(tmp_path / "out", Options(against=source)).exit_code == 0
+
+
 def test_notes_that_a_pth_file_has_no_room_for_are_told(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = copy(tiny(T2V, "diffusers"), tmp_path / "source")
     (file,) = (source / "vae").glob("*.safetensors")

@@ -113,6 +113,9 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
     if container == "pth":
         message = f"{_some(texts)} of its header has no place in a .pth file and is left out"
         return {}, [Finding("note", where, message)]
+    findings = []
+    if container == "gguf" and texts.pop("", None) is not None:
+        findings.append(Finding("note", where, "what its header says under no name has no place in GGUF and is left out"))
     kept: dict[str, str] = {}
     room = NOTES_NBYTES
     for key in sorted(texts, key=lambda key: (key != CONFIG, key)):
@@ -125,7 +128,8 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
             f"at most {NOTES_NBYTES} bytes are carried",
             "get the file again from who made it",
         )
-    findings = [Finding("note", where, f"{_some(kept)} of its header goes along")] if kept else []
+    if kept:
+        findings.append(Finding("note", where, f"{_some(kept)} of its header goes along"))
     if left := {key: texts[key] for key in texts if key not in kept}:
         message = f"{_some(left)} of its header is left out: at most {NOTES_NBYTES} bytes are carried"
         findings.append(Finding("note", where, message))
