@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from shlex import quote
 
 from wanconv.errors import Refused
-from wanconv.families import CONFIG, DENOISERS, header_config, quoted, read_since
+from wanconv.families import CONFIG, DENOISERS, FIELDS, expert_named, header_config, quoted, read_since
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.report import Finding
 from wanconv.tensors import Component, Container, Mark, Model
@@ -114,8 +114,14 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
         message = f"{_some(texts)} of its header has no place in a .pth file and is left out"
         return {}, [Finding("note", where, message)]
     findings = []
+    for key in FIELDS:
+        if key in texts and (named := expert_named(texts[key])) and component.name not in (f"expert.{named}", "dit"):
+            del texts[key]
+            message = f"{key} of its header says {named}, against the role that it was given, and is left out"
+            findings.append(Finding("note", where, message))
     if container == "gguf" and texts.pop("", None) is not None:
-        findings.append(Finding("note", where, "what its header says under no name has no place in GGUF and is left out"))
+        message = "what its header says under no name has no place in GGUF and is left out"
+        findings.append(Finding("note", where, message))
     kept: dict[str, str] = {}
     room = NOTES_NBYTES
     for key in sorted(texts, key=lambda key: (key != CONFIG, key)):
