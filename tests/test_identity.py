@@ -314,6 +314,19 @@ def test_a_note_that_names_the_other_expert_than_the_caller_does_is_left_out(
     assert verify(tmp_path / "out", Options()).exit_code == 0
 
 
+def test_a_config_that_names_the_other_expert_than_the_caller_does_goes_along_without_that(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = copy(tiny("wan2.2-t2v-a14b", "diffusers") / "transformer", tmp_path / "low_noise_transformer")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "me/high_noise_model/"}))
+    report = convert(source, Job("keep", layout="diffusers", out=tmp_path / "out", expert="low"))
+    told = "its _name_or_path says high, against the role that it was given, and is left out"
+    assert told in [one.message for one in report.findings]
+    assert json.loads((tmp_path / "out" / "transformer_2" / "config.json").read_text()) == config
+    assert verify(tmp_path / "out", Options()).exit_code == 0
+
+
 def test_a_note_without_a_name_is_left_out_of_gguf_which_has_none_such(
     marked: Callable[..., Path], tmp_path: Path
 ) -> None:
