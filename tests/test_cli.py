@@ -146,6 +146,8 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf16 --shard-size 0TB", "--shard-size 0TB is below 1 MB", "choose a larger one"),
         ("convert source -r bf16 --shard-size infGB", "--shard-size infGB is no size", "write it as 5GB"),
         ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
+        ("validate source --size ²x²", "--size ²x² is no size", "write it as 832x480"),
+        (f"validate source --size {'9' * 5000}x16", f"--size {'9' * 4000}", "write it as 832x480"),
         ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
         (
             "convert source -r bf16 --base-model base",

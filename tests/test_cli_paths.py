@@ -295,6 +295,14 @@ def test_an_output_with_the_name_of_a_weight_file_is_refused(tiny_dit: Path, her
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb", "a\udcff"])
+def test_an_output_with_a_name_that_no_command_reads_is_refused(tiny_dit: Path, here: Path, name: str) -> None:
+    for make in (convert, preview):
+        with pytest.raises(UsageError, match=r"^.a.* holds characters that no path should have$"):
+            make(tiny_dit, Options("bf16", out=Path(name)))
+    assert list(here.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def tiny_dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("paths") / "dit", "wan2.1-t2v-1.3b", "dit")

@@ -298,6 +298,47 @@ def test_notes_of_a_header_go_along_and_what_is_no_longer_so_does_not(
     assert mark(source) is None
 
 
+@pytest.mark.parametrize("layout", ["official", "diffusers", "comfyui", "gguf"])
+def test_a_note_that_names_the_other_expert_than_the_caller_does_is_left_out(
+    layout: str, bare: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (expert,) = bare("wan2.2-t2v-a14b").glob("high*/*.safetensors")
+    source = tmp_path / "low_noise.safetensors"
+    save_file(load_file(expert), source, {"model_type": "Wan2_2-T2V-A14B-HIGH", "modelspec.title": "mine"})
+    recipe = "gguf-q8_0" if layout == "gguf" else "bf16"
+    report = convert(source, Job(recipe, layout=layout, out=tmp_path / "out", expert="low"))
+    told = "model_type of its header says high, against the role that it was given, and is left out"
+    assert told in [one.message for one in report.findings]
+    (written,) = weights(tmp_path / "out")
+    assert (metadata(written).get("model_type"), metadata(written)["modelspec.title"]) == (None, "mine")
+    assert verify(tmp_path / "out", Options()).exit_code == 0
+
+
+def test_a_config_that_names_the_other_expert_than_the_caller_does_goes_along_without_that(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = copy(tiny("wan2.2-t2v-a14b", "diffusers") / "transformer", tmp_path / "low_noise_transformer")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "me/high_noise_model/"}))
+    report = convert(source, Job("keep", layout="diffusers", out=tmp_path / "out", expert="low"))
+    told = "its _name_or_path says high, against the role that it was given, and is left out"
+    assert told in [one.message for one in report.findings]
+    assert json.loads((tmp_path / "out" / "transformer_2" / "config.json").read_text()) == config
+    assert verify(tmp_path / "out", Options()).exit_code == 0
+
+
+def test_a_note_without_a_name_is_left_out_of_gguf_which_has_none_such(
+    marked: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = marked(T2V, **{"": "nameless", "author": "me"})
+    report = convert(source, Job("gguf-q8_0", out=tmp_path / "out"))
+    assert "what its header says under no name has no place in GGUF and is left out" in [
+        one.message for one in report.findings
+    ]
+    assert metadata(weights(tmp_path / "out")[0])["author"] == "me"
+    assert verify(tmp_path / "out", Options(against=source)).exit_code == 0
+
+
 def test_notes_that_a_pth_file_has_no_room_for_are_told(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = copy(tiny(T2V, "diffusers"), tmp_path / "source")
     (file,) = (source / "vae").glob("*.safetensors")

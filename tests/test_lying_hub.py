@@ -81,7 +81,7 @@ NOT_DIGESTS = (
     True, ["0" * 64],
 )
 NOT_SIZES: tuple[object, ...] = (-1, 1.5, True, None, "20000", 1 << 60, 10**400, [1], {})
-NOT_PATHS = (None, 7, True, ["a"], {"a": 1}, "a/" * 5000)
+NOT_PATHS = (None, 7, True, ["a"], {"a": 1}, "a/" * 5000, "a/" * 1500 + "weights")
 FIELDS = {"path": ("path", NOT_PATHS), "size": ("size", NOT_SIZES), "digest": ("sha256", NOT_DIGESTS)}
 KEYS: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
     "hf": {"path": ((), "path"), "size": (("lfs",), "size"), "digest": (("lfs",), "oid")},

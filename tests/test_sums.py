@@ -1,7 +1,7 @@
 """Lists of digests: every way to write one, and no bit of one that can change unseen."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -157,3 +157,17 @@ def test_a_list_whose_files_are_here_is_not_looked_for_elsewhere(folder: Path) -
 def test_lists_are_known_by_their_names(name: str, is_one: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_text("")
     assert bool(sums.lists_in(tmp_path)) is is_one
+
+
+def test_a_folder_is_looked_through_once_for_all_digests_without_a_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+
+    def looking(root: Path) -> Iterator[str]:
+        looks.append(root)
+        yield from NAMES
+
+    monkeypatch.setattr(sums, "_files", looking)
+    assert verdict(LISTS["bare"].encode() * 50, folder) == (True, set(NAMES))
+    assert looks == [folder]

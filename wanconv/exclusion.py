@@ -9,11 +9,13 @@ from shlex import quote
 _MOST = 4  # options in one hint
 
 
-def excluded_by(path: str, globs: Iterable[str]) -> str | None:
+def excluded_by(path: str, globs: Collection[str]) -> str | None:
     """Returns the first glob that takes a relative path or a folder above it, by its whole path or its name alone.
 
     `*` crosses slashes. A glob that begins with `./` takes whole paths alone.
     """
+    if not globs:
+        return None
     steps = path.split("/")
     paths = ["/".join(steps[: depth + 1]) for depth in range(len(steps))]
     for glob in globs:

@@ -6,6 +6,7 @@ a folder of that name, and `~root` is somebody's home.
 
 from pathlib import Path
 
+from wanconv.checkpoint.files import printable
 from wanconv.errors import UsageError
 from wanconv.places import scheme_of, unsupported
 from wanconv.tensors import CONTAINERS
@@ -44,7 +45,9 @@ def check_scheme(text: str, where: str = "", hubs: bool = False) -> None:
 
 def check_target(folder: Path, *suffixes: str) -> None:
     """Raises UsageError where a folder that is to be written has the name of a weight file, or of a file with one of
-    `suffixes`, or is the address of a place elsewhere."""
+    `suffixes`, or one that cannot be printed, or is the address of a place elsewhere."""
+    if not printable(str(folder)):  # what is written there, no command would read
+        raise UsageError(f"{str(folder)!r} holds characters that no path should have", "choose another name")
     if not folder.is_absolute():
         check_scheme(str(folder))
     if folder.suffix.lower() in (*CONTAINERS, *suffixes):

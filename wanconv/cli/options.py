@@ -1,5 +1,6 @@
 """Options that commands share, and what is typed into them: sizes, repositories, names to be completed."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,11 +129,13 @@ Jobs = Annotated[
 ]
 
 
+_PIXELS = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.IGNORECASE)
+
+
 def pixels(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if (size := _PIXELS.fullmatch(text)) is None:
         raise UsageError(f"--size {text} is no size", "write it as 832x480")
-    return int(width), int(height)
+    return int(size[1]), int(size[2])
 
 
 # fmt: off

@@ -20,13 +20,14 @@ from wanconv.families.packings import (
     tokenizer_of,
 )
 from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
-from wanconv.families.roles import Expert
+from wanconv.families.roles import FIELDS, Expert
 
 __all__ = [
     "ARCHITECTURES",
     "CONFIG",
     "DENOISERS",
     "FAMILIES",
+    "FIELDS",
     "TOKENIZER",
     "TOKENIZER_NBYTES",
     "Expert",

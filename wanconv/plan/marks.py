@@ -4,11 +4,12 @@ Of a header, what names its network and what only tells of it (titles, licences,
 describes how its tensors are stored is written anew by the layout, or is no longer so.
 """
 
+import os
 from collections.abc import Mapping
 from shlex import quote
 
 from wanconv.errors import Refused
-from wanconv.families import CONFIG, DENOISERS, header_config, quoted, read_since
+from wanconv.families import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.report import Finding
 from wanconv.tensors import Component, Container, Mark, Model
@@ -24,6 +25,8 @@ _STORAGE = frozenset(
         *("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"),
     )
 )
+_CAME_FROM = "_name_or_path"  # of config.json: a path, whose last part counts
+_AGAINST = "against the role that it was given, and is left out"
 _STORAGE_GROUPS = frozenset(("GGUF", "comfy", "split", "tokenizer"))  # the part of a key before its first dot
 
 
@@ -113,6 +116,13 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
     if container == "pth":
         message = f"{_some(texts)} of its header has no place in a .pth file and is left out"
         return {}, [Finding("note", where, message)]
+    findings = []
+    for key, named in contrary(component, texts).items():
+        del texts[key]
+        findings.append(Finding("note", where, f"{key} of its header says {named}, {_AGAINST}"))
+    if container == "gguf" and texts.pop("", None) is not None:
+        message = "what its header says under no name has no place in GGUF and is left out"
+        findings.append(Finding("note", where, message))
     kept: dict[str, str] = {}
     room = NOTES_NBYTES
     for key in sorted(texts, key=lambda key: (key != CONFIG, key)):
@@ -125,11 +135,35 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
             f"at most {NOTES_NBYTES} bytes are carried",
             "get the file again from who made it",
         )
-    findings = [Finding("note", where, f"{_some(kept)} of its header goes along")] if kept else []
+    if kept:
+        findings.append(Finding("note", where, f"{_some(kept)} of its header goes along"))
     if left := {key: texts[key] for key in texts if key not in kept}:
         message = f"{_some(left)} of its header is left out: at most {NOTES_NBYTES} bytes are carried"
         findings.append(Finding("note", where, message))
     return kept, findings
+
+
+def contrary(component: Component, fields: Mapping[str, object]) -> dict[str, Expert]:
+    """Returns the fields of an expert's header or config that name the other one, against which the caller decided."""
+    names = {key: text for key in FIELDS if isinstance(text := fields.get(key), str)}
+    found = {key: named for key, text in names.items() if (named := expert_named(text)) is not None}
+    return {key: named for key, named in found.items() if _is_other(component, named)}
+
+
+def without_contrary(component: Component, path: str) -> tuple[Mapping[str, object], list[Finding]]:
+    """Returns a component's config without what is contrary to its role, and what that is."""
+    config = component.config or {}
+    left = contrary(component, config)
+    came_from = config.get(_CAME_FROM)
+    if isinstance(came_from, str):
+        named = expert_named(os.path.basename(came_from.rstrip("/")))
+        left |= {_CAME_FROM: named} if named and _is_other(component, named) else {}
+    findings = [Finding("note", path, f"its {key} says {other}, {_AGAINST}") for key, other in left.items()]
+    return {key: value for key, value in config.items() if key not in left}, findings
+
+
+def _is_other(component: Component, named: Expert) -> bool:
+    return component.name.startswith("expert.") and component.name != f"expert.{named}"
 
 
 def _texts(component: Component) -> dict[str, str]:

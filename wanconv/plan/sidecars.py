@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wanconv.layouts import Json, Layout, Stored, loading_dtype, source_layout
 from wanconv.plan.files import to_json
+from wanconv.plan.marks import without_contrary
 from wanconv.report import Finding
 from wanconv.tensors import Component, Model
 
@@ -39,10 +40,12 @@ def beside(
             owner = configs[sidecar]
             path = _config_path(layout, owner)
             if (source is layout or _keeps(layout, owner)) and path is not None and owner.config is not None:
-                documents[path] = {key: value for key, value in owner.config.items() if key != _QUANTIZATION}
+                config, contrary = without_contrary(owner, sidecar)
+                findings += contrary
+                documents[path] = {key: value for key, value in config.items() if key != _QUANTIZATION}
                 unchanged = {tensor.dtype for tensor in owner.tensors.values()} == dtypes[owner.name]
                 same = unchanged or _restated(owner.config, dtypes[owner.name]) == owner.config
-                if same and not additions[owner.name] and _QUANTIZATION not in owner.config:
+                if same and not contrary and not additions[owner.name] and _QUANTIZATION not in owner.config:
                     copies[path] = model.checkpoint.root / sidecar  # byte for byte
         elif source is layout:
             copies[sidecar] = model.checkpoint.root / sidecar

@@ -248,8 +248,11 @@ def _digests(
     """Returns the digests of all that lines are about; where one has no name, of every file of the folder."""
     wanted: dict[str, set[str]] = {}
     for line in lines:
-        for path in [line.path] if line.path else _files(root):
-            wanted.setdefault(path, set()).add(line.algorithm)
+        if line.path:
+            wanted.setdefault(line.path, set()).add(line.algorithm)
+    if nameless := {line.algorithm for line in lines if not line.path}:
+        for path in _files(root):
+            wanted.setdefault(path, set()).update(nameless)
     unread = {path: kinds - ({"sha256"} if path in known else set()) for path, kinds in wanted.items()}
     unread = {path: kinds for path, kinds in unread.items() if kinds}
     tell = total(progress, "checking digests", sum((root / path).stat().st_size for path in unread))
