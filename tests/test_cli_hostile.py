@@ -244,7 +244,7 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "storage's XML error":   (contents(b'<?xml version="1.0"?><Error/>'),            "is a web page"),
     "error in plain text":   (contents(b"Entry not found"),                          "is text ("),
     "noise":                 (contents(bytes(range(200, 256)) * 9),                  "no safetensors file"),
-    "LoRA":                  (contents(lora()),                                      "none of its 2 tensors"),
+    "LoRA":                  (contents(lora()),                                      "is a LoRA, not a model"),
     "200001 tensors":        (raw_header(lambda text: MANY),                         "at most 200000"),
     "socket":                (replaced_by(bind),                                     "is a socket, not a file"),
     "endless device":        (replaced_by(lambda path: path.symlink_to("/dev/zero")), "links to /dev/zero, outside"),

@@ -62,9 +62,7 @@ def test_the_sines_of_2b_may_be_in_its_file_and_are_left_out(tmp_path: Path) -> 
             finding.message for finding in report.findings if finding.where == "dit" and "no home" in finding.message
         ]
         assert told == (
-            []
-            if left_out
-            else ["1 tensors have no home in the diffusers layout and are left out: dit/position_embedding"]
+            [] if left_out else ["1 tensor has no home in the diffusers layout and is left out: dit/position_embedding"]
         )
 
 

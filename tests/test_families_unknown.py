@@ -45,8 +45,8 @@ def test_several_networks_in_one_file_are_named_each() -> None:
     assert error.details == (
         f"{len(TINY)} tensors are wan-t2v below the prefix 'model.diffusion_model.'",
         f"{len(ENCODER)} tensors are umt5 below the prefix 'text_encoders.umt5xxl.transformer.'",
-        "1 tensors are no network that wanconv knows below the prefix 'vae.'",
-        "1 tensors are no network that wanconv knows without a prefix",
+        "1 tensor is no network that wanconv knows below the prefix 'vae.'",
+        "1 tensor is no network that wanconv knows without a prefix",
     )
 
 

@@ -9,6 +9,7 @@ from wanconv.families.lora_names import TAILS
 from wanconv.families.match import Fit, fits
 from wanconv.families.packings import astray, unpack
 from wanconv.families.releases import ARCHITECTURES
+from wanconv.figures import count
 from wanconv.tensors import Part, TensorRef
 
 _SHOWN = 10
@@ -130,7 +131,7 @@ class _Below:
         else:
             what = ("nearly " if self.fit.differences else "") + self.fit.architecture.name
         where = f"below the prefix {self.prefix!r}" if self.prefix else "without a prefix"
-        return f"{self.count} tensors are {what} {where}"
+        return f"{count(self.count, 'tensor is', 'tensors are')} {what} {where}"
 
 
 def _below_prefixes(part: Part) -> list[_Below]:
@@ -183,9 +184,8 @@ def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
     hint = first.hint
     if foreign and (matched or len(foreign) < len(found)):
         options = excluding(foreign, kept)
-        hint = (
-            f"leave out what is not of the model: {options}" if found[0].foreign else f"{hint}; and leave out {options}"
-        )
+        leave = f"leave out what is not of the model: {options}"
+        hint = leave if hint == _KNOWN else f"{hint}; {'or' if found[0].foreign else 'and'} {leave}"
     elif matched and "--exclude" not in hint:
         options = excluding([file for one in found for file in one.part.files], kept)
         hint += f"; or leave out what is not of the model: {options}"
