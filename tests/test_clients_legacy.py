@@ -244,7 +244,7 @@ def test_a_weight_that_lost_its_scale_is_told_by_inspect_and_verify(legacy: Path
     """Such a weight is a plain cast by its names: only what its like have, or the source, says otherwise."""
     whole, file = comfyui.contents(legacy / DIT), tmp_path / "model.safetensors"
     save_file({name: tensor for name, tensor in whole.items() if name != "blocks.1.ffn.0.scale_weight"}, file)
-    told = "1 of 30 weights in fp8_e4m3fn have no scales: plain casts, or theirs were lost"
+    told = "1 of 30 weights in fp8_e4m3fn has no scales: plain casts, or theirs were lost"
     for path, expected in ((file, [("dit/blocks.1.ffn.up.weight", told)]), (legacy / DIT, [])):
         for report in (inspect(path), verify(path, Check())):
             found = [(each.where, each.message) for each in report.findings if "no scales" in each.message]

@@ -292,7 +292,7 @@ def test_notes_of_a_header_go_along_and_what_is_no_longer_so_does_not(
             "modelspec.title": "mine",
             "model_type": "Wan2_2-T2V-A14B-HIGH",
         }
-        assert "zz of its header is left out: at most 1048576 bytes are carried" in [
+        assert "zz of its header is left out: at most 1.05 MB (1,048,576 bytes) are carried" in [
             one.message for one in report.findings
         ]
     assert mark(source) is None

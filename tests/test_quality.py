@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +130,8 @@ def test_the_verdict_of_a_kept_row_is_that_of_the_limits_which_hold_now(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conversions, "LAYOUTS", ("official", "diffsynth"))
-    monkeypatch.setattr(conversions.recipe, "names", lambda: ("bf16", "int8-row"))
+    names = {"names": lambda: ("bf16", "int8-row")}
+    monkeypatch.setattr(conversions, "recipe", SimpleNamespace(**vars(conversions.recipe) | names))
     rows = list(conversions.every(trained, tmp_path))
     assert [(one.name, one.verdict) for one in rows] == [("bf16+official", "PASS"), ("bf16+diffsynth", "PASS")]
     monkeypatch.setattr(conversions.validate, "judged", None)  # nothing is measured again

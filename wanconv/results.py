@@ -52,9 +52,11 @@ _TEXT, _NUMBER, _NAME = _Field("text", _is_text), _Field("a number", _is_number)
 _TEXTS, _NUMBERS = _Field("a list of texts", _are_texts), _Field("a list of numbers", _are_numbers)
 _OBJECT = _Field("an object", _is_object)
 _A_TEXT, _A_NUMBER, _A_NAME = (_Field(one.what, one.is_sound, True) for one in (_TEXT, _NUMBER, _NAME))
+# what was infinite is null: JSON has no word for it
+_OR_NULL = _Field("a number or null", lambda value: value is None or _is_number(value), needed=True)
 Fields = Mapping[str, _Field]
 
-_INNER: Fields = {"path": _A_TEXT, "value": _A_NUMBER, "limit": _A_NUMBER, "why": _TEXT}
+_INNER: Fields = {"path": _A_TEXT, "value": _OR_NULL, "limit": _A_NUMBER, "why": _TEXT}
 # section → its rows' keys, and key → the keys of the rows inside of a row
 _ROWS: Mapping[str, tuple[Fields, Mapping[str, Fields]]] = {
     "storage": (

@@ -69,7 +69,8 @@ def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
     none = "its only tensor is not" if len(names) == 1 else f"none of its {len(names)} tensors is"
     message = f"{part.path}: {none} in a network that wanconv knows"
     if hits:
-        message = f"{part.path} is no network that wanconv knows: none has more than {hits} of its {len(names)} tensors"
+        most = f"{hits} of its {count(len(names), 'tensor')}"
+        message = f"{part.path} is no network that wanconv knows: none has more than {most}"
     details = first_of([f"unknown: {name}" for name in names])
     return Unknown(part, Unrecognised(message, _KNOWN, details), "no network that wanconv knows", foreign=bool(names))
 

@@ -79,7 +79,9 @@ def dead_of(model: Model) -> list[Finding]:
     findings = []
     for component in model.components.values():
         for why, names in _grouped((why, ref.name) for ref, why in component.dead):
-            message = f"{len(names)} tensors are no part of {component.architecture.name} and are left out: {why}"
+            them = count(len(names), "tensor is no part", "tensors are no part")
+            left = "is left out" if len(names) == 1 else "are left out"
+            message = f"{them} of {component.architecture.name} and {left}: {why}"
             findings.append(Finding("note", f"{component.part.path}: {some(names)}", message))
     return findings
 

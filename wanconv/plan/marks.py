@@ -10,6 +10,7 @@ from shlex import quote
 
 from wanconv.errors import Refused
 from wanconv.families import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
+from wanconv.figures import exact_size
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.report import Finding
 from wanconv.tensors import Component, Container, Mark, Model
@@ -132,13 +133,13 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
     if CONFIG in texts.keys() - kept.keys() and component.mark is not None and component.mark.by == "header":
         raise Refused(
             f"{where}: the {CONFIG} of its header names its network and has {len(texts[CONFIG])} characters; "
-            f"at most {NOTES_NBYTES} bytes are carried",
+            f"at most {exact_size(NOTES_NBYTES)} are carried",
             "get the file again from who made it",
         )
     if kept:
         findings.append(Finding("note", where, f"{_some(kept)} of its header goes along"))
     if left := {key: texts[key] for key in texts if key not in kept}:
-        message = f"{_some(left)} of its header is left out: at most {NOTES_NBYTES} bytes are carried"
+        message = f"{_some(left)} of its header is left out: at most {exact_size(NOTES_NBYTES)} are carried"
         findings.append(Finding("note", where, message))
     return kept, findings
 

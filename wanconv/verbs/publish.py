@@ -46,7 +46,7 @@ def publish(
     files = {file.path: file.nbytes for file in manifest.files(known)}
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
     if unseen := [ascii(path) for path in files if not path.isprintable()]:
-        message = f"{folder} has {len(unseen)} files with characters in their names that cannot be seen"
+        message = f"{folder} has {count(len(unseen), 'file')} with characters in the name that cannot be seen"
         raise UsageError(message, "convert again to another folder: who downloads them would be misled", unseen)
     _check(folder, options, progress)
     hub = open_hub(reference.hub, options.token, options.patience)

@@ -20,6 +20,7 @@ from wanconv.checkpoint.output import describe_output_error, pwrite_all
 from wanconv.errors import InputError, WanconvError
 from wanconv.exclusion import unmatched
 from wanconv.families import is_constant
+from wanconv.figures import exact_size, size
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
@@ -89,8 +90,11 @@ def _check_sidecars(files: Iterable[RemoteFile], where: str) -> None:
     """Raises InputError where the files that would be fetched whole are too many: headers alone are wanted."""
     nbytes = sum(file.nbytes for file in files if _is_small(file))
     if nbytes > _ALL_WHOLE_NBYTES:
-        message = f"{where} has {nbytes} bytes in small files; of a model that is not here, at most {_ALL_WHOLE_NBYTES}"
-        raise InputError(f"{message} are read", "leave some out with --exclude, or download the model first")
+        most = size(_ALL_WHOLE_NBYTES)
+        message = (
+            f"{where} has {exact_size(nbytes)} in small files; of a model that is not here, at most {most} are read"
+        )
+        raise InputError(message, "leave some out with --exclude, or download the model first")
 
 
 def _is_small(file: RemoteFile) -> bool:
