@@ -17,6 +17,7 @@ from torch import Tensor
 from wanconv.checkpoint import open_checkpoint
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
 from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
+from wanconv.formats.codec import RUN
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Component, Family, Shape
 from wanconv.validation.weights import ModelWeights
@@ -24,7 +25,6 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop.job import Options
-from wanconv.workshop.reader import RUN
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

@@ -12,6 +12,7 @@ import torch
 from wanconv.checkpoint import open_checkpoint
 from wanconv.families import identify
 from wanconv.formats import scaled
+from wanconv.formats.codecs import Codecs
 from wanconv.report import Cell, Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.recipes import explain
@@ -57,7 +58,7 @@ def values(folder: Path, name: str) -> torch.Tensor:
 def scales(folder: Path, name: str) -> torch.Tensor:
     sources = Sources()
     try:
-        return read_scales(sources, identify(open_checkpoint(folder)).tensors[name]).clone()
+        return read_scales(sources, identify(open_checkpoint(folder)).tensors[name], Codecs()).factors.clone()
     finally:
         sources.close()
 

@@ -29,15 +29,18 @@ rounded up in E8M0) and "1D Block Scaling Factors Layout" (tiles); comfy_kitchen
 backends/eager/quantization.py, whose encoding and decoding this is; torchao 0.18 prototype/mx_formats.
 """
 
+from collections.abc import Iterator
 from math import inf, isnan
 
 import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.plain import CHUNK, Violation, half_spacing, power, refusal, widen
+from wanconv.formats.codec import Fit, Judge, Numbers, Scales, Violation, runs
+from wanconv.formats.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.formats.plain import decode as widened
-from wanconv.tensors import DTYPES, TILE, DType
+from wanconv.formats.scaled import Scaler, peak_of
+from wanconv.tensors import DTYPES, TILE, DType, Shape
 
 _E4M3 = DTYPES["fp8_e4m3fn"]
 _E2M1 = DType("e2m1", "", 1, mantissa=1, min_exponent=0, largest=6.0)
@@ -136,6 +139,93 @@ class Microscaler:
         codes = scaled.abs_().mul_(2.0).div_(powers).round_().to(torch.int16)
         codes.add_(powers.view(torch.int32).bitwise_right_shift_(22).sub_(254)).bitwise_or_(signs)
         out.copy_(codes[::2].bitwise_left_shift_(4).bitwise_or_(codes[1::2]))
+
+
+class Microscaled:
+    """The codec (codec.py) of MXFP8 and NVFP4."""
+
+    flushes = False
+    stable = True
+
+    def __init__(self, storage: str) -> None:
+        self.unit = DTYPES[storage].block
+        self._storage = storage
+        self._microscaler, self._scaler = Microscaler(storage), Scaler()
+
+    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+        return runs(first, count, self.unit)
+
+    def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
+        return Scales(self._whole(fit, first // fit.shape[1], numbers))
+
+    def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
+        self._microscaler.encode(values, scales.factors.item(), out, name, start)
+
+    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+        """Scales of blocks stand in tiles: those of a tile's rows are found at a time."""
+        rows, columns = fit.shape
+        strip = -(-columns // (self.unit * TILE[1])) * TILE[0] * TILE[1]  # bytes of the tiles of these rows
+        whole = self._whole(fit, start // strip * TILE[0] if part == "scales" else 0, numbers)
+        if part == "whole":
+            out.view(torch.float32).copy_(whole)
+            return
+        end = start + out.numel()
+        for at in range(start // strip * strip, end, strip):
+            row = at // strip * TILE[0]
+            count = min(TILE[0], rows - row)
+            codes = [
+                self._microscaler.scales(numbers.run(first, numel), whole.item(), numbers.name, first)
+                for first, numel in self.runs(row * columns, count * columns, columns)
+            ]
+            tiles = tiled(torch.cat(codes).view(count, -1))
+            low, high = max(start, at), min(end, at + strip)
+            out[low - start : high - start] = tiles[low - at : high - at]
+
+    def check(self, payload: Tensor, name: str, start: int) -> None:
+        check_payload(payload, self._storage, name, start)
+
+    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
+        assert scales is not None
+        codes = untiled(scales, shape[0], shape[1] // self.unit).view(-1)
+        return Scales(torch.ones(1) if whole is None else whole.view(torch.float32), codes)
+
+    def invalid(self, scales: Scales) -> float | None:
+        assert scales.codes is not None
+        return odd_scale(scales.codes, self._storage, scales.factors.item())
+
+    def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
+        assert scales.codes is not None
+        blocks = payload.numel() // DTYPES[self._storage].itemsize
+        codes = scales.codes[first // self.unit :][:blocks]
+        return decode(payload, codes, self._storage, scales.factors.item())
+
+    def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
+        return _Judge(self._storage, self._microscaler, scales)
+
+    def _whole(self, fit: Fit, row: int, numbers: Numbers) -> Tensor:
+        """Returns the scale of the scales: 1 where the format has none, else measured from `row` on."""
+        if self._storage != "nvfp4":
+            return torch.ones(1)
+        return fit.once("whole", lambda: torch.tensor([whole_of(peak_of(fit, row, numbers, self._scaler).item())]))
+
+
+class _Judge:
+    def __init__(self, storage: str, microscaler: Microscaler, scales: Scales) -> None:
+        assert scales.codes is not None
+        self._storage, self._microscaler, self._codes = storage, microscaler, scales.codes
+        self._whole, self._peak = scales.factors.item(), 0.0
+
+    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
+        block = DTYPES[self._storage].block
+        codes = self._codes[start // block :][: source.numel() // block]
+        found = self._microscaler.first_violation(source, payload, codes, self._whole, start)
+        self._peak = max(self._peak, self._microscaler.largest(source))
+        return found
+
+    def fault(self) -> str:
+        if self._storage != "nvfp4" or covers(self._whole, self._peak):
+            return ""
+        return f"has a scale of {self._whole:.9g}, and its largest number asks for {whole_of(self._peak):.9g}"
 
 
 def whole_of(peak: float) -> float:

@@ -20,7 +20,6 @@ Point Specification (OFP8) 1.0 for E4M3 (no infinities, largest 448, S.1111.111 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import inf, isfinite, isnan
 
 import torch
@@ -28,7 +27,8 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow, Refused
 from wanconv.formats import FORMATS
-from wanconv.tensors import DTYPES, DType
+from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, Scales, Violation, runs
+from wanconv.tensors import DTYPES, DType, Shape
 
 # fmt: off
 TORCH_DTYPES = {
@@ -43,16 +43,6 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if DTYPES[name].blo
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _EXPONENT = 0x7F800000  # a float32's exponent bits; alone they read as 2 ** exponent, or 0 for a subnormal
 CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """An element further than `bound` from its source, or not finite; `index` counts from the start of the tensor."""
-
-    index: int
-    source: float
-    stored: float
-    bound: float
 
 
 class Caster:
@@ -147,6 +137,55 @@ class Caster:
         if piece.dtype == torch.float32:
             return piece
         return widen(piece, scratch[: piece.numel()], self._half[: piece.numel()])
+
+
+class Plain:
+    """The codec (codec.py) of a cast: every element is a unit of its own, and nothing stands beside them."""
+
+    unit = 1
+    flushes = True
+    stable = False
+
+    def __init__(self) -> None:
+        self._caster = Caster()
+
+    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+        return runs(first, count)
+
+    def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
+        return UNSCALED
+
+    def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
+        self._caster.cast(values, out, name, start)
+
+    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+        raise AssertionError("nothing stands beside a cast")
+
+    def check(self, payload: Tensor, name: str, start: int) -> None:
+        self._caster.check(payload, name, start)
+
+    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
+        return UNSCALED
+
+    def invalid(self, scales: Scales) -> float | None:
+        return None
+
+    def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
+        return payload
+
+    def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
+        return _Judge(self._caster)
+
+
+class _Judge:
+    def __init__(self, caster: Caster) -> None:
+        self._caster = caster
+
+    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
+        return self._caster.first_violation(source, payload, start)
+
+    def fault(self) -> str:
+        return ""
 
 
 def encode(weight: Tensor, storage: str, name: str) -> Tensor:

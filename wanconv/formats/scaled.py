@@ -35,11 +35,12 @@ from math import inf, isfinite, isnan
 import torch
 from torch import Tensor
 
+from wanconv.formats.codec import Fit, Judge, Numbers, Scales, Violation, complete, row_runs
 from wanconv.formats.plain import (
     CHUNK,
     NAMES,
     TORCH_DTYPES,
-    Violation,
+    Caster,
     half_spacing,
     power,
     refusal,
@@ -48,7 +49,7 @@ from wanconv.formats.plain import (
 from wanconv.formats.plain import (
     decode as widened,
 )
-from wanconv.tensors import DTYPES
+from wanconv.tensors import DTYPES, Shape
 
 LARGEST = {"fp8_e4m3fn": 448.0, "fp8_e5m2": 57344.0, "int8": 127.0}
 _OCTAVE = tuple((16 + k) / 16 for k in range(16))
@@ -168,6 +169,124 @@ class Scaler:
     @staticmethod
     def _scratch(memory: Tensor, like: Tensor) -> Tensor:
         return memory[: like.numel()].view(like.shape)
+
+
+class Scaled:
+    """The codec (codec.py) of a storage dtype with one scale for the `tensor`, or for each `row`."""
+
+    unit = 1
+    flushes = False
+    stable = False
+
+    def __init__(self, storage: str, scale: str) -> None:
+        self._storage, self._by_row = storage, scale == "row"
+        self._scaler, self._caster = Scaler(), Caster()
+
+    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+        return row_runs(first, count, columns)
+
+    def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
+        columns = fit.shape[1]
+        return Scales(self._factors(fit, first // columns, max(1, count // columns), numbers))
+
+    def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
+        if self._by_row:
+            shape = (scales.factors.numel(), -1)
+            self._scaler.encode(values.view(shape), scales.factors, out.view(shape))
+            return
+        for at in range(0, values.numel(), CHUNK):
+            piece, part = (run[at : at + CHUNK].view(1, -1) for run in (values, out))
+            self._scaler.encode(piece, scales.factors, part)
+
+    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+        factors = out.view(torch.float32)
+        factors.copy_(self._factors(fit, start // factors.itemsize, factors.numel(), numbers))
+
+    def check(self, payload: Tensor, name: str, start: int) -> None:
+        self._caster.check(payload, name, start)
+
+    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
+        assert scales is not None
+        return Scales(scales.view(torch.float32))
+
+    def invalid(self, scales: Scales) -> float | None:
+        return odd_scale(scales.factors)
+
+    def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
+        values = torch.empty(payload.numel(), dtype=torch.float32)
+        for start, count in row_runs(first, payload.numel(), columns):
+            part = slice(start - first, start - first + count)
+            factors = _of_rows(scales.factors, start, count, columns)
+            values[part] = decode(payload[part].view(-1, min(count, columns)), factors).view(-1)
+        return values
+
+    def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
+        return _Judge(self._scaler, scales.factors, columns, clips)
+
+    def _factors(self, fit: Fit, row: int, count: int, numbers: Numbers) -> Tensor:
+        """Returns the scales of rows [row, row + count), or the only one, found from `row` on."""
+
+        def peaks(run: Tensor, start: int) -> Tensor:
+            return self._scaler.peaks(run, numbers.name, start)
+
+        def search(run: Tensor, start: int) -> Tensor:
+            return self._scaler.search(run, peaks(run, start), self._storage)
+
+        if not self._by_row:
+            return fit.once("scale", lambda: self._whole(fit, row, numbers))
+        if fit.rounding == "mse":
+            return fit.rows("scales", row, count, numbers, search)
+        return scales_of(fit.rows("peaks", row, count, numbers, peaks), self._storage)
+
+    def _whole(self, fit: Fit, row: int, numbers: Numbers) -> Tensor:
+        peak = peak_of(fit, row, numbers, self._scaler)
+        if fit.rounding != "mse":
+            return scales_of(peak, self._storage)
+        grid = candidates(peak, self._storage)
+
+        def errors(run: Tensor, start: int) -> Tensor:
+            return self._scaler.squared_errors(run, grid, self._storage)
+
+        table, rows = fit.table("errors", torch.empty(grid.shape[1], dtype=torch.float64)), fit.shape[0]
+        complete(table, row, rows - row, numbers, errors)
+        complete(table, 0, row, numbers, errors)
+        fit.forget("errors")
+        return chosen(grid, table.sum(0, keepdim=True))
+
+
+def peak_of(fit: Fit, row: int, numbers: Numbers, scaler: Scaler) -> Tensor:
+    """Returns the largest |w| of a whole weight, measured from `row` on and then from its start: threads that begin
+    where they write share the work without waiting for each other."""
+
+    def peaks(run: Tensor, start: int) -> Tensor:
+        return scaler.peaks(run, numbers.name, start)
+
+    def find() -> Tensor:
+        rows = fit.shape[0]
+        fit.rows("peaks", row, rows - row, numbers, peaks)
+        return fit.rows("peaks", 0, rows, numbers, peaks).max().view(1)
+
+    return fit.once("peak", find)
+
+
+class _Judge:
+    def __init__(self, scaler: Scaler, factors: Tensor, columns: int, clips: bool) -> None:
+        self._scaler, self._factors, self._columns, self._clips = scaler, factors, columns, clips
+
+    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
+        count = source.numel()
+        shape = (-1, min(count, self._columns))
+        factors = _of_rows(self._factors, start, count, self._columns)
+        return self._scaler.first_violation(source.view(shape), payload.view(shape), factors, start, clips=self._clips)
+
+    def fault(self) -> str:
+        return ""
+
+
+def _of_rows(factors: Tensor, start: int, count: int, columns: int) -> Tensor:
+    """Returns the scales of a run of row_runs(), or the only one."""
+    row = start // columns
+    return factors if factors.numel() == 1 else factors[row : row + max(1, count // columns)]
 
 
 def scales_of(peaks: Tensor, storage: str) -> Tensor:

@@ -15,6 +15,7 @@ from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
 from wanconv.families import DENOISERS
 from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.formats.codec import runs
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
@@ -28,7 +29,7 @@ from wanconv.validation.generation import Run
 from wanconv.validation.tasks import Condition, Setting
 from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile, coarsest
-from wanconv.workshop.reader import Reader, Sources, runs
+from wanconv.workshop.reader import Reader, Sources
 
 Json = dict[str, object]
 

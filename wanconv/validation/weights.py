@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanconv.formats import blocks, microscaled, scaled
+from wanconv.formats.codecs import Codecs
 from wanconv.formats.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.reader import Reader, Sources, read_block_scales, read_scales
-
-# fp16 holds every number of both fp8 formats: E5M2 is its upper half, E4M3 has fewer bits and a smaller range.
-_DECODED = {"fp8_e4m3fn": torch.float16, "fp8_e5m2": torch.float16}
+from wanconv.workshop.reader import Reader, Sources, read_scales
 
 Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the bytes that were read for them
 
@@ -89,32 +86,29 @@ class ModelWeights:
         gathered = [reader.values(tensor, row * columns, columns).clone() for row in indices.flatten().tolist()]
         self.read_nbytes += len(gathered) * DTYPES[tensor.dtype].nbytes(columns)
         values = torch.stack(gathered).view(*indices.shape, columns)
-        return _decoded(values, tensor.dtype).to(self._device)
+        return _decoded(values).to(self._device)
 
     def shape(self, component: str, name: str) -> Shape:
         return self.model.components[component].tensors[f"{component}/{name}"].shape
 
     def _read(self, tensor: ModelTensor) -> Tensor:
-        dtype = DTYPES[tensor.dtype]
-        count = tensor.numel if dtype.block == 1 else dtype.nbytes(tensor.numel)
-        values = torch.empty(count, dtype=TORCH_DTYPES[tensor.dtype])
+        codecs = Codecs()
+        payload = torch.empty(
+            DTYPES[tensor.dtype].nbytes(tensor.numel) // TORCH_DTYPES[tensor.dtype].itemsize,
+            dtype=TORCH_DTYPES[tensor.dtype],
+        )
         if tensor.numel:
-            self._sources.read_elements(tensor, 0, values.view(torch.uint8).numpy().data)
-        if dtype.block > 1 and tensor.packing is not None:
-            scales = read_block_scales(self._sources, tensor)  # bad ones, too: what a client makes of them is judged
-            decoded = microscaled.decode(values, scales.codes, tensor.dtype, scales.whole)
-            return decoded.view(tensor.shape).to(self._device)
-        if dtype.block > 1:
-            return blocks.decode(values).view(tensor.shape).to(self._device)
-        if tensor.packing is not None:  # a linear layer's, so never transposed
-            return scaled.decode(values.view(tensor.shape), read_scales(self._sources, tensor)).to(self._device)
-        values = _decoded(values, tensor.dtype).to(self._device)
+            self._sources.read_elements(tensor, 0, payload.view(torch.uint8).numpy().data)
+        scales = read_scales(self._sources, tensor, codecs)  # invalid ones, too: what a client makes of them is judged
+        columns = tensor.shape[-1] if tensor.shape else 1
+        values = codecs.of(tensor.dtype, tensor.packing).decode(payload, scales, 0, columns)
+        values = _decoded(values).to(self._device)
         return values.view(tensor.shape[::-1]).t() if tensor.transposed else values.view(tensor.shape)
 
 
-def _decoded(values: Tensor, dtype: str) -> Tensor:
-    """Returns the numbers of plain fp8 in fp16, those of other dtypes as they are."""
-    return decode(values, _DECODED[dtype]) if dtype in _DECODED else values
+def _decoded(values: Tensor) -> Tensor:
+    """Returns the numbers of plain fp8 in fp16, which holds them all: E5M2 is its upper half, E4M3 is narrower."""
+    return decode(values, torch.float16) if values.is_floating_point() and values.itemsize == 1 else values
 
 
 def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTensor]]:

@@ -1,26 +1,20 @@
 """The proof of a conversion: every element of every tensor within its format's bound of the source, streamed."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from math import inf, isfinite, prod
 
-import torch
-
 from wanconv.errors import CheckFailed, NotFinite, Refused
 from wanconv.families import DENOISERS, homeless
-from wanconv.formats.blocks import Blocker
-from wanconv.formats.microscaled import Microscaler, covers, whole_of
-from wanconv.formats.plain import Caster, Violation
-from wanconv.formats.scaled import Scaler
+from wanconv.formats.codec import UNSCALED, Violation
+from wanconv.formats.codecs import Codecs
 from wanconv.progress import Progress, total
 from wanconv.report import Cell, Finding, Table
-from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.reader import Reader, Sources, odd_scale, read_scales, row_runs, runs
+from wanconv.tensors import Model, ModelTensor, Shape
+from wanconv.workshop.reader import Reader, Sources, invalid_scale
 from wanconv.workshop.threads import single_threaded
-
-Read = Callable[[ModelTensor, int, int], torch.Tensor]
 
 _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
 
@@ -43,21 +37,8 @@ def compare(
 
     def one(name: str) -> Finding | None:
         if not hasattr(local, "tools"):
-            local.tools = Reader(sources), Reader(sources), Caster(), Scaler(), Blocker()
-        reader, other, caster, scaler, blocker = local.tools
-        rounded = theirs[name].dtype != ours[name].dtype or theirs[name].patches
-        in_blocks = DTYPES[ours[name].dtype].block > 1
-        if (finding := _bad_scale(theirs[name], ours[name], sources)) is not None:
-            ratio = inf
-        elif in_blocks and rounded and ours[name].packing is not None:
-            finding, ratio = _compare_microscaled(theirs[name], ours[name], reader, other)
-        elif in_blocks and rounded:
-            finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.payload, blocker)
-        elif in_blocks or ours[name].packing is None:
-            finding, ratio = _compare_runs(theirs[name], ours[name], reader.values, other.values, caster)
-        else:
-            clips = name not in unclipped
-            finding, ratio = _compare_scaled(theirs[name], ours[name], reader, other, sources, scaler, clips)
+            local.tools = _Tools(sources)
+        finding, ratio = _compare_tensor(theirs[name], ours[name], local.tools, name not in unclipped)
         pair = theirs[name].stored_as, ours[name].stored_as
         with lock:
             tensors, elements, worst = seen.get(pair, (0, 0, 0.0))
@@ -114,74 +95,39 @@ def _without_twin(model: Model, source: Model) -> list[Finding]:
     return findings
 
 
-def _compare_runs(
-    source: ModelTensor, stored: ModelTensor, read: Read, read_stored: Read, judge: Caster | Blocker
+class _Tools:
+    """What one thread reads both sides with."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.source, self.stored = Reader(sources), Reader(sources)
+        self.files, self.codecs = sources, Codecs()
+
+
+def _compare_tensor(
+    source: ModelTensor, stored: ModelTensor, tools: _Tools, clips: bool
 ) -> tuple[Finding | None, float]:
     """Returns the first bad element, if any, and the largest error / bound seen."""
-    worst = 0.0
+    if (finding := _bad_scale(source, stored, tools)) is not None:
+        return finding, inf
+    worst, columns = 0.0, source.shape[-1] if source.shape else 1
     if source.shape != stored.shape:
         return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
-    for start, count in runs(0, source.numel):
+    codec = tools.codecs.of(stored.dtype, stored.packing)
+    decoded = codec.stable and source.dtype == stored.dtype and not source.patches
+    if decoded:
+        codec = tools.codecs.of("fp32", None)
+    read = tools.stored.values if decoded else tools.stored.payload
+    judge = codec.judge(UNSCALED if decoded else tools.stored.scales(stored), columns, clips)
+    for start, count in codec.runs(0, source.numel, columns):
         try:
-            violation, ratio = judge.first_violation(
-                read(source, start, count), read_stored(stored, start, count), start
-            )
+            violation, ratio = judge.run(tools.source.values(source, start, count), read(stored, start, count), start)
         except Refused as error:  # a change between dtypes that no format makes
             return _failure(source.name, error.message), worst
         worst = max(worst, ratio)
         if violation is not None:
             return _bad_element(source, violation), worst
-    return None, worst
-
-
-def _compare_scaled(
-    source: ModelTensor,
-    stored: ModelTensor,
-    reader: Reader,
-    other: Reader,
-    sources: Sources,
-    scaler: Scaler,
-    clips: bool,
-) -> tuple[Finding | None, float]:
-    """Returns the same for a tensor that is stored with scales."""
-    worst = 0.0
-    if source.shape != stored.shape:
-        return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
-    scales, columns = read_scales(sources, stored), source.shape[1]
-    for start, count in row_runs(0, source.numel, columns):
-        rows = slice(start // columns, start // columns + max(1, count // columns))
-        violation, ratio = scaler.first_violation(
-            reader.values(source, start, count).view(-1, min(count, columns)),
-            other.payload(stored, start, count).view(-1, min(count, columns)),
-            scales if scales.numel() == 1 else scales[rows],
-            start,
-            clips=clips,
-        )
-        worst = max(worst, ratio)
-        if violation is not None:
-            return _bad_element(source, violation), worst
-    return None, worst
-
-
-def _compare_microscaled(
-    source: ModelTensor, stored: ModelTensor, reader: Reader, other: Reader
-) -> tuple[Finding | None, float]:
-    """Returns the same for a tensor that is stored with scales of blocks."""
-    worst, peak = 0.0, 0.0
-    if source.shape != stored.shape:
-        return _failure(source.name, f"has shape {list(stored.shape)}, and {list(source.shape)} in the source"), worst
-    scales, block, microscaler = other.block_scales(stored), DTYPES[stored.dtype].block, Microscaler(stored.dtype)
-    for start, count in runs(0, source.numel):
-        weight, codes = reader.values(source, start, count), scales.codes[start // block :][: count // block]
-        payload = other.payload(stored, start, count)
-        violation, ratio = microscaler.first_violation(weight, payload, codes, scales.whole, start)
-        worst = max(worst, ratio)
-        if violation is not None:
-            return _bad_element(source, violation), worst
-        peak = max(peak, microscaler.largest(weight))
-    if stored.whole is not None and not covers(scales.whole, peak):
-        message = f"has a scale of {scales.whole:.9g}, and its largest number asks for {whole_of(peak):.9g}"
-        return _failure(source.name, message), inf
+    if fault := judge.fault():
+        return _failure(source.name, fault), inf
     return None, worst
 
 
@@ -192,11 +138,11 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
     return _failure(tensor.name, message + (f"more than {bad.bound:.3g} apart" if bad.bound else "not the same"))
 
 
-def _bad_scale(source: ModelTensor, stored: ModelTensor, sources: Sources) -> Finding | None:
-    """Returns a failure where one of the scales on either side is none."""
+def _bad_scale(source: ModelTensor, stored: ModelTensor, tools: _Tools) -> Finding | None:
+    """Returns a failure where one of the scales on either side is invalid."""
     sides = ((source, " in the source", "get the source again"), (stored, "", "convert again"))
     for tensor, where, fix in sides:
-        if (scale := odd_scale(sources, tensor)) is not None:
+        if (scale := invalid_scale(tools.files, tensor, tools.codecs)) is not None:
             message = f"has a scale of {scale:.9g}{where}, and a scale is a positive number"
             return Finding("failure", tensor.name, message, fix, (CheckFailed if isfinite(scale) else NotFinite).code)
     return None

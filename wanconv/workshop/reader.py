@@ -1,20 +1,18 @@
 """Reads runs of a model's numbers from its files, on any thread: as they lie there, or decoded and merged."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 
 from wanconv.errors import InputError, NotFinite
-from wanconv.formats import blocks, microscaled, scaled
+from wanconv.formats.codec import RUN, Scales
+from wanconv.formats.codecs import Codecs
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.reading import fill_at
-from wanconv.tensors import DTYPES, ModelTensor, TensorRef
+from wanconv.tensors import DTYPES, ModelTensor, Shape, TensorRef
 from wanconv.workshop.merge import Merger
 from wanconv.workshop.source_files import Files, FilesHere
-
-RUN = 1 << 19  # source elements read at a time: 2 MB of fp32, which the cast still finds in the cache
 
 
 class Sources:
@@ -62,10 +60,10 @@ class Reader:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        self._codecs = Codecs()
         self._scratch = bytearray(RUN * 8)
         self._held: tuple[ModelTensor, int, int] | None = None
-        self._scales: tuple[ModelTensor, torch.Tensor] | None = None
-        self._blocks: tuple[ModelTensor, BlockScales] | None = None
+        self._scales: tuple[ModelTensor, Scales] | None = None
         self._merger = Merger(sources.read_lora)
 
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
@@ -77,33 +75,20 @@ class Reader:
         return self._merger.merged(tensor, first, values) if tensor.patches else values
 
     def _stored(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        if (block := DTYPES[tensor.dtype].block) > 1:
-            start, end = first // block * block, -(-(first + count) // block) * block
-            payload = self.payload(tensor, start, end - start)
-            if tensor.packing is None:
-                return blocks.decode(payload)[first - start :][:count]
-            beside = self.block_scales(tensor)
-            codes = beside.codes[start // block : end // block]
-            return microscaled.decode(payload, codes, tensor.dtype, beside.whole)[first - start :][:count]
-        if tensor.packing is None:
-            return self.payload(tensor, first, count)
-        payload, columns = self.payload(tensor, first, count), tensor.shape[1]
-        if self._scales is None or self._scales[0] is not tensor:
-            self._scales = tensor, sound_scales(self._sources, tensor)
-        scales = self._scales[1].expand(tensor.shape[0])
-        values = torch.empty(count, dtype=torch.float32)
-        for start, numel in row_runs(first, count, columns):
-            rows = slice(start // columns, start // columns + max(1, numel // columns))
-            part = slice(start - first, start - first + numel)
-            values[part] = scaled.decode(payload[part].view(-1, min(numel, columns)), scales[rows]).view(-1)
-        return values
+        codec = self._codecs.of(tensor.dtype, tensor.packing)
+        start, end = first // codec.unit * codec.unit, -(-(first + count) // codec.unit) * codec.unit
+        payload, scales = self.payload(tensor, start, end - start), self.scales(tensor)
+        columns = tensor.shape[-1] if tensor.shape else 1
+        return codec.decode(payload, scales, start, columns)[first - start :][:count]
 
-    def block_scales(self, tensor: ModelTensor) -> "BlockScales":
-        """Returns the scales of a tensor that has some for each block, in the order of its numbers."""
-        if self._blocks is None or self._blocks[0] is not tensor:
-            self._blocks = None
-            self._blocks = tensor, sound_block_scales(self._sources, tensor)
-        return self._blocks[1]
+    def scales(self, tensor: ModelTensor) -> Scales:
+        """Returns the scales of a tensor; raises NotFinite or InputError where one is invalid."""
+        if self._scales is None or self._scales[0] is not tensor:
+            self._scales = None  # two tensors' scales at once would be twice the memory
+            scales = read_scales(self._sources, tensor, self._codecs)
+            refuse_scale(tensor, self._codecs.of(tensor.dtype, tensor.packing).invalid(scales))
+            self._scales = tensor, scales
+        return self._scales[1]
 
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
@@ -125,81 +110,52 @@ class Reader:
         return values.view(tensor.shape[::-1]).t().contiguous().view(-1)
 
 
-def runs(first: int, count: int) -> Iterator[tuple[int, int]]:
-    """Yields (first element, element count) of runs of at most RUN elements."""
-    for start in range(first, first + count, RUN):
-        yield start, min(RUN, first + count - start)
+@dataclass(frozen=True, slots=True)
+class TensorNumbers:
+    """The numbers of one tensor as codecs ask for them (formats/codec.py)."""
+
+    reader: Reader
+    tensor: ModelTensor
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def shape(self) -> Shape:
+        return self.tensor.shape
+
+    def run(self, first: int, count: int) -> torch.Tensor:
+        return self.reader.values(self.tensor, first, count)
 
 
-def row_runs(first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Yields (first element, element count) of runs of at most RUN elements: whole rows, or a part of one."""
-    end = first + count
-    while first < end:
-        rest = -first % columns or columns * max(1, min(RUN, end - first) // columns)
-        count = min(rest, end - first, RUN)
-        yield first, count
-        first += count
+def read_scales(sources: Sources, tensor: ModelTensor, codecs: Codecs) -> Scales:
+    """Returns the scales that stand beside a tensor, valid or not."""
+
+    def content(ref: TensorRef | None) -> torch.Tensor | None:
+        if ref is None:
+            return None
+        raw = bytearray(ref.nbytes)
+        sources.read_into(ref, 0, memoryview(raw))
+        return torch.frombuffer(raw, dtype=torch.uint8)
+
+    codec = codecs.of(tensor.dtype, tensor.packing)
+    return codec.read(content(tensor.scales), content(tensor.whole), tensor.shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockScales:
-    """The bytes of the scales of a tensor's blocks, 1-D, in order, and the one scale of these: 1 where it has none."""
-
-    codes: torch.Tensor
-    whole: float
-
-
-def read_block_scales(sources: Sources, tensor: ModelTensor) -> BlockScales:
-    assert tensor.scales is not None
-    raw, rows, block = bytearray(tensor.scales.nbytes), tensor.shape[0], DTYPES[tensor.dtype].block
-    sources.read_into(tensor.scales, 0, memoryview(raw))
-    tiles = torch.frombuffer(raw, dtype=torch.uint8)
-    codes = microscaled.untiled(tiles, rows, tensor.shape[1] // block).view(-1)
-    return BlockScales(codes, read_scales(sources, tensor).item())
-
-
-def read_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
-    """Returns the float32 scales of a tensor that has some: one, or one per row; where there is one for each block, the
-    one that multiplies these, 1 where the format has none."""
-    assert tensor.packing is not None
-    ref = tensor.whole if tensor.packing.scale == "block" else tensor.scales
-    if ref is None:
-        return torch.ones(1)
-    raw = bytearray(ref.nbytes)
-    sources.read_into(ref, 0, memoryview(raw))
-    return torch.frombuffer(raw, dtype=torch.float32)
-
-
-def odd_scale(sources: Sources, tensor: ModelTensor) -> float | None:
-    """Returns the first of a tensor's scales that is none; None where each is one, or it has none beside it."""
-    if tensor.scales is None or tensor.packing is None:
+def invalid_scale(sources: Sources, tensor: ModelTensor, codecs: Codecs) -> float | None:
+    """Returns the first invalid scale of a tensor, or None if all are valid or it has none beside it."""
+    if tensor.scales is None:
         return None
-    if tensor.packing.scale == "block":
-        beside = read_block_scales(sources, tensor)
-        return microscaled.odd_scale(beside.codes, tensor.dtype, beside.whole)
-    return scaled.odd_scale(read_scales(sources, tensor))
+    return codecs.of(tensor.dtype, tensor.packing).invalid(read_scales(sources, tensor, codecs))
 
 
-def confirm_scale(tensor: ModelTensor, odd: float | None) -> None:
-    """Raises NotFinite or InputError for a scale that is none, where there is one.
+def refuse_scale(tensor: ModelTensor, scale: float | None) -> None:
+    """Raises NotFinite or InputError for an invalid scale, where there is one.
 
-    No quantizer writes such: what it covers would be lost, or turned around.
+    A zero scale erases the weights it covers; a negative one flips their sign.
     """
-    if odd is not None:
-        error = InputError if isfinite(odd) else NotFinite
-        message = f"{tensor.name} has a scale of {odd:.9g}, and a scale is a positive number"
+    if scale is not None:
+        error = InputError if isfinite(scale) else NotFinite
+        message = f"{tensor.name} has a scale of {scale:.9g}, and a scale is a positive number"
         raise error(message, "get the file again and check its digest, or convert the checkpoint that it was made from")
-
-
-def sound_scales(sources: Sources, tensor: ModelTensor) -> torch.Tensor:
-    """Returns read_scales(); raises as confirm_scale() does."""
-    scales = read_scales(sources, tensor)
-    confirm_scale(tensor, scaled.odd_scale(scales))
-    return scales
-
-
-def sound_block_scales(sources: Sources, tensor: ModelTensor) -> BlockScales:
-    """Returns read_block_scales(); raises as confirm_scale() does."""
-    scales = read_block_scales(sources, tensor)
-    confirm_scale(tensor, microscaled.odd_scale(scales.codes, tensor.dtype, scales.whole))
-    return scales

@@ -1,0 +1,36 @@
+"""Which codec stores a weight: looked up by the dtype on disk and by what its scales cover."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from wanconv.formats.blocks import Q8
+from wanconv.formats.codec import Codec
+from wanconv.formats.microscaled import Microscaled
+from wanconv.formats.plain import Plain
+from wanconv.formats.scaled import Scaled
+from wanconv.tensors import DTYPES, Packing
+
+# fmt: off
+_CODECS: Mapping[tuple[str, str], Callable[[], Codec]] = {
+    **{(dtype, "none"): Plain for dtype in DTYPES},
+    **{(dtype, scale): partial(Scaled, dtype, scale)
+       for dtype in ("fp8_e4m3fn", "fp8_e5m2", "int8") for scale in ("tensor", "row")},
+    ("q8_0",  "none"):  Q8,
+    ("mxfp8", "block"): partial(Microscaled, "mxfp8"),
+    ("nvfp4", "block"): partial(Microscaled, "nvfp4"),
+}
+# fmt: on
+
+
+class Codecs:
+    """The codecs of one thread, each made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], Codec] = {}
+
+    def of(self, dtype: str, packing: Packing | None) -> Codec:
+        """Returns the codec of weights stored so; KeyError for a pair that no packing table has."""
+        key = dtype, "none" if packing is None else packing.scale
+        if key not in self._made:
+            self._made[key] = _CODECS[key]()
+        return self._made[key]
