@@ -328,3 +328,16 @@ def test_a_report_is_not_written_through_a_link(tiny_dit: Path, here: Path, name
     with pytest.raises(UsageError, match=f"report/{name} is a link"):
         validate.validate(tiny_dit, validate.Options(out=here / "report"))
     assert list((here.parent / "home").iterdir()) == []
+
+
+def test_a_word_of_few_is_taken_in_any_case() -> None:
+    commands = get_command(app)
+    assert isinstance(commands, TyperGroup)
+    choices = {
+        f"{verb} {parameter.name}": parameter.type.case_sensitive
+        for verb, command in commands.commands.items()
+        for parameter in command.params
+        if hasattr(parameter.type, "case_sensitive")
+    }
+    assert "convert expert" in choices
+    assert [name for name, case_sensitive in choices.items() if case_sensitive] == []

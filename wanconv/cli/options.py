@@ -60,6 +60,7 @@ Shown = Annotated[
         help="How far it is, on stderr: plain is a line every ten seconds, json one every second.",
         show_default="bars on a terminal, plain elsewhere",
         callback=_set_progress,
+        case_sensitive=False,
         envvar="WANCONV_PROGRESS",
     ),
 ]
@@ -82,7 +83,8 @@ SourceOrHub = Annotated[
     ),
 ]
 Expert = Annotated[
-    Literal["high", "low"] | None, typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.")
+    Literal["high", "low"] | None,
+    typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.", case_sensitive=False),
 ]
 Exclude = Annotated[
     list[str] | None,
@@ -107,7 +109,9 @@ Layout = Annotated[
 ]
 ComfyuiGeneration = Annotated[
     Literal["native", "legacy"] | None,
-    typer.Option(help="How --layout comfyui stores scales: legacy is scaled_fp8.", show_default="native"),
+    typer.Option(
+        help="How --layout comfyui stores scales: legacy is scaled_fp8.", show_default="native", case_sensitive=False
+    ),
 ]
 Token = Annotated[
     str | None,
@@ -134,7 +138,7 @@ _PIXELS = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.IGNORECASE)
 
 def pixels(text: str) -> tuple[int, int]:
     if (size := _PIXELS.fullmatch(text)) is None:
-        raise UsageError(f"--size {text} is no size", "write it as 832x480")
+        raise UsageError(f"--size: {text!r} is not a size", "write it as 832x480")
     return int(size[1]), int(size[2])
 
 
@@ -153,7 +157,7 @@ def nbytes(text: str, option: str) -> int:
     try:
         value = int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"{option} {text} is no size", "write it as 5GB, 500MB or 2GiB") from None
+        raise UsageError(f"{option}: {text!r} is not a size", "write it as 5GB, 500MB or 2GiB") from None
     if value < 10**6:
         raise UsageError(f"{option} {text} is below 1 MB", "choose a larger one")
     return value
