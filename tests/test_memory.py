@@ -63,9 +63,10 @@ SHORT = [  # as Python, the system, numpy and torch tell that memory is short, a
     (RuntimeError("std::bad_alloc"), ""),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
                   "to allocate 1048576 bytes. Error code 12 (Cannot allocate memory)"), "1.05 MB"),
-    (RuntimeError("unable to mmap 237382 bytes from file <a.pth>: Cannot allocate memory (12)"), "0.237 MB"),
+    (RuntimeError("unable to mmap 237382 bytes from file <a.pth>: Cannot allocate memory (12)"), "237 kB"),
     (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139 GiB"), "21 MB"),
     (ImportError("libtorch_cpu.so: failed to map segment from shared object"), ""),
+    (OSError("libgomp.so.1: failed to map segment from shared object"), ""),  # as ctypes says it
 ]
 OTHER = [
     RuntimeError("shapes differ"), ValueError("out of memory"), OSError(errno.EIO, "Input/output error"),

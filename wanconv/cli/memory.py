@@ -17,7 +17,7 @@ from wanconv.errors import OutputError
 from wanconv.figures import size
 
 _HINT = "close other programs, raise the limit (ulimit -v), or lower --jobs"
-# of RuntimeError, which torch and threading raise, and of ImportError, of a library larger than the room
+# of RuntimeError, which torch and threading raise, and of ImportError and OSError, of a library larger than the room
 _WORDS = re.compile(
     r"can't start new thread|std::bad_alloc|[Cc]annot allocate memory|can't allocate memory|not enough memory"
     r"|out of memory|failed to map segment from shared object"
@@ -48,11 +48,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_short(error: BaseException) -> bool:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError | SystemError) and _WORDS.search(str(error)) is not None
-    )
+    kinds = (
+        RuntimeError | ImportError | SystemError | OSError
+    )  # OSError without a number: of a library that ctypes loads
+    return isinstance(error, MemoryError) or (isinstance(error, kinds) and _WORDS.search(str(error)) is not None)
 
 
 def _asked(text: str) -> str:
