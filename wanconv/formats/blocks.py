@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, Scales, Violation, runs
+from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
 from wanconv.formats.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.formats.plain import decode as widened
 from wanconv.tensors import DTYPES, Shape
@@ -119,18 +119,7 @@ class Q8:
         return decode(payload)
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
-        return _Judge(self._blocker)
-
-
-class _Judge:
-    def __init__(self, blocker: Blocker) -> None:
-        self._blocker = blocker
-
-    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
-        return self._blocker.first_violation(source, payload, start)
-
-    def fault(self) -> str:
-        return ""
+        return RunJudge(self._blocker.first_violation)
 
 
 def encode(weight: Tensor, name: str) -> Tensor:

@@ -64,6 +64,19 @@ class Judge(Protocol):
         """Returns what is wrong with the weight though every element is within its bound; empty where nothing is."""
 
 
+class RunJudge:
+    """The Judge of a codec whose runs tell all: `compare` holds a payload against its source, from an element on."""
+
+    def __init__(self, compare: Callable[[Tensor, Tensor, int], tuple[Violation | None, float]]) -> None:
+        self._compare = compare
+
+    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
+        return self._compare(source, payload, start)
+
+    def fault(self) -> str:
+        return ""
+
+
 class Codec(Protocol):
     """How one format stores weights: the bytes of its payload and of the scales beside it, and the error it may make.
 

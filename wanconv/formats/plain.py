@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow, Refused
 from wanconv.formats import FORMATS
-from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, Scales, Violation, runs
+from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
 from wanconv.tensors import DTYPES, DType, Shape
 
 # fmt: off
@@ -174,18 +174,7 @@ class Plain:
         return payload
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
-        return _Judge(self._caster)
-
-
-class _Judge:
-    def __init__(self, caster: Caster) -> None:
-        self._caster = caster
-
-    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
-        return self._caster.first_violation(source, payload, start)
-
-    def fault(self) -> str:
-        return ""
+        return RunJudge(self._caster.first_violation)
 
 
 def encode(weight: Tensor, storage: str, name: str) -> Tensor:

@@ -35,7 +35,7 @@ from math import inf, isfinite, isnan
 import torch
 from torch import Tensor
 
-from wanconv.formats.codec import Fit, Judge, Numbers, Scales, Violation, complete, row_runs
+from wanconv.formats.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, complete, row_runs
 from wanconv.formats.plain import (
     CHUNK,
     NAMES,
@@ -221,7 +221,12 @@ class Scaled:
         return values
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
-        return _Judge(self._scaler, scales.factors, columns, clips)
+        def compare(source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
+            shape = (-1, min(source.numel(), columns))
+            factors = _of_rows(scales.factors, start, source.numel(), columns)
+            return self._scaler.first_violation(source.view(shape), payload.view(shape), factors, start, clips=clips)
+
+        return RunJudge(compare)
 
     def _factors(self, fit: Fit, row: int, count: int, numbers: Numbers) -> Tensor:
         """Returns the scales of rows [row, row + count), or the only one, found from `row` on."""
@@ -267,20 +272,6 @@ def peak_of(fit: Fit, row: int, numbers: Numbers, scaler: Scaler) -> Tensor:
         return fit.rows("peaks", 0, rows, numbers, peaks).max().view(1)
 
     return fit.once("peak", find)
-
-
-class _Judge:
-    def __init__(self, scaler: Scaler, factors: Tensor, columns: int, clips: bool) -> None:
-        self._scaler, self._factors, self._columns, self._clips = scaler, factors, columns, clips
-
-    def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
-        count = source.numel()
-        shape = (-1, min(count, self._columns))
-        factors = _of_rows(self._factors, start, count, self._columns)
-        return self._scaler.first_violation(source.view(shape), payload.view(shape), factors, start, clips=self._clips)
-
-    def fault(self) -> str:
-        return ""
 
 
 def _of_rows(factors: Tensor, start: int, count: int, columns: int) -> Tensor:

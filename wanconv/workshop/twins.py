@@ -11,6 +11,7 @@ from wanconv.checkpoint.files import explained
 from wanconv.checkpoint.output import Written
 from wanconv.errors import CheckFailed, InputError
 from wanconv.plan import Output, Plan
+from wanconv.reading import opened, read_at
 from wanconv.report import Finding, Severity
 from wanconv.tensors import DTYPES, Component, Model, ModelTensor, Piece
 
@@ -110,9 +111,8 @@ def _middle(piece: Piece) -> bytes:
     ref, dtype = piece.ref, DTYPES[piece.ref.dtype]
     count = min(piece.count, _SAMPLE_NUMEL)
     first = piece.start + (piece.count - count) // 2 // dtype.block * dtype.block
-    with explained(ref.file), ref.file.open("rb") as stream:
-        stream.seek(ref.offset + dtype.nbytes(first))
-        return stream.read(dtype.nbytes(count))
+    with explained(ref.file), opened(ref.file) as descriptor:
+        return read_at(descriptor, dtype.nbytes(count), ref.offset + dtype.nbytes(first))
 
 
 def _numbers(raw: bytes, dtype: str) -> tuple[float, ...]:
