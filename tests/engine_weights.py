@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import fill, identify
-from wanconv.families.names import numbered
+from wanconv.containers import open_checkpoint
 from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.models import fill, identify
+from wanconv.models.names import numbered
 from wanconv.tensors import Shape
 
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from wanconv.families import ARCHITECTURES, FAMILIES, expand
+from wanconv.models import ARCHITECTURES, FAMILIES, expand
 from wanconv.tensors import Architecture, Part, Release, Scheme, Shape, TensorRef
 
 LISTS = sorted((Path(__file__).parent / "headers").glob("*/*.json.gz"))

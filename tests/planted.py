@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import identify
+from wanconv.containers import open_checkpoint
+from wanconv.models import identify
 from wanconv.tensors import ModelTensor
 
 Change = Callable[[Tensor], Tensor]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from header_lists import RELEASES
 
-from wanconv.families import DENOISERS, FAMILIES, targets
 from wanconv.layouts import LAYOUTS
+from wanconv.models import DENOISERS, FAMILIES, targets
 from wanconv.plan import Slot, lay_out
 from wanconv.workshop.synthetic import home
 

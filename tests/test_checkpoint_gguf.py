@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from broken import check_named
 
-from wanconv.checkpoint import build_gguf, read_header
-from wanconv.checkpoint.files import Entry
-from wanconv.checkpoint.gguf import TYPES, header_of
+from wanconv.containers import build_gguf, read_header
+from wanconv.containers.files import Entry
+from wanconv.containers.gguf import TYPES, header_of
 from wanconv.errors import InputError
 from wanconv.tensors import DTYPES
 

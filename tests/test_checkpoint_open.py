@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wanconv.checkpoint import build_header, header_digest, open_checkpoint
-from wanconv.checkpoint.files import Entry
+from wanconv.containers import build_header, header_digest, open_checkpoint
+from wanconv.containers.files import Entry
 from wanconv.errors import InputError
 
 INDEX = "model.safetensors.index.json"
@@ -180,7 +180,7 @@ def test_no_payload_is_read_and_neither_torch_nor_numpy_imported(tmp_path: Path)
         stream.truncate(len(header) + 2**32)
     torch.save({"v": torch.zeros(3)}, tmp_path / "vae.pth")
     code = (
-        "import sys; from pathlib import Path; from wanconv.checkpoint import open_checkpoint; "
+        "import sys; from pathlib import Path; from wanconv.containers import open_checkpoint; "
         "print(len(open_checkpoint(Path(sys.argv[1])).parts)); "
         "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     )

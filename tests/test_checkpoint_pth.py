@@ -16,10 +16,10 @@ import torch
 from battery import PARTS, Scale
 from broken import check_named
 
-from wanconv.checkpoint import build_archive, confirm, read_header
-from wanconv.checkpoint.archive import Archive, lay_out, read_records
-from wanconv.checkpoint.files import Entry, regular_file
-from wanconv.checkpoint.pickled import TORCH_DTYPES, dump
+from wanconv.containers import build_archive, confirm, read_header
+from wanconv.containers.archive import Archive, lay_out, read_records
+from wanconv.containers.files import Entry, regular_file
+from wanconv.containers.pickled import TORCH_DTYPES, dump
 from wanconv.errors import InputError
 from wanconv.tensors import DTYPES
 
@@ -323,7 +323,7 @@ def test_more_records_than_16_bits_count_are_read_back(tmp_path: Path) -> None:
 
 def test_the_layout_is_the_same_bytes_in_every_process_and_needs_no_torch() -> None:
     code = (
-        "import sys, hashlib; from wanconv.checkpoint import build_archive; "
+        "import sys, hashlib; from wanconv.containers import build_archive; "
         "print(hashlib.sha256(repr(build_archive([('a', 'fp8_e5m2', (2, 3), 6)])).encode()).hexdigest()); "
         "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     )

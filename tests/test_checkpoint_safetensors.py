@@ -13,9 +13,9 @@ from battery import PARTS, Scale
 from broken import check_named
 from safetensors.torch import load_file, save_file
 
-from wanconv.checkpoint import build_header, read_header
-from wanconv.checkpoint.files import Entry
-from wanconv.checkpoint.pickled import TORCH_DTYPES
+from wanconv.containers import build_header, read_header
+from wanconv.containers.files import Entry
+from wanconv.containers.pickled import TORCH_DTYPES
 from wanconv.errors import InputError
 from wanconv.tensors import DTYPES
 

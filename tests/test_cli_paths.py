@@ -9,9 +9,9 @@ import tiny
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from wanconv.checkpoint.places import local_path
 from wanconv.cli.app import app
 from wanconv.cli.run import run
+from wanconv.containers.places import local_path
 from wanconv.errors import UsageError
 from wanconv.places import repository_of, scheme_of
 from wanconv.report import Report

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS, FAMILIES, identify, targets
 from wanconv.formats import FORMATS
 from wanconv.layouts import LAYOUTS
+from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.tensors import Component, Model
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert

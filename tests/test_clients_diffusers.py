@@ -29,10 +29,10 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import FAMILIES, fill, identify
+from wanconv.containers import open_checkpoint
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
+from wanconv.models import FAMILIES, fill, identify
 from wanconv.tensors import Component, Family, Model, ModelTensor
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options

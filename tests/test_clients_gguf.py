@@ -12,10 +12,10 @@ from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
 from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import NotFinite, Refused
-from wanconv.families import DENOISERS, identify
 from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.models import DENOISERS, identify
 from wanconv.recipe import load
 from wanconv.report import Report
 from wanconv.validation.weights import ModelWeights

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused, Unrecognised, UsageError
-from wanconv.families import identify
 from wanconv.layouts import source_layout
+from wanconv.models import identify
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect

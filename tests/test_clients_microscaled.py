@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, Unrecognised
-from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
+from wanconv.models import identify
 from wanconv.plan import contents
 from wanconv.report import Cell, Report
 from wanconv.tensors import DTYPES

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
-from wanconv.families import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.formats.codec import RUN
 from wanconv.layouts import LAYOUTS
+from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.tensors import Component, Family, Shape
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert

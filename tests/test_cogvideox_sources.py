@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused, Unrecognised
-from wanconv.families import FAMILIES, expand, identify
+from wanconv.models import FAMILIES, expand, identify
 from wanconv.tensors import Family
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options

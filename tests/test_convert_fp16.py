@@ -11,9 +11,9 @@ import tiny as tools
 from hub.server import files_below, leading
 from validation_samples import alone
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, UsageError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.validate import Options as Judging

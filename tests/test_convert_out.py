@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import publish
+from wanconv.containers import open_checkpoint
+from wanconv.containers.output import publish
 from wanconv.errors import DigestMismatch, OutputError, UsageError
-from wanconv.families import identify
 from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.models import identify
 from wanconv.progress import Step
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview

@@ -22,7 +22,7 @@ from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
-from wanconv.checkpoint import read_header
+from wanconv.containers import read_header
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.hubs import Patience, Snapshot
 from wanconv.progress import Progress, Step

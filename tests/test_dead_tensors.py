@@ -10,10 +10,10 @@ from header_lists import LISTS, architecture, list_id, name_of, read_list, refs,
 from safetensors.torch import load_file, save_file
 from tiny import copy, digests, make
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Unrecognised
-from wanconv.families import ARCHITECTURES, expand, fill, identify
-from wanconv.families.match import fits
+from wanconv.models import ARCHITECTURES, expand, fill, identify
+from wanconv.models.match import fits
 from wanconv.tensors import Architecture, Shape
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from wanconv import errors
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.image import ImageEncoder, prepared, synthetic_tokens
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.validation.generation import image_encoder
 from wanconv.validation.pictures import pixels
 from wanconv.validation.weights import ModelWeights

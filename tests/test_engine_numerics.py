@@ -13,7 +13,7 @@ from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.ranges import accumulator, small_shares
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.wan import Condition, Wan, WanSizes
-from wanconv.families.wan import T2V
+from wanconv.models.wan import T2V
 
 HALF = torch.float16
 TIMES = torch.tensor([999, 421])

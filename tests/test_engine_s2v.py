@@ -17,8 +17,8 @@ from wanconv.engine.recorder import Recorder
 from wanconv.engine.wan import run
 from wanconv.engine.wan_s2v import HOSTS, S2VSizes, Speech, SpeechState, WanS2V, packed_places, places
 from wanconv.errors import InputError
-from wanconv.families import targets
-from wanconv.families.wan import S2V
+from wanconv.models import targets
+from wanconv.models.wan import S2V
 
 # heads of 24: rotary dims 8, 8, 8; injectors after blocks 0 and 4
 SIZES = {"d": 48, "ffn": 64, "heads": 2, "n": 5, "text": 12, "freq": 16, "audio": 10, "states": 3, "m": 2}

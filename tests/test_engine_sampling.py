@@ -25,7 +25,7 @@ from wanconv.engine.sampling import (
     task_of,
 )
 from wanconv.engine.wan import Condition, first_frame_clean
-from wanconv.families import FAMILIES
+from wanconv.models import FAMILIES
 from wanconv.validation.results import timesteps
 from wanconv.verdict import load_profile
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
 from wanconv.exclusion import excluded_by, excluding, unmatched
-from wanconv.families import identify
 from wanconv.hubs import RemoteFile
+from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.verbs import convert, verify
 from wanconv.verbs.inspect import inspect

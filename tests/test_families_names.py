@@ -29,17 +29,15 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from wanconv import families
-from wanconv.families import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
-from wanconv.families.match import fits, model_tensors
-from wanconv.families.names import letter_of, numbered, size_of
+from wanconv import models
+from wanconv.models import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
+from wanconv.models.match import fits, model_tensors
+from wanconv.models.names import letter_of, numbered, size_of
 from wanconv.tensors import Architecture, Scheme, Shape
 
 TABLES = [(network, scheme) for network in ARCHITECTURES for scheme in network.schemes]
 TABLE_IDS = [f"{network.name}-{scheme}" for network, scheme in TABLES]
-DENOISERS = [
-    network for family in FAMILIES for name, network in family.components.items() if name in families.DENOISERS
-]
+DENOISERS = [network for family in FAMILIES for name, network in family.components.items() if name in models.DENOISERS]
 
 GATED = "gated-gelu"
 FINGERPRINTS = {  # facts/families.md section 0: DiffSynth-Studio's hashes of the released files
@@ -398,6 +396,6 @@ def test_kinds_say_what_recipes_select_by() -> None:
 
 
 def test_families_import_fast_and_without_torch() -> None:
-    code = "import sys, wanconv.families; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, wanconv.models; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, UMT5Config, UMT5EncoderModel
 
-from wanconv.families import expand, targets
+from wanconv.models import expand, targets
 from wanconv.tensors import Architecture
 
 UMT5, CLIP = architecture("umt5"), architecture("clip-vit-h")

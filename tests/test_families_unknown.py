@@ -7,7 +7,7 @@ import pytest
 from header_lists import architecture, part
 
 from wanconv.errors import Unrecognised
-from wanconv.families import expand, identify
+from wanconv.models import expand, identify
 from wanconv.tensors import Checkpoint, Shape
 
 T2V, VAE, UMT5 = (architecture(name) for name in ("wan-t2v", "wan-vae-2.1", "umt5"))

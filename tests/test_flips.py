@@ -10,9 +10,9 @@ import pytest
 from battery import PARTS, Scale
 from test_verify import flip
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.report import Finding
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options, verify

@@ -19,8 +19,8 @@ import pytest
 import tiny
 from command import COMMAND
 
-from wanconv.checkpoint.output import publish
 from wanconv.cli.run import run
+from wanconv.containers.output import publish
 from wanconv.errors import NotFinite, UsageError
 from wanconv.hubs import Patience, Snapshot, open_hub
 from wanconv.progress import Step

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import strengthened
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.sampling import Grid, exercised, task_of
 from wanconv.engine.text import tokenize
 from wanconv.engine.wan import Condition
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.validation import generation, tasks
 from wanconv.validation.pictures import drawn
 from wanconv.validation.tasks import Material, Picture

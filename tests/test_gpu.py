@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.tensors import Model
 from wanconv.validation.forced import denoiser
 from wanconv.validation.weights import ModelWeights

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import copy
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import CheckFailed, InputError, Refused, UsageError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.verbs import convert, publish, verify
 from wanconv.workshop.job import Options, prepare
 

@@ -88,8 +88,8 @@ def test_a_module_imports_lower_floors_only() -> None:
     ("module", "source"),
     [
         ("wanconv.errors", "from wanconv.report import Finding"),
-        ("wanconv.formats.fp8", "import wanconv.families.wan"),
-        ("wanconv.checkpoint.reader", "from ..plan import Plan"),
+        ("wanconv.formats.fp8", "import wanconv.models.wan"),
+        ("wanconv.containers.reader", "from ..plan import Plan"),
         ("wanconv.verbs.convert", "def late():\n    from wanconv.verbs import verify"),
         ("wanconv.verbs.convert", "from . import demo"),
         ("wanconv.plan", "import wanconv"),

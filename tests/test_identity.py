@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused
-from wanconv.families import expand, identify
 from wanconv.layouts import LAYOUTS
+from wanconv.models import expand, identify
 from wanconv.plan import plan
 from wanconv.recipe import load
 from wanconv.tensors import Checkpoint, Mark

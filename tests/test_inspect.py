@@ -10,10 +10,10 @@ import pytest
 import sparse
 from header_lists import RELEASES
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised, UsageError
-from wanconv.families import FAMILIES
 from wanconv.layouts import LAYOUTS
+from wanconv.models import FAMILIES
 from wanconv.tensors import Family
 from wanconv.verbs.inspect import inspect
 from wanconv.workshop.synthetic import home

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint, read_header
+from wanconv.containers import open_checkpoint, read_header
 from wanconv.errors import InputError, NotFinite, Refused, UsageError, WanconvError
-from wanconv.families import ARCHITECTURES, identify
-from wanconv.families.lora_names import STYLES, TAILS, stems
+from wanconv.models import ARCHITECTURES, identify
+from wanconv.models.lora_names import STYLES, TAILS, stems
 from wanconv.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.lora import Wanted, parse, with_loras
 from wanconv.workshop.merge import Merger

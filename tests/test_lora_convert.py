@@ -13,9 +13,9 @@ from command import run_all
 from convert_server import Server
 from safetensors.torch import load_file, save_file
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.report import Cell, Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.validate import Options as Judged

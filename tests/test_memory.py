@@ -14,8 +14,8 @@ import sparse
 from battery import Scale
 from command import COMMAND
 
-from wanconv.checkpoint.writer import Image, Journal, Payload, write_images
 from wanconv.cli.memory import shortage
+from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import InputError
 from wanconv.verbs.verify import Options, verify
 

@@ -15,7 +15,7 @@ from test_verdict import GOOD
 import wanconv
 from wanconv import recipe as recipes
 from wanconv.errors import InputError, Refused, UsageError, WanconvError
-from wanconv.families import FAMILIES
+from wanconv.models import FAMILIES
 from wanconv.verbs.validate import recheck
 from wanconv.verdict import judge, load_profile
 

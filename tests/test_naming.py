@@ -8,7 +8,7 @@ from types import FrameType
 import pytest
 
 from wanconv import naming
-from wanconv.families import FAMILIES, vocabulary
+from wanconv.models import FAMILIES, vocabulary
 from wanconv.naming import check, matches, nearest, suggestion
 
 FFN = "expert.high/blocks.7.ffn.up.weight"

@@ -13,10 +13,10 @@ import sparse
 from header_lists import LISTS, list_id, read_list
 from safetensors import safe_open
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS, FAMILIES, identify
 from wanconv.layouts import LAYOUTS, Layout
+from wanconv.models import DENOISERS, FAMILIES, identify
 from wanconv.naming import matches
 from wanconv.plan import Plan, by_component, by_rule, plan
 from wanconv.plan.files import not_held

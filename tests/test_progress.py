@@ -337,7 +337,7 @@ def frames(shown: str) -> list[str]:
 
 def test_a_terminal_shows_one_converting_bar_at_a_time(tiny: Callable[..., Path], tmp_path: Path) -> None:
     slow = (
-        "import time, wanconv.checkpoint.writer as writer; filled = writer._Writer._fill_block; "
+        "import time, wanconv.containers.writer as writer; filled = writer._Writer._fill_block; "
         "writer._Writer._fill_block = lambda *all: (time.sleep(0.02), filled(*all))[1]; "
         "from wanconv.cli import main; main()"
     )

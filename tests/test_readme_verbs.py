@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command import Done, run_in_turn
 
-from wanconv.families import FAMILIES
+from wanconv.models import FAMILIES
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 VERBS = ("inspect", "convert", "verify", "validate")

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.families import FAMILIES, identify
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
+from wanconv.models import FAMILIES, identify
 from wanconv.tensors import Family, Shape
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options

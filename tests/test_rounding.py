@@ -9,10 +9,10 @@ import pytest
 import tiny as tools
 import torch
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import identify
+from wanconv.containers import open_checkpoint
 from wanconv.formats import scaled
 from wanconv.formats.codecs import Codecs
+from wanconv.models import identify
 from wanconv.report import Cell, Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.recipes import explain

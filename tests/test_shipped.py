@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import digests
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import UsageError
-from wanconv.families import identify
 from wanconv.layouts import source_layout
+from wanconv.models import identify
 from wanconv.workshop import shipped
 
 PICKLED = {"vae.safetensors": "Wan2.1_VAE.pth", "text_encoder.safetensors": "models_t5_umt5-xxl-enc-bf16.pth"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny as tinies
 
-from wanconv.checkpoint import open_checkpoint, writer
+from wanconv.containers import open_checkpoint, writer
 from wanconv.errors import InputError, UsageError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.progress import Step
 from wanconv.reading import opened, read_at, read_small
 from wanconv.tensors import CONTAINERS

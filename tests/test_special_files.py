@@ -13,10 +13,10 @@ from types import FrameType
 import pytest
 
 from wanconv import reading
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.recipe import load
 from wanconv.validation import pictures
 from wanconv.validation.backbone import ALEXNET, Backbone

@@ -14,12 +14,12 @@ from planted import Defect, edit, speech_defects
 from torch import Tensor
 
 from wanconv import recipe
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.wan_s2v import Speech
 from wanconv.errors import InputError, UsageError
-from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
+from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.validation import generation, pictures, speech, tasks
 from wanconv.validation.tasks import Material

@@ -12,10 +12,10 @@ import pytest
 import tiny as tools
 from typer.testing import CliRunner
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import UsageError
-from wanconv.families import DENOISERS, FAMILIES, identify
 from wanconv.layouts import LAYOUTS, source_layout
+from wanconv.models import DENOISERS, FAMILIES, identify
 from wanconv.workshop.synthetic import PUBLISHED, Options, make, releases
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "make_checkpoint"

@@ -20,10 +20,10 @@ from command import Done, run_in_turn
 from rich.text import Text
 from validation_samples import as_json, cannot_judge
 
-from wanconv.checkpoint.safetensors import read_header
 from wanconv.cli.console import show
 from wanconv.cli.streams import guarded
 from wanconv.cli.text import is_safe, json_text, quoted, safe, safe_lines, safe_report
+from wanconv.containers.safetensors import read_header
 from wanconv.report import Finding, Report, Table
 
 # Colours, a title, bells; a forged line; bidi; line separators; a C1 sequence; a tag, zero width; markup.

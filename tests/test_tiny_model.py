@@ -15,12 +15,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import FP32
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.text import NEGATIVE_PROMPT, tokenize
 from wanconv.errors import UsageError
-from wanconv.families import identify
+from wanconv.models import identify
 from wanconv.validation import generation
 from wanconv.validation.captions import DIRECTIONS, Caption, captions, classify
 from wanconv.validation.clips import pixels

@@ -11,10 +11,10 @@ import torch
 from hub.server import files_below, leading
 from safetensors.torch import save_file
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
-from wanconv.families import TOKENIZER_NBYTES, identify
 from wanconv.layouts import LAYOUTS
+from wanconv.models import TOKENIZER_NBYTES, identify
 from wanconv.plan import plan
 from wanconv.recipe import load
 from wanconv.report import Report

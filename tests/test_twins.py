@@ -10,10 +10,10 @@ import torch
 from hub.server import Hub, files_below, leading
 from safetensors.torch import load_file, save_file
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError
-from wanconv.families import identify
 from wanconv.hubs import Patience
+from wanconv.models import identify
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.verbs.verify import Options as Verified

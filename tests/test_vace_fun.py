@@ -7,8 +7,8 @@ from pathlib import Path
 
 from header_lists import RELEASES, architecture, part, tiny_part
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import expand, expert_unless_dense, identify
+from wanconv.containers import open_checkpoint
+from wanconv.models import expand, expert_unless_dense, identify
 from wanconv.tensors import Checkpoint, Part
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Verified

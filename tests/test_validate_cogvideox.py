@@ -15,7 +15,7 @@ from test_cogvideox_sources import training_checkpoint
 from tiny import copy
 
 from wanconv.errors import InputError, Refused, UsageError
-from wanconv.families import FAMILIES
+from wanconv.models import FAMILIES
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.workshop.job import Options as Job

@@ -15,12 +15,12 @@ from planted import Change, Defect, defects, edit, image_defects
 from tiny import copy
 
 from wanconv import recipe
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import FP32
 from wanconv.errors import UsageError
-from wanconv.families import identify
 from wanconv.layouts import LAYOUTS
 from wanconv.metrics.tensors import Agreement, compare
+from wanconv.models import identify
 from wanconv.validation.forced import denoiser
 from wanconv.validation.generation import vae_of
 from wanconv.validation.weights import ModelWeights

@@ -7,8 +7,8 @@ import pytest
 from command import run_in_turn
 
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS, FAMILIES
 from wanconv.layouts import LAYOUTS
+from wanconv.models import DENOISERS, FAMILIES
 from wanconv.naming import matches
 from wanconv.recipe import load, names
 from wanconv.tensors import Family

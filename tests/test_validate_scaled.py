@@ -7,8 +7,8 @@ import pytest
 import tiny as tools
 import torch
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import identify
+from wanconv.containers import open_checkpoint
+from wanconv.models import identify
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.workshop.job import Options as Job

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.families import identify
+from wanconv.containers import open_checkpoint
+from wanconv.models import identify
 from wanconv.tensors import Model
 from wanconv.validation.forced import compare_tensor
 from wanconv.validation.weights import ModelWeights

@@ -15,7 +15,7 @@ import torch
 from tiny import copy
 
 from wanconv import recipe
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS

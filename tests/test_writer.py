@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from wanconv.checkpoint.output import Written, publish, write_file
-from wanconv.checkpoint.writer import Image, Journal, Payload, write_images
+from wanconv.containers.output import Written, publish, write_file
+from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import Interrupted, OutputError
 from wanconv.progress import Step, total
 
@@ -299,7 +299,7 @@ def test_memory_stays_at_a_few_blocks() -> None:
     program = """
 import resource, sys, tempfile
 from pathlib import Path
-from wanconv.checkpoint.writer import Image, Journal, Payload, write_images
+from wanconv.containers.writer import Image, Journal, Payload, write_images
 image = Image("big", 1 << 28, (), (Payload("key", 0, 1 << 28),))
 with tempfile.TemporaryDirectory() as folder:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

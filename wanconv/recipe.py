@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from wanconv.errors import Refused, UsageError
-from wanconv.families import FAMILIES
 from wanconv.formats import FORMATS, ROUNDINGS
+from wanconv.models import FAMILIES
 from wanconv.naming import alternatives, check, matches, nearest, suggestion
 from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import Kind

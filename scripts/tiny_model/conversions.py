@@ -17,7 +17,7 @@ import torch
 from tiny_model.paired import opened, tensors
 
 from wanconv import recipe, verdict
-from wanconv.checkpoint.output import publish, write_file
+from wanconv.containers.output import publish, write_file
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.tensors import Model, TensorRef

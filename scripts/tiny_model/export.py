@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tiny_model.networks import DIMS, DIT, TEXT, VAE, WORDS
 from torch import Tensor
 
-from wanconv.families import targets
+from wanconv.models import targets
 from wanconv.tensors import Architecture
 from wanconv.workshop.synthetic import SPECIAL, tokenizer_files
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from wanconv.engine.layers import gated, modulate, rotations, sinusoid
 from wanconv.engine.numerics import FP32
 from wanconv.engine.wan import Block, State, Wan, WanSizes, unpatched
-from wanconv.families import targets
-from wanconv.families.umt5 import UMT5 as TEXT
-from wanconv.families.wan import T2V as DIT
-from wanconv.families.wan_vae import VAE_2_1 as VAE
+from wanconv.models import targets
+from wanconv.models.umt5 import UMT5 as TEXT
+from wanconv.models.wan import T2V as DIT
+from wanconv.models.wan_vae import VAE_2_1 as VAE
 from wanconv.tensors import Architecture
 from wanconv.validation.captions import COLOURS, MOTIONS, SHAPES
 

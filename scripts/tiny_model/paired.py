@@ -13,12 +13,12 @@ from tiny_model import networks
 from tiny_model.networks import LATENTS_MEAN, LATENTS_STD
 from torch import Tensor
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.engine import text
 from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
-from wanconv.families import DENOISERS, identify
 from wanconv.layouts.sizes import heads
+from wanconv.models import DENOISERS, identify
 from wanconv.tensors import Model
 from wanconv.validation import generation
 from wanconv.validation.captions import captions

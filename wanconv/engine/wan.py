@@ -15,7 +15,7 @@ Wan 2.1 I2V and FLF2V to CLIP's tokens of one or two images, with the same queri
 enters through six vectors per block that shift, scale and gate self-attention and feed-forward; a learned table
 `modulation` is added to what all blocks share.
 
-Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/families/wan.py. Weights arrive in any
+Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/models/wan.py. Weights arrive in any
 float dtype and are cast at each use, one linear at a time, as `numerics` says. A timestep is never narrowed. The
 timesteps of a batch are embedded once per distinct value and looked up per sample, or per run of tokens that share
 one: expanding them to (1, N, 6, d), as the official code does, takes 9.3 GB at 720p.

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wanconv.families import DENOISERS, FAMILIES, TOKENIZER, leaf_of, of_client
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
+from wanconv.models import DENOISERS, FAMILIES, TOKENIZER, leaf_of, of_client
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.tensors import Model
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Layout
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 
 DIFFSYNTH: Layout = replace(
     OFFICIAL,

@@ -1,9 +1,9 @@
 """The configs that diffusers reads of CogVideoX: denoiser, VAE, scheduler."""
 
 from wanconv.errors import Refused
-from wanconv.families import DENOISERS
-from wanconv.families.cogvideox import SETTINGS, TEXT_TOKENS
 from wanconv.layouts.types import Json
+from wanconv.models import DENOISERS
+from wanconv.models.cogvideox import SETTINGS, TEXT_TOKENS
 from wanconv.tensors import Component, Model
 
 _VERSION = "0.32.0"  # the first release whose CogVideoXTransformer3DModel knows 1.5

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
-from wanconv.families import DENOISERS
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.comfyui import COMFYUI
 from wanconv.layouts.types import Layout, Override, Stored
+from wanconv.models import DENOISERS
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.tensors import Kind
 
 _FILE_TYPES = {"fp32": 0, "fp16": 1, "q8_0": 7, "bf16": 32}  # what most matrices are: gguf-py LlamaFileType

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wanconv.families import DENOISERS, of_client
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Stored, Together
+from wanconv.models import DENOISERS, of_client
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.tensors import Model
 
 # One of the kernels that read such a file; others of the same number format do as well (fp8-vllm, int8-torchao …).

@@ -1,9 +1,9 @@
 """The layout of the official Wan repositories."""
 
-from wanconv.families import DENOISERS
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.models import DENOISERS
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.tensors import Model
 
 _CLASSES = {"wan-vace": "VaceWanModel", "wan-animate": "WanAnimateModel"}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wanconv.families import DENOISERS
+from wanconv.models import DENOISERS
 from wanconv.naming import matches
 from wanconv.tensors import Container, Family, Kind, MarkKind, Model, ModelTensor, Packing, Scheme, Shape
 

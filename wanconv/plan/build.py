@@ -7,12 +7,12 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-from wanconv.checkpoint.files import explained
-from wanconv.checkpoint.writer import Image
+from wanconv.containers.files import explained
+from wanconv.containers.writer import Image
 from wanconv.errors import InputError, Refused
-from wanconv.families import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.figures import count, exact_size, size
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
+from wanconv.models import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
 from wanconv.plan.marks import carried, refused_mark

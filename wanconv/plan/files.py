@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 
-from wanconv.checkpoint import gguf
-from wanconv.checkpoint.archive import Archive
-from wanconv.checkpoint.files import Entry
-from wanconv.checkpoint.pth import build_archive
-from wanconv.checkpoint.safetensors import build_header
-from wanconv.checkpoint.writer import Image, Payload
+from wanconv.containers import gguf
+from wanconv.containers.archive import Archive
+from wanconv.containers.files import Entry
+from wanconv.containers.pth import build_archive
+from wanconv.containers.safetensors import build_header
+from wanconv.containers.writer import Image, Payload
 from wanconv.layouts import Place
 from wanconv.tensors import DTYPES, Container, Shape
 

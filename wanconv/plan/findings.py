@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from wanconv.families import DENOISERS, expert_named, expert_unless_dense, in_full_precision, leaf_of
-from wanconv.families import beside as beside_name
 from wanconv.figures import count
 from wanconv.layouts import Layout
+from wanconv.models import DENOISERS, expert_named, expert_unless_dense, in_full_precision, leaf_of
+from wanconv.models import beside as beside_name
 from wanconv.naming import matches
 from wanconv.plan.marks import marks_of, older_clients
 from wanconv.plan.types import Step

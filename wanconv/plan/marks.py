@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from shlex import quote
 
 from wanconv.errors import Refused
-from wanconv.families import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.figures import exact_size
 from wanconv.layouts import LAYOUTS, Layout
+from wanconv.models import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.report import Finding
 from wanconv.tensors import Component, Container, Mark, Model
 

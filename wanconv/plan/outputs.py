@@ -7,10 +7,10 @@ from shlex import quote
 
 from wanconv.errors import Refused
 from wanconv.exclusion import excluding
-from wanconv.families import Target, leaf_of, targets
-from wanconv.families import beside as beside_name
 from wanconv.figures import count
 from wanconv.layouts import Layout, Stored
+from wanconv.models import Target, leaf_of, targets
+from wanconv.models import beside as beside_name
 from wanconv.plan.files import Slot
 from wanconv.plan.types import Output, Step
 from wanconv.report import Finding

@@ -6,9 +6,9 @@ from functools import lru_cache
 
 from wanconv import recipe as recipes
 from wanconv.errors import Refused
-from wanconv.families import leaf_of, multiplied_as, targets, vocabulary
 from wanconv.formats import FORMATS
 from wanconv.layouts import Layout, Override, Together
+from wanconv.models import leaf_of, multiplied_as, targets, vocabulary
 from wanconv.naming import matches
 from wanconv.plan.files import not_held
 from wanconv.plan.findings import some

@@ -1,6 +1,6 @@
 """A plan in numbers: bytes by component and by rule, and what loading the result will take."""
 
-from wanconv.checkpoint.writer import BLOCK_NBYTES
+from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.plan.types import Plan, Step
 from wanconv.report import Table
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.checkpoint.writer import Image
+from wanconv.containers.writer import Image
 from wanconv.layouts import Layout, Stored
 from wanconv.plan.files import Slot
 from wanconv.recipe import Recipe

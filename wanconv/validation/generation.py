@@ -18,8 +18,8 @@ from wanconv.engine.sampling import expert_at, guided
 from wanconv.engine.t5 import T5Encoder
 from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
 from wanconv.engine.vae import Codec, CogVideoXVae, Vae
-from wanconv.families import DENOISERS
 from wanconv.layouts import source_layout
+from wanconv.models import DENOISERS
 from wanconv.progress import Advance, unheard
 from wanconv.tensors import Family, Model
 from wanconv.validation.forced import denoiser

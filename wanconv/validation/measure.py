@@ -12,10 +12,10 @@ from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
-from wanconv.families import DENOISERS
 from wanconv.figures import count
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
+from wanconv.models import DENOISERS
 from wanconv.progress import Advance, Progress, total
 from wanconv.tensors import Component, Model
 from wanconv.validation import generation, results, speech, tasks

@@ -7,9 +7,9 @@ from torch import nn
 
 from wanconv.engine.libraries import watch
 from wanconv.engine.recorder import Recorder
-from wanconv.families import targets
 from wanconv.layouts import LAYOUTS
 from wanconv.layouts.sizes import heads
+from wanconv.models import targets
 from wanconv.tensors import Component, Model, Shape
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
-from wanconv.families import DENOISERS
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.formats.codec import runs
 from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.metrics.tensors import Agreement, NonFinite
+from wanconv.models import DENOISERS
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.progress import Advance, unheard
 from wanconv.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation

@@ -24,7 +24,7 @@ from wanconv.engine.wan import Condition as WanCondition
 from wanconv.engine.wan import Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
-from wanconv.families import DENOISERS
+from wanconv.models import DENOISERS
 from wanconv.tensors import Family, Model
 from wanconv.validation import cogvideox, pictures, speech
 from wanconv.validation.networks import sizes

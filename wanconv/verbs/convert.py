@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv import __version__
-from wanconv.checkpoint.output import Written, write_chunks, write_file
-from wanconv.checkpoint.places import check_target
-from wanconv.checkpoint.writer import write_images
+from wanconv.containers.output import Written, write_chunks, write_file
+from wanconv.containers.places import check_target
+from wanconv.containers.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.figures import sizes
 from wanconv.layouts import source_layout

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import describe_output_error, write_anew
-from wanconv.checkpoint.places import check_target
+from wanconv.containers import open_checkpoint
+from wanconv.containers.output import describe_output_error, write_anew
+from wanconv.containers.places import check_target
 from wanconv.errors import CheckFailed, UsageError
-from wanconv.families import identify
 from wanconv.figures import count, figure
+from wanconv.models import identify
 from wanconv.progress import Progress, silent
 from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.verbs import validate, verify

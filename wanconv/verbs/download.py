@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.checkpoint.output import sync_folders
-from wanconv.checkpoint.places import check_target
+from wanconv.containers.output import sync_folders
+from wanconv.containers.places import check_target
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.exclusion import unmatched
 from wanconv.figures import count, sizes

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from wanconv import recipe as recipes
-from wanconv.families import Expert
+from wanconv.models import Expert
 from wanconv.report import Report, Table
 
 

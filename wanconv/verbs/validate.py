@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv import __version__
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import describe_output_error, write_anew
-from wanconv.checkpoint.places import check_target
+from wanconv.containers import open_checkpoint
+from wanconv.containers.output import describe_output_error, write_anew
+from wanconv.containers.places import check_target
 from wanconv.errors import InputError, UsageError
-from wanconv.families import Expert, identify
 from wanconv.layouts import source_layout
+from wanconv.models import Expert, identify
 from wanconv.naming import suggestion
 from wanconv.plan import family_in_words, left_out
 from wanconv.progress import Progress, silent, total

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from wanconv.checkpoint import open_checkpoint
+from wanconv.containers import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
-from wanconv.families import Expert, identify
 from wanconv.figures import count
 from wanconv.hubs import Patience
 from wanconv.layouts import source_layout
+from wanconv.models import Expert, identify
 from wanconv.plan import family_in_words, left_out
 from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table, Tone

@@ -1,8 +1,8 @@
 """The model card of a converted folder: what it is, what it was made from, how to load it."""
 
-from wanconv.families import DENOISERS
-from wanconv.families.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.figures import exact_size
+from wanconv.models import DENOISERS
+from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.plan import Plan
 from wanconv.tensors import DTYPES
 from wanconv.workshop.markdown import inline, line, yaml

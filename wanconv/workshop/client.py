@@ -7,9 +7,9 @@ the rules are the layout's own, in one place; whether they are the client's is w
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.families import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
 from wanconv.figures import count
 from wanconv.layouts import Json, Layout
+from wanconv.models import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.reading import parsed_json
 from wanconv.recipe import load

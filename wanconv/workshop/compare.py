@@ -7,9 +7,9 @@ from contextlib import closing
 from math import inf, isfinite, prod
 
 from wanconv.errors import CheckFailed, NotFinite, Refused
-from wanconv.families import DENOISERS, homeless
 from wanconv.formats.codec import UNSCALED, Violation
 from wanconv.formats.codecs import Codecs
+from wanconv.models import DENOISERS, homeless
 from wanconv.progress import Progress, total
 from wanconv.report import Cell, Finding, Table
 from wanconv.tensors import Model, ModelTensor, Shape

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from wanconv.checkpoint.files import regular_file, strict_json
-from wanconv.checkpoint.output import describe_output_error, publish, write_file
+from wanconv.containers.files import regular_file, strict_json
+from wanconv.containers.output import describe_output_error, publish, write_file
 from wanconv.errors import InputError
 from wanconv.hubs import RemoteFile, Snapshot
 from wanconv.hubs.names import check_names

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wanconv.checkpoint.output import describe_output_error
+from wanconv.containers.output import describe_output_error
 from wanconv.errors import DigestMismatch, UsageError
 from wanconv.hubs import Address, RemoteFile, hasher
 from wanconv.hubs.ranges import Reader

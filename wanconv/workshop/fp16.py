@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wanconv.errors import InputError, Refused, UsageError
-from wanconv.families import DENOISERS
+from wanconv.models import DENOISERS
 from wanconv.plan import Plan
 from wanconv.reading import opened, read_at
 from wanconv.results import read_results

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.writer import BLOCK_NBYTES
+from wanconv.containers import open_checkpoint
+from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.errors import InputError, Refused, UsageError
-from wanconv.families import Expert, identify
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
+from wanconv.models import Expert, identify
 from wanconv.naming import alternatives, suggestion
 from wanconv.plan import Plan, plan
 from wanconv.recipe import Recipe, load

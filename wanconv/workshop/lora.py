@@ -8,14 +8,14 @@ from math import isfinite, prod
 from pathlib import Path
 from shlex import quote
 
-from wanconv.checkpoint import Header, read_header
-from wanconv.checkpoint.files import explained, printable
-from wanconv.checkpoint.places import local_path
+from wanconv.containers import Header, read_header
+from wanconv.containers.files import explained, printable
+from wanconv.containers.places import local_path
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
-from wanconv.families import DENOISERS
-from wanconv.families.experts import Witness, hear, twin, witnesses_of
-from wanconv.families.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.figures import count
+from wanconv.models import DENOISERS
+from wanconv.models.experts import Witness, hear, twin, witnesses_of
+from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.naming import suggestion
 from wanconv.progress import unheard
 from wanconv.reading import brief, parsed_json

@@ -13,13 +13,13 @@ from typing import Any
 import xxhash
 
 from wanconv import __version__
-from wanconv.checkpoint import check_file, header_digest, read_header
-from wanconv.checkpoint.files import printable, regular_file, strict_json
-from wanconv.checkpoint.output import Written
+from wanconv.containers import check_file, header_digest, read_header
+from wanconv.containers.files import printable, regular_file, strict_json
+from wanconv.containers.output import Written
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.families import Expert
 from wanconv.figures import exact_size
 from wanconv.hubs import hasher
+from wanconv.models import Expert
 from wanconv.plan import Plan, Slot, Step
 from wanconv.progress import Advance, unheard
 from wanconv.reading import fill_at, opened, read_small

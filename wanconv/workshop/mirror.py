@@ -13,17 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.checkpoint.files import Header, OpenFile
-from wanconv.checkpoint.index import check_size
-from wanconv.checkpoint.open import INDEX, WEIGHTS, header_of
-from wanconv.checkpoint.output import describe_output_error, pwrite_all
+from wanconv.containers.files import Header, OpenFile
+from wanconv.containers.index import check_size
+from wanconv.containers.open import INDEX, WEIGHTS, header_of
+from wanconv.containers.output import describe_output_error, pwrite_all
 from wanconv.errors import InputError, WanconvError
 from wanconv.exclusion import unmatched
-from wanconv.families import is_constant
 from wanconv.figures import exact_size, size
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
+from wanconv.models import is_constant
 from wanconv.reading import read_at
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from wanconv.checkpoint.writer import Fill, Journal
+from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
 from wanconv.progress import Progress, total

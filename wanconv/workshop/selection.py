@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 
-from wanconv.checkpoint.open import INDEX, WEIGHTS
+from wanconv.containers.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
 from wanconv.exclusion import excluded_by
-from wanconv.families import DENOISERS, FAMILIES
 from wanconv.hubs import RemoteFile
 from wanconv.layouts import LAYOUTS
+from wanconv.models import DENOISERS, FAMILIES
 from wanconv.naming import suggestion
 
 # fmt: off

@@ -11,9 +11,9 @@ from contextlib import closing, contextmanager
 from importlib import resources
 from pathlib import Path
 
-from wanconv.checkpoint.open import read_header
-from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
-from wanconv.checkpoint.writer import Journal, write_images
+from wanconv.containers.open import read_header
+from wanconv.containers.output import describe_output_error, publish, sync_folders, write_file
+from wanconv.containers.writer import Journal, write_images
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.plan import Slot, lay_out

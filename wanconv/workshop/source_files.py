@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from wanconv.checkpoint import header_digest, pth
-from wanconv.checkpoint.files import explained
+from wanconv.containers import header_digest, pth
+from wanconv.containers.files import explained
 from wanconv.errors import InputError
-from wanconv.families import is_constant
+from wanconv.models import is_constant
 from wanconv.reading import open_regular
 from wanconv.tensors import Part, TensorRef
 

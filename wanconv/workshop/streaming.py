@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wanconv.checkpoint.output import sync_folders
-from wanconv.checkpoint.writer import Fill, Journal
+from wanconv.containers.output import sync_folders
+from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.figures import count
 from wanconv.hubs import RemoteFile

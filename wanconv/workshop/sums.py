@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.checkpoint.files import explained, printable
+from wanconv.containers.files import explained, printable
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.progress import Progress, total
 from wanconv.reading import JSON_NBYTES, brief, read_small

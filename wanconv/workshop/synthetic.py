@@ -10,16 +10,16 @@ from typing import Literal
 
 import torch
 
-from wanconv.checkpoint import open_checkpoint
-from wanconv.checkpoint.output import describe_output_error, write_file
-from wanconv.checkpoint.writer import Image, Journal, write_images
+from wanconv.containers import open_checkpoint
+from wanconv.containers.output import describe_output_error, write_file
+from wanconv.containers.writer import Image, Journal, write_images
 from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
-from wanconv.families import DENOISERS, FAMILIES, Expert, fill, identify, targets
-from wanconv.families.names import numbered
 from wanconv.formats import FORMATS
 from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
+from wanconv.models import DENOISERS, FAMILIES, Expert, fill, identify, targets
+from wanconv.models.names import numbered
 from wanconv.naming import suggestion
 from wanconv.plan import Slot, lay_out
 from wanconv.progress import Progress, silent, total

@@ -7,8 +7,8 @@ sample tells. Of a repository, the digests that its hub lists; and of whatever w
 import struct
 from collections.abc import Mapping, Sequence
 
-from wanconv.checkpoint.files import explained
-from wanconv.checkpoint.output import Written
+from wanconv.containers.files import explained
+from wanconv.containers.output import Written
 from wanconv.errors import CheckFailed, InputError
 from wanconv.plan import Output, Plan
 from wanconv.reading import opened, read_at

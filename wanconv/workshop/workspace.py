@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from wanconv.checkpoint.output import describe_output_error, publish, sync_folders, write_file
-from wanconv.checkpoint.writer import Journal
+from wanconv.containers.output import describe_output_error, publish, sync_folders, write_file
+from wanconv.containers.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.progress import unheard
 from wanconv.reading import JSON_NBYTES, parsed_json, read_small

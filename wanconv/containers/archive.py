@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.checkpoint.files import MAX_TENSORS, SAVED_WHOLE, OpenFile, printable
+from wanconv.containers.files import MAX_TENSORS, SAVED_WHOLE, OpenFile, printable
 from wanconv.errors import InputError
 from wanconv.figures import exact_size
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from wanconv.errors import InputError, Unrecognised
 from wanconv.exclusion import excluding
-from wanconv.families.configs import read_json, stated_sizes
-from wanconv.families.experts import name_denoisers
-from wanconv.families.marks import agree, mark_of
-from wanconv.families.match import Claim, Fit, fits, model_tensors
-from wanconv.families.names import fingerprint
-from wanconv.families.packings import Packed, unpack
-from wanconv.families.releases import DENOISERS, FAMILIES
-from wanconv.families.roles import Expert
-from wanconv.families.unknown import Unknown, first_of, refusal, unknown
 from wanconv.figures import count
+from wanconv.models.configs import read_json, stated_sizes
+from wanconv.models.experts import name_denoisers
+from wanconv.models.marks import agree, mark_of
+from wanconv.models.match import Claim, Fit, fits, model_tensors
+from wanconv.models.names import fingerprint
+from wanconv.models.packings import Packed, unpack
+from wanconv.models.releases import DENOISERS, FAMILIES
+from wanconv.models.roles import Expert
+from wanconv.models.unknown import Unknown, first_of, refusal, unknown
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")

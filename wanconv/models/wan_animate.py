@@ -8,7 +8,7 @@ activation that follows. Official keys and values of the face adapter are one te
 from collections.abc import Iterator
 from itertools import pairwise
 
-from wanconv.families.rows import WB, WHOLE, Row, W, inside
+from wanconv.models.rows import WB, WHOLE, Row, W, inside
 from wanconv.tensors import Spelling
 
 _WIDTHS = ("c", "2*c", "4*c", "8*c", "16*c", "16*c", "16*c", "16*c")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from wanconv.checkpoint import gguf, pth, safetensors
-from wanconv.checkpoint.files import Header, OpenFile, combined, explained, printable, regular_file, what_is
-from wanconv.checkpoint.index import Index, check_shard, check_total_size, read_index
-from wanconv.checkpoint.places import check_scheme
+from wanconv.containers import gguf, pth, safetensors
+from wanconv.containers.files import Header, OpenFile, combined, explained, printable, regular_file, what_is
+from wanconv.containers.index import Index, check_shard, check_total_size, read_index
+from wanconv.containers.places import check_scheme
 from wanconv.errors import InputError
 from wanconv.exclusion import excluded_by, excluding
 from wanconv.reading import node_kind

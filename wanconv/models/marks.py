@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import InputError
-from wanconv.families.match import Claim
-from wanconv.families.names import size_of
-from wanconv.families.releases import FAMILIES
+from wanconv.models.match import Claim
+from wanconv.models.names import size_of
+from wanconv.models.releases import FAMILIES
 from wanconv.tensors import Family, Mark, MarkKind, Part
 
 CONFIG = "config"  # of a header's metadata

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wanconv.checkpoint.archive import Archive
-from wanconv.checkpoint.files import (
+from wanconv.containers.archive import Archive
+from wanconv.containers.files import (
     MAX_TENSORS,
     NAMED_WRONGLY,
     TOO_MUCH,
@@ -28,7 +28,7 @@ from wanconv.checkpoint.files import (
     printable,
     what_is,
 )
-from wanconv.checkpoint.safetensors import MAX_HEADER, numel
+from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
 from wanconv.figures import exact_size
 from wanconv.tensors import DTYPES, TensorRef

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeGuard
 
-from wanconv.checkpoint.files import (
+from wanconv.containers.files import (
     MAX_TENSORS,
     NAMED_WRONGLY,
     TOO_MUCH,

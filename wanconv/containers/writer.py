@@ -23,7 +23,7 @@ from types import FrameType
 
 import xxhash
 
-from wanconv.checkpoint.output import Written, describe_output_error, pwrite_all
+from wanconv.containers.output import Written, describe_output_error, pwrite_all
 from wanconv.errors import Interrupted
 from wanconv.progress import Advance, unheard
 from wanconv.reading import fill_at

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from wanconv.errors import InputError
-from wanconv.families.marks import is_other_type
-from wanconv.families.match import Claim
-from wanconv.families.names import size_of
-from wanconv.families.releases import DENOISERS
+from wanconv.models.marks import is_other_type
+from wanconv.models.match import Claim
+from wanconv.models.names import size_of
+from wanconv.models.releases import DENOISERS
 from wanconv.reading import TEXT_NBYTES, brief, parsed_json, read_small
 from wanconv.tensors import Checkpoint, Family
 

@@ -6,7 +6,7 @@ Files saved by newer versions of transformers lack the prefix `vision_model`.
 
 from dataclasses import replace
 
-from wanconv.families.rows import WB, WHOLE, Row, W, inside, roles
+from wanconv.models.rows import WB, WHOLE, Row, W, inside, roles
 from wanconv.tensors import Architecture, Dead, Role, Spelling
 
 

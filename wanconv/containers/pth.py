@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from wanconv.checkpoint import archive
-from wanconv.checkpoint.archive import Archive, Record
-from wanconv.checkpoint.files import (
+from wanconv.containers import archive
+from wanconv.containers.archive import Archive, Record
+from wanconv.containers.files import (
     MAX_TENSORS,
     NAMED_WRONGLY,
     SAVED_WHOLE,
@@ -28,8 +28,8 @@ from wanconv.checkpoint.files import (
     regular_file,
     what_is,
 )
-from wanconv.checkpoint.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
-from wanconv.checkpoint.safetensors import MAX_HEADER, numel
+from wanconv.containers.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
+from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
 from wanconv.figures import exact_size
 from wanconv.tensors import DTYPES, TensorRef

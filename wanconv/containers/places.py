@@ -6,7 +6,7 @@ a folder of that name, and `~root` is somebody's home.
 
 from pathlib import Path
 
-from wanconv.checkpoint.files import printable
+from wanconv.containers.files import printable
 from wanconv.errors import UsageError
 from wanconv.places import scheme_of, unsupported
 from wanconv.tensors import CONTAINERS

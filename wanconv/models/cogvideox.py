@@ -8,7 +8,7 @@ of its attention's video, its feed-forward's video, then the same of the text.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wanconv.families.rows import WB, WHOLE, Row, inside, roles
+from wanconv.models.rows import WB, WHOLE, Row, inside, roles
 from wanconv.tensors import Architecture, Kind, Scheme, Spelling
 
 _SAT = "model.diffusion_model"

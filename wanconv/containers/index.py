@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.checkpoint.files import Header, printable, regular_file, strict_json, what_is
+from wanconv.containers.files import Header, printable, regular_file, strict_json, what_is
 from wanconv.errors import InputError
 from wanconv.figures import count, exact_size, size
 from wanconv.tensors import TensorRef

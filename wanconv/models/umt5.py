@@ -1,6 +1,6 @@
 """The UMT5 text encoder: official names (Wan-Video's .pth) and hub names (transformers' UMT5EncoderModel)."""
 
-from wanconv.families.rows import Row, W, inside, roles
+from wanconv.models.rows import Row, W, inside, roles
 from wanconv.tensors import Architecture, Dead, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.

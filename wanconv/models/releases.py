@@ -1,13 +1,13 @@
 """Families of models, what they are made of, and the sizes that were published."""
 
-from wanconv.families import cogvideox
-from wanconv.families.clip import CLIP
-from wanconv.families.cogvideox_vae import VAE as COGVIDEOX_VAE
-from wanconv.families.t5 import T5
-from wanconv.families.umt5 import UMT5
-from wanconv.families.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V, VACE, VACE_1_3B
-from wanconv.families.wan_vae import VAE_2_1, VAE_2_2
-from wanconv.families.wav2vec2 import WAV2VEC2
+from wanconv.models import cogvideox
+from wanconv.models.clip import CLIP
+from wanconv.models.cogvideox_vae import VAE as COGVIDEOX_VAE
+from wanconv.models.t5 import T5
+from wanconv.models.umt5 import UMT5
+from wanconv.models.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V, VACE, VACE_1_3B
+from wanconv.models.wan_vae import VAE_2_1, VAE_2_2
+from wanconv.models.wav2vec2 import WAV2VEC2
 from wanconv.tensors import Architecture, Family, Release
 
 DENOISERS = ("dit", "expert.high", "expert.low")

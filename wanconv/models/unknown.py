@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from wanconv.errors import Unrecognised
 from wanconv.exclusion import excluding
-from wanconv.families.lora_names import TAILS
-from wanconv.families.match import Fit, fits
-from wanconv.families.packings import astray, unpack
-from wanconv.families.releases import ARCHITECTURES
 from wanconv.figures import count
+from wanconv.models.lora_names import TAILS
+from wanconv.models.match import Fit, fits
+from wanconv.models.packings import astray, unpack
+from wanconv.models.releases import ARCHITECTURES
 from wanconv.tensors import Part, TensorRef
 
 _SHOWN = 10

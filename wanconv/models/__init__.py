@@ -1,10 +1,10 @@
 """What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
 
-from wanconv.families.experts import expert_named, expert_unless_dense
-from wanconv.families.identify import identify
-from wanconv.families.marks import CONFIG, header_config, quoted, read_since
-from wanconv.families.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.families.packings import (
+from wanconv.models.experts import expert_named, expert_unless_dense
+from wanconv.models.identify import identify
+from wanconv.models.marks import CONFIG, header_config, quoted, read_since
+from wanconv.models.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
+from wanconv.models.packings import (
     TOKENIZER,
     TOKENIZER_NBYTES,
     Packed,
@@ -19,8 +19,8 @@ from wanconv.families.packings import (
     stated,
     tokenizer_of,
 )
-from wanconv.families.releases import ARCHITECTURES, DENOISERS, FAMILIES
-from wanconv.families.roles import FIELDS, Expert
+from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.models.roles import FIELDS, Expert
 
 __all__ = [
     "ARCHITECTURES",

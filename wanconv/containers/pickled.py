@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.checkpoint.files import Entry
+from wanconv.containers.files import Entry
 from wanconv.errors import InputError
 from wanconv.figures import count
 from wanconv.tensors import DTYPES, Shape

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-from wanconv.families.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
-from wanconv.families.packings import Packed, unpack
-from wanconv.families.releases import ARCHITECTURES
+from wanconv.models.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
+from wanconv.models.packings import Packed, unpack
+from wanconv.models.releases import ARCHITECTURES
 from wanconv.tensors import Architecture, Dead, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
 
 _HOLE = "#"

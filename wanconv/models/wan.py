@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from wanconv.families.rows import WB, WHOLE, Row, Size, W, inside, roles
-from wanconv.families.wan_animate import ANIMATE as ANIMATE_ROWS
+from wanconv.models.rows import WB, WHOLE, Row, Size, W, inside, roles
+from wanconv.models.wan_animate import ANIMATE as ANIMATE_ROWS
 from wanconv.tensors import Architecture, Dead, Scheme
 
 # fmt: off

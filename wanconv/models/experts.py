@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wanconv.errors import InputError, UsageError
-from wanconv.families.configs import read_json
-from wanconv.families.match import Claim, Fit
-from wanconv.families.releases import FAMILIES
-from wanconv.families.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
+from wanconv.models.configs import read_json
+from wanconv.models.match import Claim, Fit
+from wanconv.models.releases import FAMILIES
+from wanconv.models.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
 from wanconv.tensors import Architecture, Checkpoint, Model, Part
 
 # diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser

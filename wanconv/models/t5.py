@@ -3,8 +3,8 @@
 UMT5 without its own relative bias in each block: the first block's is everyone's.
 """
 
-from wanconv.families.rows import Row, W, inside, roles
-from wanconv.families.umt5 import DECODER, UMT5
+from wanconv.models.rows import Row, W, inside, roles
+from wanconv.models.umt5 import DECODER, UMT5
 from wanconv.tensors import Architecture, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from wanconv.families.names import fill, numbered
-from wanconv.families.packings import leaf_of
+from wanconv.models.names import fill, numbered
+from wanconv.models.packings import leaf_of
 from wanconv.tensors import Architecture
 
 Part = Literal["up", "down", "alpha", "difference", "refused"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from wanconv.families.rows import SCHEMES, WB, WHOLE, Row, Size, inside, roles
+from wanconv.models.rows import SCHEMES, WB, WHOLE, Row, Size, inside, roles
 from wanconv.tensors import Architecture, Role, Spelling
 
 # Newer versions of torch and transformers save weight normalisation under other names.
