@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.models import fill, identify
 from wanconv.models.names import numbered
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.tensors import Shape
 
 

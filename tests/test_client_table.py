@@ -16,9 +16,9 @@ from torch import Tensor
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.formats import FORMATS
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
+from wanconv.quantization import FORMATS
 from wanconv.tensors import Component, Model
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert

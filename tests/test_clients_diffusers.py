@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
 from wanconv.containers import open_checkpoint
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, fill, identify
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.tensors import Component, Family, Model, ModelTensor
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options

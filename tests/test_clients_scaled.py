@@ -16,9 +16,9 @@ from torch import Tensor
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
-from wanconv.formats.codec import RUN
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
+from wanconv.quantization.codec import RUN
 from wanconv.tensors import Component, Family, Shape
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert

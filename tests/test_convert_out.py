@@ -13,9 +13,9 @@ import torch
 from wanconv.containers import open_checkpoint
 from wanconv.containers.output import publish
 from wanconv.errors import DigestMismatch, OutputError, UsageError
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.models import identify
 from wanconv.progress import Step
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop.job import Options

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from wanconv.formats import FORMATS
+from wanconv.quantization import FORMATS
 from wanconv.tensors import DTYPES, Kind
 
 INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float and dtype.block == 1)
@@ -14,7 +14,7 @@ CASTS = sorted(name for name, each in FORMATS.items() if each.storage)  # scaled
 
 
 def test_the_format_table_is_imported_without_torch() -> None:
-    code = "import sys, wanconv.formats; raise SystemExit('torch' in sys.modules)"
+    code = "import sys, wanconv.quantization; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow
-from wanconv.formats import FORMATS
-from wanconv.formats.blocks import Blocker, bound, check, decode, encode
-from wanconv.formats.plain import CHUNK
+from wanconv.quantization import FORMATS
+from wanconv.quantization.blocks import Blocker, bound, check, decode, encode
+from wanconv.quantization.plain import CHUNK
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 LARGEST = 127 * 65504.0

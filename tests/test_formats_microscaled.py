@@ -12,8 +12,8 @@ from torchao.prototype.mx_formats.mx_tensor import to_mx
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
 from wanconv.errors import NotFinite, Overflow
-from wanconv.formats import FORMATS
-from wanconv.formats.microscaled import (
+from wanconv.quantization import FORMATS
+from wanconv.quantization.microscaled import (
     Microscaler,
     bound,
     check_payload,
@@ -25,7 +25,7 @@ from wanconv.formats.microscaled import (
     untiled,
     whole_of,
 )
-from wanconv.formats.plain import CHUNK
+from wanconv.quantization.plain import CHUNK
 from wanconv.tensors import DTYPES, Kind
 
 STORAGES = ("mxfp8", "nvfp4")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow, Refused
-from wanconv.formats import FORMATS
-from wanconv.formats.plain import TORCH_DTYPES, Caster, bound, decode, encode
+from wanconv.quantization import FORMATS
+from wanconv.quantization.plain import TORCH_DTYPES, Caster, bound, decode, encode
 from wanconv.tensors import DTYPES
 
 CASTS = sorted(name for name, each in FORMATS.items() if each.storage and DTYPES[each.storage].is_float)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats import FORMATS, MAX_ROW
-from wanconv.formats.plain import TORCH_DTYPES
-from wanconv.formats.scaled import LARGEST, Scaler, bound, decode, encode, scales_of
+from wanconv.quantization import FORMATS, MAX_ROW
+from wanconv.quantization.plain import TORCH_DTYPES
+from wanconv.quantization.scaled import LARGEST, Scaler, bound, decode, encode, scales_of
 
 SCALED = sorted(name for name, each in FORMATS.items() if "row" in each.scales)
 GRANULARITIES = ["tensor", "row"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.plain import TORCH_DTYPES
-from wanconv.formats.scaled import FACTORS, LARGEST, Scaler, bound, candidates, decode, encode, scales_of
+from wanconv.quantization.plain import TORCH_DTYPES
+from wanconv.quantization.scaled import FACTORS, LARGEST, Scaler, bound, candidates, decode, encode, scales_of
 
 SCALED = sorted(FACTORS)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -88,7 +88,7 @@ def test_a_module_imports_lower_floors_only() -> None:
     ("module", "source"),
     [
         ("wanconv.errors", "from wanconv.report import Finding"),
-        ("wanconv.formats.fp8", "import wanconv.models.wan"),
+        ("wanconv.quantization.fp8", "import wanconv.models.wan"),
         ("wanconv.containers.reader", "from ..plan import Plan"),
         ("wanconv.verbs.convert", "def late():\n    from wanconv.verbs import verify"),
         ("wanconv.verbs.convert", "from . import demo"),
@@ -104,7 +104,7 @@ def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("wanconv.formats.fp8", "from .plain import Plain\nfrom wanconv.errors import Overflow\nimport torch"),
+        ("wanconv.quantization.fp8", "from .plain import Plain\nfrom wanconv.errors import Overflow\nimport torch"),
         ("wanconv.verbs.demo", "from wanconv.verbs import convert\nfrom .verify import verify"),
         ("wanconv.verbs.convert", "from wanconv import __version__, plan"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wanconv.cli.app import app
-from wanconv.formats import FORMATS
+from wanconv.quantization import FORMATS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from wanconv.errors import Refused, UsageError
-from wanconv.formats import FORMATS, ROUNDINGS
 from wanconv.models import FAMILIES, vocabulary
 from wanconv.naming import matches
+from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.recipe import Rule, assign, load, names, parse
 from wanconv.tensors import DTYPES, Family, Kind
 

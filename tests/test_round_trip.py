@@ -11,9 +11,9 @@ import transformers
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.tensors import Family, Shape
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options

@@ -10,9 +10,9 @@ import tiny as tools
 import torch
 
 from wanconv.containers import open_checkpoint
-from wanconv.formats import scaled
-from wanconv.formats.codecs import Codecs
 from wanconv.models import identify
+from wanconv.quantization import scaled
+from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.recipes import explain

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import LAYOUTS
-from wanconv.models import TOKENIZER_NBYTES, identify
+from wanconv.models import identify
 from wanconv.plan import plan
+from wanconv.quantization.packings import TOKENIZER_NBYTES
 from wanconv.recipe import load
 from wanconv.report import Report
 from wanconv.verbs.convert import convert, convert_remote, preview_remote

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wanconv.errors import InputError, UsageError
-from wanconv.formats import FORMATS
+from wanconv.quantization import FORMATS
 from wanconv.results import SCHEMA, faults, read_results
 from wanconv.verdict import Check, Verdict, coarsest, judge, load_profile, profiles
 

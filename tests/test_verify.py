@@ -17,9 +17,9 @@ from tiny import copy
 from wanconv import recipe
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, WanconvError
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS
 from wanconv.progress import Step
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Cell, Finding, Report
 from wanconv.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from wanconv.containers import open_checkpoint
-from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.workshop import synthetic
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from wanconv.errors import Refused, UsageError
-from wanconv.formats import FORMATS, ROUNDINGS
 from wanconv.models import FAMILIES
 from wanconv.naming import alternatives, check, matches, nearest, suggestion
+from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.reading import brief, parsed_toml, small_text
 from wanconv.tensors import Kind
 

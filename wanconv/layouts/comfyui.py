@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
-from wanconv.models import DENOISERS, FAMILIES, TOKENIZER, leaf_of, of_client
+from wanconv.models import DENOISERS, FAMILIES
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.quantization.packings import TOKENIZER, leaf_of, of_client
 from wanconv.tensors import Model
 
 

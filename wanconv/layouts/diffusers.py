@@ -9,8 +9,9 @@ from wanconv.layouts import diffusers_cogvideox as cogvideox
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, no_additions, plain_metadata
-from wanconv.models import DENOISERS, leaf_of, of_client
+from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.quantization.packings import leaf_of, of_client
 from wanconv.tensors import Component, Model
 
 _VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Stored, Together
-from wanconv.models import DENOISERS, of_client
+from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.quantization.packings import of_client
 from wanconv.tensors import Model
 
 # One of the kernels that read such a file; others of the same number format do as well (fp8-vllm, int8-torchao …).

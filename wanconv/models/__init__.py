@@ -4,7 +4,9 @@ from wanconv.models.experts import expert_named, expert_unless_dense
 from wanconv.models.identify import identify
 from wanconv.models.marks import CONFIG, header_config, quoted, read_since
 from wanconv.models.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.models.packings import (
+from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.models.roles import FIELDS, Expert
+from wanconv.quantization.packings import (
     TOKENIZER,
     TOKENIZER_NBYTES,
     Packed,
@@ -19,8 +21,6 @@ from wanconv.models.packings import (
     stated,
     tokenizer_of,
 )
-from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES
-from wanconv.models.roles import FIELDS, Expert
 
 __all__ = [
     "ARCHITECTURES",

@@ -12,10 +12,10 @@ from wanconv.models.experts import name_denoisers
 from wanconv.models.marks import agree, mark_of
 from wanconv.models.match import Claim, Fit, fits, model_tensors
 from wanconv.models.names import fingerprint
-from wanconv.models.packings import Packed, unpack
 from wanconv.models.releases import DENOISERS, FAMILIES
 from wanconv.models.roles import Expert
 from wanconv.models.unknown import Unknown, first_of, refusal, unknown
+from wanconv.quantization.packings import Packed, unpack
 from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wanconv.models.names import fill, numbered
-from wanconv.models.packings import leaf_of
+from wanconv.quantization.packings import leaf_of
 from wanconv.tensors import Architecture
 
 Part = Literal["up", "down", "alpha", "difference", "refused"]

@@ -10,8 +10,8 @@ from functools import cache
 from math import prod
 
 from wanconv.models.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
-from wanconv.models.packings import Packed, unpack
 from wanconv.models.releases import ARCHITECTURES
+from wanconv.quantization.packings import Packed, unpack
 from wanconv.tensors import Architecture, Dead, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
 
 _HOLE = "#"

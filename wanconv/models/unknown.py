@@ -8,8 +8,8 @@ from wanconv.exclusion import excluding
 from wanconv.figures import count
 from wanconv.models.lora_names import TAILS
 from wanconv.models.match import Fit, fits
-from wanconv.models.packings import astray, unpack
 from wanconv.models.releases import ARCHITECTURES
+from wanconv.quantization.packings import astray, unpack
 from wanconv.tensors import Part, TensorRef
 
 _SHOWN = 10

@@ -12,7 +12,6 @@ from wanconv.containers.writer import Image
 from wanconv.errors import InputError, Refused
 from wanconv.figures import count, exact_size, size
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
-from wanconv.models import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
 from wanconv.plan.marks import carried, refused_mark
@@ -20,6 +19,7 @@ from wanconv.plan.outputs import outputs_of, without
 from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
 from wanconv.plan.types import Contents, Plan
+from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.reading import read_small
 from wanconv.recipe import Recipe
 from wanconv.report import Finding

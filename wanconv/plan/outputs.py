@@ -9,10 +9,11 @@ from wanconv.errors import Refused
 from wanconv.exclusion import excluding
 from wanconv.figures import count
 from wanconv.layouts import Layout, Stored
-from wanconv.models import Target, leaf_of, targets
-from wanconv.models import beside as beside_name
+from wanconv.models import Target, targets
 from wanconv.plan.files import Slot
 from wanconv.plan.types import Output, Step
+from wanconv.quantization.packings import beside as beside_name
+from wanconv.quantization.packings import leaf_of
 from wanconv.report import Finding
 from wanconv.tensors import Component, Shape
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
-from wanconv.formats.codec import runs
-from wanconv.formats.plain import decode
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.perceptual import Perceptual
@@ -22,6 +20,8 @@ from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.progress import Advance, unheard
+from wanconv.quantization.codec import runs
+from wanconv.quantization.plain import decode
 from wanconv.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser

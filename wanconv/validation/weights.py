@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wanconv.formats.codecs import Codecs
-from wanconv.formats.plain import TORCH_DTYPES, decode
+from wanconv.quantization.codecs import Codecs
+from wanconv.quantization.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, Model, ModelTensor, Shape
 from wanconv.workshop.reader import Reader, Sources, read_scales
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from wanconv.errors import CheckFailed, Refused
 from wanconv.figures import count
 from wanconv.layouts import Json, Layout
-from wanconv.models import DENOISERS, is_input_scale, read_since, same_meaning, stated, tokenizer_of
+from wanconv.models import DENOISERS, read_since
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
+from wanconv.quantization.packings import is_input_scale, same_meaning, stated, tokenizer_of
 from wanconv.reading import parsed_json
 from wanconv.recipe import load
 from wanconv.report import Finding

@@ -7,10 +7,10 @@ from contextlib import closing
 from math import inf, isfinite, prod
 
 from wanconv.errors import CheckFailed, NotFinite, Refused
-from wanconv.formats.codec import UNSCALED, Violation
-from wanconv.formats.codecs import Codecs
 from wanconv.models import DENOISERS, homeless
 from wanconv.progress import Progress, total
+from wanconv.quantization.codec import UNSCALED, Violation
+from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Finding, Table
 from wanconv.tensors import Model, ModelTensor, Shape
 from wanconv.workshop.reader import Reader, Sources, invalid_scale

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.plain import TORCH_DTYPES, decode
+from wanconv.quantization.plain import TORCH_DTYPES, decode
 from wanconv.tensors import DTYPES, ModelTensor, Patch, TensorRef
 
 _ROWS = 16

@@ -23,7 +23,7 @@ from wanconv.figures import exact_size, size
 from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.hubs.names import check_names
 from wanconv.hubs.ranges import Reader
-from wanconv.models import is_constant
+from wanconv.quantization.packings import is_constant
 from wanconv.reading import read_at
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch

@@ -8,10 +8,10 @@ from types import TracebackType
 import torch
 
 from wanconv.errors import InputError, Overflow
-from wanconv.formats.codec import Fit, runs
-from wanconv.formats.codecs import Codecs
-from wanconv.formats.plain import TORCH_DTYPES, Caster, decode
 from wanconv.plan import Output, Plan, Step
+from wanconv.quantization.codec import Fit, runs
+from wanconv.quantization.codecs import Codecs
+from wanconv.quantization.plain import TORCH_DTYPES, Caster, decode
 from wanconv.report import Finding
 from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
 from wanconv.workshop.reader import Reader, Sources, TensorNumbers, invalid_scale, refuse_scale

@@ -6,9 +6,9 @@ from math import isfinite
 import torch
 
 from wanconv.errors import InputError, NotFinite
-from wanconv.formats.codec import RUN, Scales
-from wanconv.formats.codecs import Codecs
-from wanconv.formats.plain import TORCH_DTYPES
+from wanconv.quantization.codec import RUN, Scales
+from wanconv.quantization.codecs import Codecs
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.reading import fill_at
 from wanconv.tensors import DTYPES, ModelTensor, Shape, TensorRef
 from wanconv.workshop.merge import Merger

@@ -10,7 +10,7 @@ from typing import Protocol
 from wanconv.containers import header_digest, pth
 from wanconv.containers.files import explained
 from wanconv.errors import InputError
-from wanconv.models import is_constant
+from wanconv.quantization.packings import is_constant
 from wanconv.reading import open_regular
 from wanconv.tensors import Part, TensorRef
 

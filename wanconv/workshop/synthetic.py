@@ -15,14 +15,14 @@ from wanconv.containers.output import describe_output_error, write_file
 from wanconv.containers.writer import Image, Journal, write_images
 from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
-from wanconv.formats import FORMATS
-from wanconv.formats.plain import TORCH_DTYPES
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import DENOISERS, FAMILIES, Expert, fill, identify, targets
 from wanconv.models.names import numbered
 from wanconv.naming import suggestion
 from wanconv.plan import Slot, lay_out
 from wanconv.progress import Progress, silent, total
+from wanconv.quantization import FORMATS
+from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from wanconv.formats.blocks import Q8
-from wanconv.formats.codec import Codec
-from wanconv.formats.microscaled import Microscaled
-from wanconv.formats.plain import Plain
-from wanconv.formats.scaled import Scaled
+from wanconv.quantization.blocks import Q8
+from wanconv.quantization.codec import Codec
+from wanconv.quantization.microscaled import Microscaled
+from wanconv.quantization.plain import Plain
+from wanconv.quantization.scaled import Scaled
 from wanconv.tensors import DTYPES, Packing
 
 # fmt: off

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
-from wanconv.formats.plain import CHUNK, half_spacing, power, refusal, widen
-from wanconv.formats.plain import decode as widened
+from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
+from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
+from wanconv.quantization.plain import decode as widened
 from wanconv.tensors import DTYPES, Shape
 
 _Q8_0 = DTYPES["q8_0"]

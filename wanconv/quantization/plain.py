@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow, Refused
-from wanconv.formats import FORMATS
-from wanconv.formats.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
+from wanconv.quantization import FORMATS
+from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
 from wanconv.tensors import DTYPES, DType, Shape
 
 # fmt: off

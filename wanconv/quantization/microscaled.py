@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.formats.codec import Fit, Judge, Numbers, Scales, Violation, runs
-from wanconv.formats.plain import CHUNK, half_spacing, power, refusal, widen
-from wanconv.formats.plain import decode as widened
-from wanconv.formats.scaled import Scaler, peak_of
+from wanconv.quantization.codec import Fit, Judge, Numbers, Scales, Violation, runs
+from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
+from wanconv.quantization.plain import decode as widened
+from wanconv.quantization.scaled import Scaler, peak_of
 from wanconv.tensors import DTYPES, TILE, DType, Shape
 
 _E4M3 = DTYPES["fp8_e4m3fn"]

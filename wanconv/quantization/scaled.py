@@ -35,9 +35,9 @@ from math import inf, isfinite, isnan
 import torch
 from torch import Tensor
 
-from wanconv.formats.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, complete, row_runs
-from wanconv.formats.plain import CHUNK, NAMES, TORCH_DTYPES, Caster, half_spacing, power, refusal, widen
-from wanconv.formats.plain import decode as widened
+from wanconv.quantization.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, complete, row_runs
+from wanconv.quantization.plain import CHUNK, NAMES, TORCH_DTYPES, Caster, half_spacing, power, refusal, widen
+from wanconv.quantization.plain import decode as widened
 from wanconv.tensors import DTYPES, Shape
 
 LARGEST = {"fp8_e4m3fn": 448.0, "fp8_e5m2": 57344.0, "int8": 127.0}
