@@ -142,7 +142,7 @@ def _done(request: dict[str, Any], out: Path) -> "Report":
 
 
 def _serve() -> None:
-    import wanconv.hubs.huggingface
+    import wanconv.storage.hubs.huggingface
     import wanconv.verbs.convert
     import wanconv.verbs.download
     import wanconv.workshop.mover  # noqa: F401  # torch, for the children to share

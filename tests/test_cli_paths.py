@@ -11,10 +11,10 @@ from typer.main import get_command
 
 from wanconv.cli.app import app
 from wanconv.cli.run import run
-from wanconv.containers.places import local_path
 from wanconv.errors import UsageError
-from wanconv.places import repository_of, scheme_of
 from wanconv.report import Report
+from wanconv.storage.paths import local_path
+from wanconv.storage.places import repository_of, scheme_of
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect

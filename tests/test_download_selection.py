@@ -3,8 +3,8 @@
 import pytest
 
 from wanconv.errors import UsageError
-from wanconv.hubs import RemoteFile
 from wanconv.layouts import LAYOUTS
+from wanconv.storage.hubs import RemoteFile
 from wanconv.workshop.selection import COMPONENTS, Wish, owners, select
 
 SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00006.safetensors" for n in range(1, 7)]

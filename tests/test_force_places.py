@@ -20,10 +20,10 @@ import tiny
 from command import COMMAND
 
 from wanconv.cli.run import run
-from wanconv.containers.output import publish
 from wanconv.errors import NotFinite, UsageError
-from wanconv.hubs import Patience, Snapshot, open_hub
 from wanconv.progress import Step
+from wanconv.storage.hubs import Patience, Snapshot, open_hub
+from wanconv.storage.local import publish
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.workshop import replacing, workspace
 from wanconv.workshop.job import Options

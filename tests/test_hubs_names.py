@@ -9,8 +9,8 @@ import pytest
 from hub.server import Hub, running
 
 from wanconv.errors import InputError, UsageError
-from wanconv.hubs import parse
-from wanconv.hubs.names import check_names
+from wanconv.storage.hubs import parse
+from wanconv.storage.hubs.names import check_names
 from wanconv.verbs.download import Options, download
 
 PAYLOAD = b"attack" * 2000

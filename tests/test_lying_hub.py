@@ -16,13 +16,13 @@ import pytest
 from hub.server import Hub, Reply, leading
 
 from wanconv.errors import InputError, UsageError, WanconvError
-from wanconv.hubs import Patience, RemoteFile, open_hub
-from wanconv.hubs.huggingface import HuggingFace
-from wanconv.hubs.modelscope import ModelScope
-from wanconv.hubs.names import check_names
-from wanconv.hubs.patience import retry_after
-from wanconv.hubs.ranges import Reader
-from wanconv.hubs.types import Address, Snapshot
+from wanconv.storage.hubs import Patience, RemoteFile, open_hub
+from wanconv.storage.hubs.huggingface import HuggingFace
+from wanconv.storage.hubs.modelscope import ModelScope
+from wanconv.storage.hubs.names import check_names
+from wanconv.storage.hubs.patience import retry_after
+from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.types import Address, Snapshot
 from wanconv.workshop.selection import Wish, select
 
 FILES = {"README.md": b"# A model\n", "vae/weights.safetensors": bytes(20_000)}
@@ -364,7 +364,7 @@ def test_a_link_that_is_none_is_refused_or_none(hub: Hub, link: str) -> None:
 
 
 def test_a_folder_that_modelscope_cuts_is_asked_for_by_itself(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wanconv.hubs.modelscope._MOST_AT_ONCE", 4)
+    monkeypatch.setattr("wanconv.storage.hubs.modelscope._MOST_AT_ONCE", 4)
     rows = [
         {"Path": f"{folder}/{number}", "Size": 1, "Sha256": "0" * 64, "Type": "blob"}
         for folder in "ab"
@@ -379,7 +379,7 @@ def test_a_folder_that_modelscope_cuts_is_asked_for_by_itself(hub: Hub, monkeypa
 
     hub.lie = lie
     assert [file.path for file in listed("ms").files] == [row["Path"] for row in rows]
-    monkeypatch.setattr("wanconv.hubs.modelscope._MOST_AT_ONCE", 2)
+    monkeypatch.setattr("wanconv.storage.hubs.modelscope._MOST_AT_ONCE", 2)
     refused("ms", "answers at most 2 files of a folder that has more")
 
 
@@ -439,7 +439,7 @@ def test_the_token_stays_at_home_when_a_file_lies_on_another_host(hub: Hub) -> N
 
 
 def test_from_https_nothing_leads_to_http() -> None:
-    from wanconv.hubs.transport import _redirected
+    from wanconv.storage.hubs.transport import _redirected
 
     with pytest.raises(InputError, match="which is not safe"):
         _redirected("https://hub.invalid/a?sig=secret", "http://hub.invalid/a")

@@ -16,8 +16,8 @@ from hub.liar import mutant
 from hub.server import Hub, Reply, files_below, leading
 
 from wanconv.errors import InputError, WanconvError
-from wanconv.hubs import Patience
 from wanconv.report import Report
+from wanconv.storage.hubs import Patience
 from wanconv.verbs import download as downloading
 from wanconv.verbs import publish as publishing
 from wanconv.verbs import verify as verifying
@@ -213,7 +213,7 @@ def test_the_token_is_not_uploaded_to_another_host(store: Hub, baked: Path, name
 
 @pytest.mark.parametrize("name", ["hf", "ms"])
 def test_an_answer_to_an_upload_is_bounded(store: Hub, baked: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wanconv.hubs.uploads._MAX_ANSWER_NBYTES", 1000)
+    monkeypatch.setattr("wanconv.storage.hubs.uploads._MAX_ANSWER_NBYTES", 1000)
     store.lie = lambda reply: (
         [b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 5000] if "/api/v1/" in reply.path or "create" in reply.path else None
     )

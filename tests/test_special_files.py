@@ -12,12 +12,12 @@ from types import FrameType
 
 import pytest
 
-from wanconv import reading
 from wanconv.containers import open_checkpoint
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
 from wanconv.models import identify
 from wanconv.recipe import load
+from wanconv.storage import reading
 from wanconv.validation import pictures
 from wanconv.validation.backbone import ALEXNET, Backbone
 from wanconv.verbs.validate import recheck

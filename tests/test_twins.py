@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError
-from wanconv.hubs import Patience
 from wanconv.models import identify
+from wanconv.storage.hubs import Patience
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.verbs.verify import Options as Verified

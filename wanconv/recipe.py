@@ -10,7 +10,7 @@ from wanconv.errors import Refused, UsageError
 from wanconv.models import FAMILIES
 from wanconv.naming import alternatives, check, matches, nearest, suggestion
 from wanconv.quantization import FORMATS, ROUNDINGS
-from wanconv.reading import brief, parsed_toml, small_text
+from wanconv.storage.reading import brief, parsed_toml, small_text
 from wanconv.tensors import Kind
 
 SCHEMA = 1

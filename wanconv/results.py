@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 
 from wanconv.errors import InputError
-from wanconv.reading import JSON_NBYTES, parsed_json, read_small
+from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 
 SCHEMA = "wanconv.validation/1"
 _HINT = "give the results.json that validate -o wrote"

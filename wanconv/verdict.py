@@ -35,7 +35,7 @@ from typing import Literal
 from wanconv.errors import UsageError
 from wanconv.figures import count, figure
 from wanconv.naming import alternatives, nearest, suggestion
-from wanconv.reading import brief, parsed_toml, small_text
+from wanconv.storage.reading import brief, parsed_toml, small_text
 from wanconv.tensors import DTYPES
 
 Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]

@@ -17,9 +17,9 @@ import torch
 from tiny_model.paired import opened, tensors
 
 from wanconv import recipe, verdict
-from wanconv.containers.output import publish, write_file
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
+from wanconv.storage.local import publish, write_file
 from wanconv.tensors import Model, TensorRef
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs import validate

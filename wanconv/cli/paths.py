@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wanconv.errors import InputError, UsageError
-from wanconv.places import repository_of
+from wanconv.storage.places import repository_of
 
 Use = Literal["model", "file", "target"]
 
@@ -28,7 +28,7 @@ def local(where: str, use: Use = "file") -> Callable[[str | Path], Path]:
             return text
         if (repository := repository_of(text)) is not None:
             raise _is_elsewhere(where, repository, use)
-        from wanconv.containers.places import local_path  # its package is a good part of the time that help takes
+        from wanconv.storage.paths import local_path  # its package is a good part of the time that help takes
 
         return local_path(text, where)
 
@@ -44,7 +44,7 @@ def local_or_hub(where: str) -> Callable[[str | Place], Place]:
             return text
         if (repository := repository_of(text)) is not None:
             return Place(Path(repository), repository)
-        from wanconv.containers.places import check_scheme, local_path
+        from wanconv.storage.paths import check_scheme, local_path
 
         check_scheme(text, where, hubs=True)
         path = local_path(text, where)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from wanconv.errors import InputError
-from wanconv.reading import node_kind, opened, read_at, whole_number
+from wanconv.storage.reading import node_kind, opened, read_at, whole_number
 from wanconv.tensors import Shape, TensorRef
 
 MAX_TENSORS = 200_000

@@ -23,10 +23,10 @@ from types import FrameType
 
 import xxhash
 
-from wanconv.containers.output import Written, describe_output_error, pwrite_all
 from wanconv.errors import Interrupted
 from wanconv.progress import Advance, unheard
-from wanconv.reading import fill_at
+from wanconv.storage.local import Written, describe_output_error, pwrite_all
+from wanconv.storage.reading import fill_at
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from wanconv.engine.libraries import held, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
-from wanconv.reading import stream
+from wanconv.storage.reading import stream
 
 RATE = 16000  # samples a second
 STATES, _FEATURES = 50, 30  # a second

@@ -7,7 +7,7 @@ from wanconv.models.marks import is_other_type
 from wanconv.models.match import Claim
 from wanconv.models.names import size_of
 from wanconv.models.releases import DENOISERS
-from wanconv.reading import TEXT_NBYTES, brief, parsed_json, read_small
+from wanconv.storage.reading import TEXT_NBYTES, brief, parsed_json, read_small
 from wanconv.tensors import Checkpoint, Family
 
 _HINT = "download it again; without a config.json, sizes come from the weights"

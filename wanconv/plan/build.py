@@ -20,9 +20,9 @@ from wanconv.plan.sidecars import beside
 from wanconv.plan.steps import steps_of
 from wanconv.plan.types import Contents, Plan
 from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
-from wanconv.reading import read_small
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
+from wanconv.storage.reading import read_small
 from wanconv.tensors import DTYPES, Component, Model
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wanconv.errors import InputError
 from wanconv.figures import size
-from wanconv.reading import parsed_json
+from wanconv.storage.reading import parsed_json
 from wanconv.tensors import Packing, Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv.errors import InputError
-from wanconv.reading import stream
+from wanconv.storage.reading import stream
 
 if TYPE_CHECKING:
     from torch import Tensor

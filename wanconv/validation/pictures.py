@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from wanconv.errors import InputError
-from wanconv.reading import read_small
+from wanconv.storage.reading import read_small
 
 _MAX_NBYTES = 256_000_000
 _CENTRES = {"image": 0.0, "last_image": 0.4}  # of the disc, from left to right in -1 … 1

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv import __version__
-from wanconv.containers.output import Written, write_chunks, write_file
-from wanconv.containers.places import check_target
 from wanconv.containers.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.figures import sizes
@@ -29,17 +27,19 @@ from wanconv.plan import (
 )
 from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report
+from wanconv.storage.disk import free_nbytes
+from wanconv.storage.local import Written, write_chunks, write_file
+from wanconv.storage.paths import check_target
 from wanconv.tensors import Model
 from wanconv.workshop import manifest, replacing, twins
 from wanconv.workshop.card import model_card
-from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.job import Options, prepare, target_folder
 from wanconv.workshop.origin import Here, Origin
 from wanconv.workshop.selection import Wish
 from wanconv.workshop.workspace import Workspace, open_workspace, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
-    from wanconv.hubs import Patience
+    from wanconv.storage.hubs import Patience
     from wanconv.workshop.mirror import Mirror
 
 

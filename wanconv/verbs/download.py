@@ -7,19 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.containers.output import sync_folders
-from wanconv.containers.places import check_target
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.exclusion import unmatched
 from wanconv.figures import count, sizes
-from wanconv.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
-from wanconv.hubs.names import check_names
-from wanconv.hubs.ranges import Reader
 from wanconv.plan import without_match
 from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report, Table
+from wanconv.storage.disk import free_nbytes
+from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
+from wanconv.storage.hubs.names import check_names
+from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.local import sync_folders
+from wanconv.storage.paths import check_target
 from wanconv.workshop import downloaded, manifest
-from wanconv.workshop.disk import free_nbytes
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
 from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.selection import Wish, owners, select

@@ -25,7 +25,7 @@ from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
 
 if TYPE_CHECKING:
-    from wanconv.hubs import Patience
+    from wanconv.storage.hubs import Patience
 
 _NOTES = 20  # of a header, that are shown
 

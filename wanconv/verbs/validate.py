@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.containers import open_checkpoint
-from wanconv.containers.output import describe_output_error, write_anew
-from wanconv.containers.places import check_target
 from wanconv.errors import InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
@@ -22,6 +20,8 @@ from wanconv.plan import family_in_words, left_out
 from wanconv.progress import Progress, silent, total
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
+from wanconv.storage.local import describe_output_error, write_anew
+from wanconv.storage.paths import check_target
 from wanconv.tensors import Model
 from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wanconv.errors import Interrupted
-from wanconv.reading import open_regular
+from wanconv.storage.reading import open_regular
 from wanconv.workshop.needs import Need, blocking
 
 _WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside

@@ -12,9 +12,9 @@ from wanconv.layouts import Json, Layout
 from wanconv.models import DENOISERS, read_since
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.quantization.packings import is_input_scale, same_meaning, stated, tokenizer_of
-from wanconv.reading import parsed_json
 from wanconv.recipe import load
 from wanconv.report import Finding
+from wanconv.storage.reading import parsed_json
 from wanconv.tensors import Component, Model, TensorRef
 from wanconv.workshop.manifest import says_entry
 

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wanconv.containers.files import regular_file, strict_json
-from wanconv.containers.output import describe_output_error, publish, write_file
 from wanconv.errors import InputError
-from wanconv.hubs import RemoteFile, Snapshot
-from wanconv.hubs.names import check_names
-from wanconv.hubs.rows import is_commit, remote_file
+from wanconv.storage.hubs import RemoteFile, Snapshot
+from wanconv.storage.hubs.names import check_names
+from wanconv.storage.hubs.rows import is_commit, remote_file
+from wanconv.storage.local import describe_output_error, publish, write_file
 
 NAME = ".wanconv-download.json"
 SCHEMA = "wanconv.download/1"

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wanconv.containers.output import describe_output_error
 from wanconv.errors import DigestMismatch, UsageError
-from wanconv.hubs import Address, RemoteFile, hasher
-from wanconv.hubs.ranges import Reader
 from wanconv.progress import Advance
+from wanconv.storage.hubs import Address, RemoteFile, hasher
+from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.local import describe_output_error
 
 _CHUNK_NBYTES = 1 << 20
 

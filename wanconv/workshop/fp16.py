@@ -12,8 +12,8 @@ from pathlib import Path
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import DENOISERS
 from wanconv.plan import Plan
-from wanconv.reading import opened, read_at
 from wanconv.results import read_results
+from wanconv.storage.reading import opened, read_at
 from wanconv.tensors import Model, TensorRef
 from wanconv.verdict import judge, load_profile
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from wanconv.errors import CheckFailed, UsageError
-from wanconv.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.report import Finding
+from wanconv.storage.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.workshop import downloaded
 from wanconv.workshop.sums import Listed
 

@@ -10,7 +10,6 @@ from shlex import quote
 
 from wanconv.containers import Header, read_header
 from wanconv.containers.files import explained, printable
-from wanconv.containers.places import local_path
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.figures import count
 from wanconv.models import DENOISERS
@@ -18,7 +17,8 @@ from wanconv.models.experts import Witness, hear, twin, witnesses_of
 from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.naming import suggestion
 from wanconv.progress import unheard
-from wanconv.reading import brief, parsed_json
+from wanconv.storage.paths import local_path
+from wanconv.storage.reading import brief, parsed_json
 from wanconv.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.manifest import digest_file
 

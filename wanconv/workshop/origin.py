@@ -11,7 +11,7 @@ from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
 from wanconv.progress import Progress, total
-from wanconv.reading import opened
+from wanconv.storage.reading import opened
 from wanconv.tensors import Model
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options

@@ -9,7 +9,7 @@ from wanconv.errors import InputError, NotFinite
 from wanconv.quantization.codec import RUN, Scales
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.reading import fill_at
+from wanconv.storage.reading import fill_at
 from wanconv.tensors import DTYPES, ModelTensor, Shape, TensorRef
 from wanconv.workshop.merge import Merger
 from wanconv.workshop.source_files import Files, FilesHere

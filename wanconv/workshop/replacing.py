@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from wanconv.errors import InputError, UsageError
-from wanconv.reading import node_kind
+from wanconv.storage.reading import node_kind
 from wanconv.workshop import manifest
 
 _MOST_NAMED = 10  # files that a refusal names

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from wanconv.containers.output import describe_output_error
+from wanconv.storage.local import describe_output_error
 
 _PREFIX = "wanconv-headers-"
 _COMPLETED = r"[a-z0-9_]{8}"  # by tempfile

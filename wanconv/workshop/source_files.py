@@ -11,7 +11,7 @@ from wanconv.containers import header_digest, pth
 from wanconv.containers.files import explained
 from wanconv.errors import InputError
 from wanconv.quantization.packings import is_constant
-from wanconv.reading import open_regular
+from wanconv.storage.reading import open_regular
 from wanconv.tensors import Part, TensorRef
 
 

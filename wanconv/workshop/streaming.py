@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wanconv.containers.output import sync_folders
 from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.figures import count
-from wanconv.hubs import RemoteFile
-from wanconv.hubs.ranges import Reader
 from wanconv.plan import Plan
 from wanconv.progress import Advance, Progress, total
+from wanconv.storage.hubs import RemoteFile
+from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.local import sync_folders
 from wanconv.tensors import Model, TensorRef
 from wanconv.workshop import downloaded, manifest, twins
 from wanconv.workshop.arrivals import Arrivals

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from wanconv.containers import open_checkpoint
-from wanconv.containers.output import describe_output_error, write_file
 from wanconv.containers.writer import Image, Journal, write_images
 from wanconv.engine.wan_s2v import HOSTS
 from wanconv.errors import UsageError
@@ -23,6 +22,7 @@ from wanconv.plan import Slot, lay_out
 from wanconv.progress import Progress, silent, total
 from wanconv.quantization import FORMATS
 from wanconv.quantization.plain import TORCH_DTYPES
+from wanconv.storage.local import describe_output_error, write_file
 from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from wanconv.containers.files import explained
-from wanconv.containers.output import Written
 from wanconv.errors import CheckFailed, InputError
 from wanconv.plan import Output, Plan
-from wanconv.reading import opened, read_at
 from wanconv.report import Finding, Severity
+from wanconv.storage.local import Written
+from wanconv.storage.reading import opened, read_at
 from wanconv.tensors import DTYPES, Component, Model, ModelTensor, Piece
 
 _SAMPLE_NUMEL = 1024

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from wanconv.containers.output import describe_output_error, publish, sync_folders, write_file
 from wanconv.containers.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.progress import unheard
-from wanconv.reading import JSON_NBYTES, parsed_json, read_small
+from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
+from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 from wanconv.workshop import manifest, replacing
 from wanconv.workshop.replacing import is_free, remove_if_empty
 

@@ -11,8 +11,8 @@ from huggingface_hub.utils import _http  # which factory is in force, nothing pu
 from modelscope_hub import HubApi
 
 from wanconv.errors import InputError
-from wanconv.hubs.patience import Passing, Patience
-from wanconv.hubs.transport import LIES, Caller, Clock, TimedAdapter, origin, plain
+from wanconv.storage.hubs.patience import Passing, Patience
+from wanconv.storage.hubs.transport import LIES, Caller, Clock, TimedAdapter, origin, plain
 
 _MAX_ANSWER_NBYTES = 16_000_000
 _CONNECT_S, _ANSWER_S = 30.0, 600.0  # a commit of many files takes a hub minutes

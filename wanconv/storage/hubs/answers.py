@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import requests
 
 from wanconv.errors import InputError
-from wanconv.hubs.patience import BUSY, Passing, Patience, Unreachable, retry_after
-from wanconv.hubs.rows import is_commit, shown
-from wanconv.hubs.transport import Caller, reason
-from wanconv.hubs.types import Address, RemoteFile
+from wanconv.storage.hubs.patience import BUSY, Passing, Patience, Unreachable, retry_after
+from wanconv.storage.hubs.rows import is_commit, shown
+from wanconv.storage.hubs.transport import Caller, reason
+from wanconv.storage.hubs.types import Address, RemoteFile
 
 Json = Mapping[str, object]
 

@@ -25,11 +25,11 @@ from modelscope_hub.errors import (
 from requests.exceptions import RequestException
 
 from wanconv.errors import InputError, UsageError, WanconvError
-from wanconv.hubs.answers import Answer, Json, Questions
-from wanconv.hubs.patience import Patience
-from wanconv.hubs.rows import remote_file, shown
-from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
-from wanconv.hubs.uploads import guarded_modelscope
+from wanconv.storage.hubs.answers import Answer, Json, Questions
+from wanconv.storage.hubs.patience import Patience
+from wanconv.storage.hubs.rows import remote_file, shown
+from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
+from wanconv.storage.hubs.uploads import guarded_modelscope
 
 _MOST_AT_ONCE = 3000  # entries: the API cuts a list there, and says nothing
 _DENIED = 10010103009  # its code for a token that is not valid, which comes with status 400

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wanconv.containers.files import printable
 from wanconv.errors import UsageError
-from wanconv.places import scheme_of, unsupported
+from wanconv.storage.places import scheme_of, unsupported
 from wanconv.tensors import CONTAINERS
 
 

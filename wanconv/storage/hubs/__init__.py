@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from wanconv.errors import UsageError
-from wanconv.hubs.patience import Patience
-from wanconv.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
 from wanconv.naming import suggestion
-from wanconv.places import unsupported
+from wanconv.storage.hubs.patience import Patience
+from wanconv.storage.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
+from wanconv.storage.places import unsupported
 
 __all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
@@ -50,9 +50,9 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
 def open_hub(name: str, token: str | None = None, patience: Patience | None = None) -> Hub:
     """Returns the hub `hf` or `ms`; without a token, with the one its own client has saved."""
     if name == "ms":
-        from wanconv.hubs.modelscope import ModelScope  # a quarter of a second to import
+        from wanconv.storage.hubs.modelscope import ModelScope  # a quarter of a second to import
 
         return ModelScope(token, patience)
-    from wanconv.hubs.huggingface import HuggingFace
+    from wanconv.storage.hubs.huggingface import HuggingFace
 
     return HuggingFace(token, patience)

@@ -12,9 +12,9 @@ from contextlib import closing
 import requests
 
 from wanconv.errors import InputError
-from wanconv.hubs.patience import BUSY, Passing, Patience, retry_after
-from wanconv.hubs.transport import LIES, Caller, plain, reason
-from wanconv.hubs.types import Address
+from wanconv.storage.hubs.patience import BUSY, Passing, Patience, retry_after
+from wanconv.storage.hubs.transport import LIES, Caller, plain, reason
+from wanconv.storage.hubs.types import Address
 
 _PROGRESS_NBYTES = 1 << 20  # as much beyond what was there before makes an attempt count as progress
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)")

@@ -16,11 +16,11 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from requests.utils import parse_header_links
 
 from wanconv.errors import InputError, UsageError, WanconvError
-from wanconv.hubs.answers import Answer, Json, Questions
-from wanconv.hubs.patience import Patience
-from wanconv.hubs.rows import remote_file, shown
-from wanconv.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
-from wanconv.hubs.uploads import guarded_hugging_face
+from wanconv.storage.hubs.answers import Answer, Json, Questions
+from wanconv.storage.hubs.patience import Patience
+from wanconv.storage.hubs.rows import remote_file, shown
+from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
+from wanconv.storage.hubs.uploads import guarded_hugging_face
 
 _T = TypeVar("_T")
 _REVISION = "check the revision: a branch, a tag or a commit"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from wanconv.hubs.types import Algorithm, RemoteFile
+from wanconv.storage.hubs.types import Algorithm, RemoteFile
 
 DIGITS: Mapping[str, int] = {"sha256": 64, "git-sha1": 40}
 MAX_FILE_NBYTES = 1 << 43  # 8 TiB: hubs take half of one, and a file system that makes room for it may take 16
