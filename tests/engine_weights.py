@@ -12,7 +12,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.models import fill, identify
 from wanconv.models.names import numbered
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.tensors import Shape
+from wanconv.types.tensors import Shape
 
 
 class FolderWeights:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wanconv.models import ARCHITECTURES, FAMILIES, expand
-from wanconv.tensors import Architecture, Part, Release, Scheme, Shape, TensorRef
+from wanconv.types.tensors import Architecture, Part, Release, Scheme, Shape, TensorRef
 
 LISTS = sorted((Path(__file__).parent / "headers").glob("*/*.json.gz"))
 RELEASES = {release.name: release for family in FAMILIES for release in family.releases}

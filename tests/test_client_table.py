@@ -19,7 +19,7 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.quantization import FORMATS
-from wanconv.tensors import Component, Model
+from wanconv.types.tensors import Component, Model
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.workshop.client import check_client

@@ -33,7 +33,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, fill, identify
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.tensors import Component, Family, Model, ModelTensor
+from wanconv.types.tensors import Component, Family, Model, ModelTensor
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 

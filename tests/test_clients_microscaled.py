@@ -19,7 +19,7 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
 from wanconv.plan import contents
 from wanconv.report import Cell, Report
-from wanconv.tensors import DTYPES
+from wanconv.types.tensors import DTYPES
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect

@@ -19,7 +19,7 @@ from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageEr
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.quantization.codec import RUN
-from wanconv.tensors import Component, Family, Shape
+from wanconv.types.tensors import Component, Family, Shape
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check

@@ -10,7 +10,7 @@ from diffusers import CogVideoXTransformer3DModel
 from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused, Unrecognised
 from wanconv.models import FAMILIES, expand, identify
-from wanconv.tensors import Family
+from wanconv.types.tensors import Family
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from wanconv.progress import Step
+from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 

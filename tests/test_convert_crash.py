@@ -22,7 +22,7 @@ from convert_server import CALLS, Server
 from hub.server import files_below, running
 
 from wanconv.errors import OutputError
-from wanconv.progress import Step
+from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wanconv.errors import InputError, NotFinite, Overflow, Refused
-from wanconv.naming import matches
-from wanconv.progress import Step
 from wanconv.recipe import load
 from wanconv.recipe import names as recipe_names
 from wanconv.report import Report
+from wanconv.types.names import matches
+from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options, prepare
 

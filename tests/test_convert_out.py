@@ -13,10 +13,10 @@ import torch
 from wanconv.containers import open_checkpoint
 from wanconv.errors import DigestMismatch, OutputError, UsageError
 from wanconv.models import identify
-from wanconv.progress import Step
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
 from wanconv.storage.local import publish
+from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert, preview
 from wanconv.workshop.job import Options
 from wanconv.workshop.workspace import open_workspace

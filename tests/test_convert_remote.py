@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save, save_file
 
 from wanconv.containers import read_header
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
-from wanconv.progress import Progress, Step
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience, Snapshot
+from wanconv.types.progress import Progress, Step
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.download import Options as Wanted
 from wanconv.verbs.download import download

@@ -14,7 +14,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import Unrecognised
 from wanconv.models import ARCHITECTURES, expand, fill, identify
 from wanconv.models.match import fits
-from wanconv.tensors import Architecture, Shape
+from wanconv.types.tensors import Architecture, Shape
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options, verify

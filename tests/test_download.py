@@ -22,10 +22,10 @@ from command import COMMAND, run
 from convert_server import Server
 from hub.server import Hub, leading, running, sha256
 
-from wanconv import figures
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience
+from wanconv.types import figures
 from wanconv.verbs.download import Options, download, preview
 from wanconv.workshop.selection import Wish
 

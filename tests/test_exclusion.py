@@ -13,10 +13,10 @@ from tiny import copy
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
-from wanconv.exclusion import excluded_by, excluding, unmatched
 from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.storage.hubs import RemoteFile
+from wanconv.types.exclusion import excluded_by, excluding, unmatched
 from wanconv.verbs import convert, verify
 from wanconv.verbs.inspect import inspect
 from wanconv.workshop.job import Options, prepare

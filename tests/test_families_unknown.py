@@ -8,7 +8,7 @@ from header_lists import architecture, part
 
 from wanconv.errors import Unrecognised
 from wanconv.models import expand, identify
-from wanconv.tensors import Checkpoint, Shape
+from wanconv.types.tensors import Checkpoint, Shape
 
 T2V, VAE, UMT5 = (architecture(name) for name in ("wan-t2v", "wan-vae-2.1", "umt5"))
 TINY = expand(T2V, "official", T2V.tiny)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wanconv import figures
+from wanconv.types import figures
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 files"), (1, "1 file"), (2, "2 files"), (12_345, "12,345 files")])

@@ -21,9 +21,9 @@ from command import COMMAND
 
 from wanconv.cli.run import run
 from wanconv.errors import NotFinite, UsageError
-from wanconv.progress import Step
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
 from wanconv.storage.local import publish
+from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.workshop import replacing, workspace
 from wanconv.workshop.job import Options

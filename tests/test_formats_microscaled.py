@@ -26,7 +26,7 @@ from wanconv.quantization.microscaled import (
     whole_of,
 )
 from wanconv.quantization.plain import CHUNK
-from wanconv.tensors import DTYPES, Kind
+from wanconv.types.tensors import DTYPES, Kind
 
 STORAGES = ("mxfp8", "nvfp4")
 INFINITE = 0xFF

@@ -12,7 +12,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
 from wanconv.models import identify
-from wanconv.tensors import Model
+from wanconv.types.tensors import Model
 from wanconv.validation.forced import denoiser
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.validate import Options, validate

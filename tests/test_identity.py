@@ -20,7 +20,7 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
 from wanconv.plan import plan
 from wanconv.recipe import load
-from wanconv.tensors import Checkpoint, Mark
+from wanconv.types.tensors import Checkpoint, Mark
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.validate import Options as Validation

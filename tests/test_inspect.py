@@ -14,7 +14,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES
-from wanconv.tensors import Family
+from wanconv.types.tensors import Family
 from wanconv.verbs.inspect import inspect
 from wanconv.workshop.synthetic import home
 

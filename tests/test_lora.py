@@ -19,7 +19,7 @@ from wanconv.containers import open_checkpoint, read_header
 from wanconv.errors import InputError, NotFinite, Refused, UsageError, WanconvError
 from wanconv.models import ARCHITECTURES, identify
 from wanconv.models.lora_names import STYLES, TAILS, stems
-from wanconv.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
+from wanconv.types.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
 from wanconv.workshop.lora import Wanted, parse, with_loras
 from wanconv.workshop.merge import Merger
 from wanconv.workshop.reader import Reader, Sources

@@ -7,9 +7,9 @@ from types import FrameType
 
 import pytest
 
-from wanconv import naming
 from wanconv.models import FAMILIES, vocabulary
-from wanconv.naming import check, matches, nearest, suggestion
+from wanconv.types import names
+from wanconv.types.names import check, matches, nearest, suggestion
 
 FFN = "expert.high/blocks.7.ffn.up.weight"
 
@@ -113,10 +113,10 @@ def test_what_is_remembered_of_a_pattern_stays_small_and_changes_nothing(monkeyp
     expected = [matches(pattern, name) for name in names]
     assert any(expected)
     monkeypatch.setattr(naming, "_MOST_REMEMBERED", 3)
-    naming._compiled.cache_clear()
+    names._compiled.cache_clear()
     assert [matches(pattern, name) for name in names] == expected
-    assert len(naming._compiled(pattern)._sets) <= 3
-    naming._compiled.cache_clear()
+    assert len(names._compiled(pattern)._sets) <= 3
+    names._compiled.cache_clear()
 
 
 def test_a_pattern_matches_as_the_regular_expression_of_its_definition_does() -> None:
@@ -137,7 +137,7 @@ def test_a_pattern_matches_as_the_regular_expression_of_its_definition_does() ->
             check("".join(tokens))
         except ValueError:
             continue
-        if tokens != naming._TOKEN.findall("".join(tokens)):  # two of them became one
+        if tokens != names._TOKEN.findall("".join(tokens)):  # two of them became one
             continue
         expression = re.compile("".join(words.get(token, re.escape(token)) for token in tokens))
         for _ in range(8):

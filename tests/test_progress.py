@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress as RichProgress
 
 from wanconv.cli.progress import Bars, Lines, begin, json_line, plain_line
-from wanconv.progress import Step, silent, total
+from wanconv.types.progress import Step, silent, total
 from wanconv.verbs import download as downloading
 
 
@@ -201,7 +201,7 @@ def test_json_is_an_object_a_line_from_the_beginning_to_the_end_of_every_task() 
     assert all(line.endswith("}\n") and line.count("\n") == 1 for line in written)
     told = [json.loads(line) for line in written]
     assert told[1] == {
-        "schema": "wanconv.progress/1", "task": "converting", "state": "running", "unit": "bytes",
+        "schema": "wanconv.types.progress/1", "task": "converting", "state": "running", "unit": "bytes",
         "done": 10**8, "total": 10**9, "kept": 0, "elapsed_s": 1.0, "rate": 10**8, "left_s": 9.0,
     }  # fmt: skip
     assert [(one["task"], one["state"], one["done"], one["rate"], one["left_s"]) for one in told] == [
@@ -261,7 +261,7 @@ def test_json_progress_is_on_stderr_and_the_report_on_stdout(listed: list[str], 
     assert json.loads(done.stdout)["ok"]
     told = [json.loads(line) for line in done.stderr.splitlines()]
     assert [one["state"] for one in told if one["task"] == "checking digests"][-1] == "done"
-    assert {one["schema"] for one in told} == {"wanconv.progress/1"}
+    assert {one["schema"] for one in told} == {"wanconv.types.progress/1"}
 
 
 @pytest.mark.parametrize("silent", [["--progress", "none"], ["-q"], ["-q", "--progress", "json"]])

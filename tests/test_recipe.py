@@ -7,10 +7,10 @@ import pytest
 
 from wanconv.errors import Refused, UsageError
 from wanconv.models import FAMILIES, vocabulary
-from wanconv.naming import matches
 from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.recipe import Rule, assign, load, names, parse
-from wanconv.tensors import DTYPES, Family, Kind
+from wanconv.types.names import matches
+from wanconv.types.tensors import DTYPES, Family, Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = 'schema = 1\nsummary = "a test"\n'

@@ -14,7 +14,7 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.tensors import Family, Shape
+from wanconv.types.tensors import Family, Shape
 from wanconv.verbs.convert import convert
 from wanconv.workshop.job import Options
 from wanconv.workshop.synthetic import PUBLISHED

@@ -13,9 +13,9 @@ import tiny as tinies
 from wanconv.containers import open_checkpoint, writer
 from wanconv.errors import InputError, UsageError
 from wanconv.models import identify
-from wanconv.progress import Step
 from wanconv.storage.reading import opened, read_at, read_small
-from wanconv.tensors import CONTAINERS
+from wanconv.types.progress import Step
+from wanconv.types.tensors import CONTAINERS
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wanconv.errors import WanconvError
-from wanconv.progress import Step
+from wanconv.types.progress import Step
 from wanconv.verbs import convert, validate, verify
 from wanconv.workshop.job import Options
 from wanconv.workshop.threads import single_threaded

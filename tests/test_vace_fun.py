@@ -9,7 +9,7 @@ from header_lists import RELEASES, architecture, part, tiny_part
 
 from wanconv.containers import open_checkpoint
 from wanconv.models import expand, expert_unless_dense, identify
-from wanconv.tensors import Checkpoint, Part
+from wanconv.types.tensors import Checkpoint, Part
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify

@@ -18,9 +18,9 @@ from tiny import copy, poke
 import wanconv
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
-from wanconv.progress import Step
 from wanconv.report import Report
 from wanconv.results import SCHEMA
+from wanconv.types.progress import Step
 from wanconv.validation.pictures import drawn
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate

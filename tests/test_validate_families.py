@@ -9,9 +9,9 @@ from command import run_in_turn
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES
-from wanconv.naming import matches
 from wanconv.recipe import load, names
-from wanconv.tensors import Family
+from wanconv.types.names import matches
+from wanconv.types.tensors import Family
 from wanconv.validation.tasks import JUDGED
 from wanconv.verbs.convert import preview
 from wanconv.workshop.job import Options

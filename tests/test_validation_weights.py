@@ -8,7 +8,7 @@ import torch
 
 from wanconv.containers import open_checkpoint
 from wanconv.models import identify
-from wanconv.tensors import Model
+from wanconv.types.tensors import Model
 from wanconv.validation.forced import compare_tensor
 from wanconv.validation.weights import ModelWeights
 

@@ -18,10 +18,10 @@ from wanconv import recipe
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.layouts import LAYOUTS
-from wanconv.progress import Step
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Cell, Finding, Report
-from wanconv.tensors import CONTAINERS, TensorRef
+from wanconv.types.progress import Step
+from wanconv.types.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
 from wanconv.verbs.verify import Options, verify
 from wanconv.workshop import manifest, sums

@@ -19,8 +19,8 @@ import xxhash
 
 from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import Interrupted, OutputError
-from wanconv.progress import Step, total
 from wanconv.storage.local import Written, publish, write_file
+from wanconv.types.progress import Step, total
 
 BLOCK = 1 << 14
 SIZES = {"a": 3 * BLOCK + 4, "b": 0, "c": 8, "d": BLOCK, "e": 2 * BLOCK - 100}

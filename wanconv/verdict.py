@@ -33,10 +33,10 @@ from types import UnionType
 from typing import Literal
 
 from wanconv.errors import UsageError
-from wanconv.figures import count, figure
-from wanconv.naming import alternatives, nearest, suggestion
 from wanconv.storage.reading import brief, parsed_toml, small_text
-from wanconv.tensors import DTYPES
+from wanconv.types.figures import count, figure
+from wanconv.types.names import alternatives, nearest, suggestion
+from wanconv.types.tensors import DTYPES
 
 Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]
 Answer = Outcome | Literal["WARNING"]  # of one check; a warning leaves the verdict as it is

@@ -20,7 +20,7 @@ from wanconv import recipe, verdict
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.storage.local import publish, write_file
-from wanconv.tensors import Model, TensorRef
+from wanconv.types.tensors import Model, TensorRef
 from wanconv.validation.weights import ModelWeights
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert

@@ -19,7 +19,7 @@ from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
 from wanconv.layouts.sizes import heads
 from wanconv.models import DENOISERS, identify
-from wanconv.tensors import Model
+from wanconv.types.tensors import Model
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
 from wanconv.validation.weights import ModelWeights

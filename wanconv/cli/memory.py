@@ -14,7 +14,7 @@ from importlib.abc import MetaPathFinder
 from typing import NoReturn
 
 from wanconv.errors import OutputError
-from wanconv.figures import size
+from wanconv.types.figures import size
 
 _HINT = "close other programs, raise the limit (ulimit -v), or lower --jobs"
 # of RuntimeError, which torch and threading raise, and of ImportError and OSError, of a library larger than the room

@@ -19,10 +19,10 @@ from rich.text import Text
 from wanconv.cli.console import SETTINGS
 from wanconv.cli.streams import own_errors
 from wanconv.cli.text import json_text, safe
-from wanconv.figures import count, size
-from wanconv.progress import Progress, Step, silent
+from wanconv.types.figures import count, size
+from wanconv.types.progress import Progress, Step, silent
 
-SCHEMA = "wanconv.progress/1"
+SCHEMA = "wanconv.types.progress/1"
 
 Mode = Literal["bars", "plain", "json", "none"]
 Clock = Callable[[], float]

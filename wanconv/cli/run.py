@@ -13,7 +13,7 @@ from wanconv.cli.console import SETTINGS, fail
 from wanconv.cli.memory import end, shortage
 from wanconv.cli.streams import guarded
 from wanconv.errors import Interrupted, OutputError, UsageError, WanconvError
-from wanconv.naming import suggestion
+from wanconv.types.names import suggestion
 
 _COMMAND = re.compile(r"No such command ['\"](.*)['\"]")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rich.cells import cell_len, split_text
 from rich.markup import escape
 
-from wanconv import figures
 from wanconv.report import Cell, Table, Tone
+from wanconv.types import figures
 
 STYLES = {"note": "dim", "warning": "yellow", "failure": "red", "success": "green", "": ""}
 _OUTCOMES: Mapping[str, Tone] = {

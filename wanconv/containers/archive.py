@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wanconv.containers.files import MAX_TENSORS, SAVED_WHOLE, OpenFile, printable
 from wanconv.errors import InputError
-from wanconv.figures import exact_size
+from wanconv.types.figures import exact_size
 
 ALIGNMENT = 64
 _LOCAL = struct.Struct("<4s5H3I2H")

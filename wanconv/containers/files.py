@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from wanconv.errors import InputError
 from wanconv.storage.reading import node_kind, opened, read_at, whole_number
-from wanconv.tensors import Shape, TensorRef
+from wanconv.types.tensors import Shape, TensorRef
 
 MAX_TENSORS = 200_000
 _PEEK = 512

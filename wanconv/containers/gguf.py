@@ -30,8 +30,8 @@ from wanconv.containers.files import (
 )
 from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
-from wanconv.figures import exact_size
-from wanconv.tensors import DTYPES, TensorRef
+from wanconv.types.figures import exact_size
+from wanconv.types.tensors import DTYPES, TensorRef
 
 TYPES: Mapping[str, int] = {"fp32": 0, "fp16": 1, "bf16": 30, "q8_0": 8}  # what is read and written
 _DTYPES = {number: DTYPES[name] for name, number in TYPES.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from wanconv.containers.files import Header, printable, regular_file, strict_json, what_is
 from wanconv.errors import InputError
-from wanconv.figures import count, exact_size, size
-from wanconv.tensors import TensorRef
+from wanconv.types.figures import count, exact_size, size
+from wanconv.types.tensors import TensorRef
 
 _MAX_INDEX = 64_000_000  # bytes
 _AGAIN = "download the index again"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from wanconv.containers.files import Entry
 from wanconv.errors import InputError
-from wanconv.figures import count
-from wanconv.tensors import DTYPES, Shape
+from wanconv.types.figures import count
+from wanconv.types.tensors import DTYPES, Shape
 
 # fmt: off
 TORCH_DTYPES = (

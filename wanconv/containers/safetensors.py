@@ -24,8 +24,8 @@ from wanconv.containers.files import (
     what_is,
 )
 from wanconv.errors import InputError
-from wanconv.figures import exact_size
-from wanconv.tensors import DTYPES, Shape, TensorRef
+from wanconv.types.figures import exact_size
+from wanconv.types.tensors import DTYPES, Shape, TensorRef
 
 MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
 _MAX_ELEMENTS = 2**60  # far above any disk, far below the overflow of 64-bit counters

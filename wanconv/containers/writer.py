@@ -24,9 +24,9 @@ from types import FrameType
 import xxhash
 
 from wanconv.errors import Interrupted
-from wanconv.progress import Advance, unheard
 from wanconv.storage.local import Written, describe_output_error, pwrite_all
 from wanconv.storage.reading import fill_at
+from wanconv.types.progress import Advance, unheard
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096

@@ -49,7 +49,7 @@ from wanconv.engine.layers import (
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
-from wanconv.tensors import Shape
+from wanconv.types.tensors import Shape
 
 TEXT_TOKENS = 512
 PATCH = (1, 2, 2)

@@ -46,7 +46,7 @@ from wanconv.engine.wan import (
 )
 from wanconv.engine.weights import Fetch
 from wanconv.errors import InputError
-from wanconv.tensors import Shape
+from wanconv.types.tensors import Shape
 
 HOSTS = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)  # blocks that an injector follows
 MOTION_FRAMES = 73  # frames before a clip that it is given; silence of as many goes before its sound

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from wanconv.tensors import Shape
+from wanconv.types.tensors import Shape
 
 # One component's `tensors`: wan.py takes this instead of a source, so that whoever calls it may hand in anything.
 Fetch = Callable[[str], Mapping[str, Tensor]]

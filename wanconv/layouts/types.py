@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wanconv.models import DENOISERS
-from wanconv.naming import matches
-from wanconv.tensors import Container, Family, Kind, MarkKind, Model, ModelTensor, Packing, Scheme, Shape
+from wanconv.types.names import matches
+from wanconv.types.tensors import Container, Family, Kind, MarkKind, Model, ModelTensor, Packing, Scheme, Shape
 
 Json = Mapping[str, object]
 

@@ -15,7 +15,7 @@ from wanconv.models.configs import read_json
 from wanconv.models.match import Claim, Fit
 from wanconv.models.releases import FAMILIES
 from wanconv.models.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
-from wanconv.tensors import Architecture, Checkpoint, Model, Part
+from wanconv.types.tensors import Architecture, Checkpoint, Model, Part
 
 # diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser
 _FOLDERS: Mapping[str, Expert] = {"transformer_2": "low"}

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.errors import InputError, Unrecognised
-from wanconv.exclusion import excluding
-from wanconv.figures import count
 from wanconv.models.configs import read_json, stated_sizes
 from wanconv.models.experts import name_denoisers
 from wanconv.models.marks import agree, mark_of
@@ -16,7 +14,9 @@ from wanconv.models.releases import DENOISERS, FAMILIES
 from wanconv.models.roles import Expert
 from wanconv.models.unknown import Unknown, first_of, refusal, unknown
 from wanconv.quantization.packings import Packed, unpack
-from wanconv.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
+from wanconv.types.exclusion import excluding
+from wanconv.types.figures import count
+from wanconv.types.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
 
 _ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
 

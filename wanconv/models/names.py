@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from wanconv.tensors import Architecture, Family, Kind, Role, Scheme, Shape, Spelling, TensorRef
+from wanconv.types.tensors import Architecture, Family, Kind, Role, Scheme, Shape, Spelling, TensorRef
 
 Size = int | str
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from wanconv.errors import Unrecognised
-from wanconv.exclusion import excluding
-from wanconv.figures import count
 from wanconv.models.lora_names import TAILS
 from wanconv.models.match import Fit, fits
 from wanconv.models.releases import ARCHITECTURES
 from wanconv.quantization.packings import astray, unpack
-from wanconv.tensors import Part, TensorRef
+from wanconv.types.exclusion import excluding
+from wanconv.types.figures import count
+from wanconv.types.tensors import Part, TensorRef
 
 _SHOWN = 10
 _DEEPEST = 6  # words of a prefix

@@ -10,7 +10,6 @@ from pathlib import Path
 from wanconv.containers.files import explained
 from wanconv.containers.writer import Image
 from wanconv.errors import InputError, Refused
-from wanconv.figures import count, exact_size, size
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
 from wanconv.plan.files import Slot, lay_out
 from wanconv.plan.findings import findings_of
@@ -23,7 +22,8 @@ from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.storage.reading import read_small
-from wanconv.tensors import DTYPES, Component, Model
+from wanconv.types.figures import count, exact_size, size
+from wanconv.types.tensors import DTYPES, Component, Model
 
 
 def plan(

@@ -13,7 +13,7 @@ from wanconv.containers.pth import build_archive
 from wanconv.containers.safetensors import build_header
 from wanconv.containers.writer import Image, Payload
 from wanconv.layouts import Place
-from wanconv.tensors import DTYPES, Container, Shape
+from wanconv.types.tensors import DTYPES, Container, Shape
 
 _PLAIN = {"format": "pt"}
 

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 
-from wanconv.figures import count
 from wanconv.layouts import Layout
 from wanconv.models import DENOISERS, expert_named, expert_unless_dense
-from wanconv.naming import matches
 from wanconv.plan.marks import marks_of, older_clients
 from wanconv.plan.types import Step
 from wanconv.quantization.packings import beside as beside_name
 from wanconv.quantization.packings import in_full_precision, leaf_of
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
-from wanconv.tensors import Model, ModelTensor
+from wanconv.types.figures import count
+from wanconv.types.names import matches
+from wanconv.types.tensors import Model, ModelTensor
 
 _NAMES = ("of its keys names", "of its keys name")
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from shlex import quote
 
 from wanconv.errors import Refused
-from wanconv.figures import exact_size
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.report import Finding
-from wanconv.tensors import Component, Container, Mark, Model
+from wanconv.types.figures import exact_size
+from wanconv.types.tensors import Component, Container, Mark, Model
 
 NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
 _KEY_SHOWN, _TEXT_SHOWN = 60, 200  # characters of what a header says

@@ -6,8 +6,6 @@ from pathlib import Path
 from shlex import quote
 
 from wanconv.errors import Refused
-from wanconv.exclusion import excluding
-from wanconv.figures import count
 from wanconv.layouts import Layout, Stored
 from wanconv.models import Target, targets
 from wanconv.plan.files import Slot
@@ -15,7 +13,9 @@ from wanconv.plan.types import Output, Step
 from wanconv.quantization.packings import beside as beside_name
 from wanconv.quantization.packings import leaf_of
 from wanconv.report import Finding
-from wanconv.tensors import Component, Shape
+from wanconv.types.exclusion import excluding
+from wanconv.types.figures import count
+from wanconv.types.tensors import Component, Shape
 
 
 def outputs_of(

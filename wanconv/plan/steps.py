@@ -8,14 +8,14 @@ from wanconv import recipe as recipes
 from wanconv.errors import Refused
 from wanconv.layouts import Layout, Override, Together
 from wanconv.models import targets, vocabulary
-from wanconv.naming import matches
 from wanconv.plan.files import not_held
 from wanconv.plan.findings import some
 from wanconv.plan.types import Step
 from wanconv.quantization import FORMATS
 from wanconv.quantization.packings import leaf_of, multiplied_as
 from wanconv.recipe import Recipe, Rule
-from wanconv.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing, Part
+from wanconv.types.names import matches
+from wanconv.types.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing, Part
 
 
 def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:

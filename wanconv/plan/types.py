@@ -11,7 +11,7 @@ from wanconv.layouts import Layout, Stored
 from wanconv.plan.files import Slot
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, Model, ModelTensor, Packing
+from wanconv.types.tensors import DTYPES, Model, ModelTensor, Packing
 
 
 @dataclass(frozen=True, slots=True)

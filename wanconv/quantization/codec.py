@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wanconv.tensors import Shape
+from wanconv.types.tensors import Shape
 
 RUN = 1 << 19  # elements that are read and coded at a time: 2 MB of float32, which the cast still finds in the cache
 

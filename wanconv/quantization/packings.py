@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanconv.errors import InputError
-from wanconv.figures import size
 from wanconv.storage.reading import parsed_json
-from wanconv.tensors import Packing, Part, TensorRef
+from wanconv.types.figures import size
+from wanconv.types.tensors import Packing, Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"
 _HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors when it loads a file

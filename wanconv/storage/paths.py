@@ -9,7 +9,7 @@ from pathlib import Path
 from wanconv.containers.files import printable
 from wanconv.errors import UsageError
 from wanconv.storage.places import scheme_of, unsupported
-from wanconv.tensors import CONTAINERS
+from wanconv.types.tensors import CONTAINERS
 
 
 def local_path(text: str, where: str) -> Path:

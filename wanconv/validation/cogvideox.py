@@ -21,7 +21,7 @@ from wanconv.engine.vae import CogVideoXVae
 from wanconv.errors import InputError
 from wanconv.layouts import diffusers_cogvideox
 from wanconv.storage.reading import TEXT_NBYTES, parsed_json, read_small
-from wanconv.tensors import Model
+from wanconv.types.tensors import Model
 from wanconv.validation import pictures
 from wanconv.validation.networks import hub_config, hub_names
 

@@ -15,7 +15,7 @@ from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.metrics.tensors import compare
-from wanconv.progress import Progress, total
+from wanconv.types.progress import Progress, total
 from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.networks import watched
 from wanconv.validation.results import Rows, agreement_figures

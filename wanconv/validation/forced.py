@@ -19,7 +19,7 @@ from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
-from wanconv.tensors import Kind, Model, ModelTensor
+from wanconv.types.tensors import Kind, Model, ModelTensor
 from wanconv.validation.tasks import JUDGED, Condition, Denoiser
 from wanconv.validation.weights import ModelWeights
 

@@ -20,8 +20,8 @@ from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEnc
 from wanconv.engine.vae import Codec, CogVideoXVae, Vae
 from wanconv.layouts import source_layout
 from wanconv.models import DENOISERS
-from wanconv.progress import Advance, unheard
-from wanconv.tensors import Family, Model
+from wanconv.types.progress import Advance, unheard
+from wanconv.types.tensors import Family, Model
 from wanconv.validation.forced import denoiser
 from wanconv.validation.networks import hub_config, hub_names
 from wanconv.validation.tasks import Condition, Setting

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
-from wanconv.figures import count
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.models import DENOISERS
-from wanconv.progress import Advance, Progress, total
-from wanconv.tensors import Component, Model
+from wanconv.types.figures import count
+from wanconv.types.progress import Advance, Progress, total
+from wanconv.types.tensors import Component, Model
 from wanconv.validation import generation, results, speech, tasks
 from wanconv.validation.encoders import Encoders
 from wanconv.validation.forced import Probe

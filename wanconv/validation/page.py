@@ -11,7 +11,7 @@ from importlib import resources
 
 import jinja2
 
-from wanconv.figures import count
+from wanconv.types.figures import count
 from wanconv.validation.wording import capital, figure, size
 
 

@@ -19,10 +19,10 @@ from wanconv.metrics.perceptual import Perceptual
 from wanconv.metrics.tensors import Agreement, NonFinite
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.progress import Advance, unheard
 from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import decode
-from wanconv.tensors import DTYPES, Model, ModelTensor
+from wanconv.types.progress import Advance, unheard
+from wanconv.types.tensors import DTYPES, Model, ModelTensor
 from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.validation.generation import Run

@@ -19,7 +19,7 @@ from wanconv.engine import audio
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.wan_s2v import MOTION_FRAMES, MOTION_LATENTS, S2VSizes, Speech, WanS2V
-from wanconv.tensors import Model
+from wanconv.types.tensors import Model
 from wanconv.validation import pictures
 from wanconv.validation.networks import sizes
 

@@ -25,7 +25,7 @@ from wanconv.engine.wan import Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
 from wanconv.models import DENOISERS
-from wanconv.tensors import Family, Model
+from wanconv.types.tensors import Family, Model
 from wanconv.validation import cogvideox, pictures, speech
 from wanconv.validation.networks import sizes
 

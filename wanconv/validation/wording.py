@@ -4,7 +4,7 @@ they mean, names of metrics, figures."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wanconv import figures
+from wanconv.types import figures
 from wanconv.verdict import AMPLE, Check, Outcome, Profile, Results, Verdict
 
 HEADLINES: Mapping[Outcome, str] = {

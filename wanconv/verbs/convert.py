@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from wanconv import __version__
 from wanconv.containers.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
-from wanconv.figures import sizes
 from wanconv.layouts import source_layout
 from wanconv.plan import (
     Plan,
@@ -25,12 +24,13 @@ from wanconv.plan import (
     release_in_words,
     without_match,
 )
-from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
 from wanconv.storage.paths import check_target
-from wanconv.tensors import Model
+from wanconv.types.figures import sizes
+from wanconv.types.progress import Advance, Progress, silent, total
+from wanconv.types.tensors import Model
 from wanconv.workshop import manifest, replacing, twins
 from wanconv.workshop.card import model_card
 from wanconv.workshop.job import Options, prepare, target_folder

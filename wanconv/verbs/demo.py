@@ -15,12 +15,12 @@ import numpy as np
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import CheckFailed, UsageError
-from wanconv.figures import count, figure
 from wanconv.models import identify
-from wanconv.progress import Progress, silent
 from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
+from wanconv.types.figures import count, figure
+from wanconv.types.progress import Progress, silent
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped

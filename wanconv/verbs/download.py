@@ -8,10 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.errors import Interrupted, OutputError, UsageError
-from wanconv.exclusion import unmatched
-from wanconv.figures import count, sizes
 from wanconv.plan import without_match
-from wanconv.progress import Advance, Progress, silent, total
 from wanconv.report import Finding, Report, Table
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
@@ -19,6 +16,9 @@ from wanconv.storage.hubs.names import check_names
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders
 from wanconv.storage.paths import check_target
+from wanconv.types.exclusion import unmatched
+from wanconv.types.figures import count, sizes
+from wanconv.types.progress import Advance, Progress, silent, total
 from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
 from wanconv.workshop.replacing import check_not_home

@@ -19,7 +19,7 @@ from wanconv.plan import (
     without_match,
 )
 from wanconv.report import Finding, Report, Table
-from wanconv.tensors import Component, Model
+from wanconv.types.tensors import Component, Model
 from wanconv.workshop import twins
 from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish

@@ -7,10 +7,10 @@ from pathlib import Path
 from shlex import quote
 
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
-from wanconv.figures import count
-from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table
 from wanconv.storage.hubs import Patience, Snapshot, open_hub, parse
+from wanconv.types.figures import count
+from wanconv.types.progress import Progress, silent, total
 from wanconv.verbs import verify as verifying
 from wanconv.workshop import manifest, sums
 

@@ -15,14 +15,14 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
-from wanconv.naming import suggestion
 from wanconv.plan import family_in_words, left_out
-from wanconv.progress import Progress, silent, total
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
-from wanconv.tensors import Model
+from wanconv.types.names import suggestion
+from wanconv.types.progress import Progress, silent, total
+from wanconv.types.tensors import Model
 from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile

@@ -7,14 +7,14 @@ from shlex import quote
 
 from wanconv.containers import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
-from wanconv.figures import count
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.plan import family_in_words, left_out
-from wanconv.progress import Progress, silent, total
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
-from wanconv.tensors import Checkpoint, Model
+from wanconv.types.figures import count
+from wanconv.types.progress import Progress, silent, total
+from wanconv.types.tensors import Checkpoint, Model
 from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
 from wanconv.workshop.job import named_layout

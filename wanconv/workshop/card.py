@@ -1,10 +1,10 @@
 """The model card of a converted folder: what it is, what it was made from, how to load it."""
 
-from wanconv.figures import exact_size
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.plan import Plan
-from wanconv.tensors import DTYPES
+from wanconv.types.figures import exact_size
+from wanconv.types.tensors import DTYPES
 from wanconv.workshop.markdown import inline, line, yaml
 
 _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}

@@ -7,7 +7,6 @@ the rules are the layout's own, in one place; whether they are the client's is w
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.figures import count
 from wanconv.layouts import Json, Layout
 from wanconv.models import DENOISERS, read_since
 from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
@@ -15,7 +14,8 @@ from wanconv.quantization.packings import is_input_scale, same_meaning, stated, 
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.storage.reading import parsed_json
-from wanconv.tensors import Component, Model, TensorRef
+from wanconv.types.figures import count
+from wanconv.types.tensors import Component, Model, TensorRef
 from wanconv.workshop.manifest import says_entry
 
 

@@ -8,11 +8,11 @@ from math import inf, isfinite, prod
 
 from wanconv.errors import CheckFailed, NotFinite, Refused
 from wanconv.models import DENOISERS, homeless
-from wanconv.progress import Progress, total
 from wanconv.quantization.codec import UNSCALED, Violation
 from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Finding, Table
-from wanconv.tensors import Model, ModelTensor, Shape
+from wanconv.types.progress import Progress, total
+from wanconv.types.tensors import Model, ModelTensor, Shape
 from wanconv.workshop.reader import Reader, Sources, invalid_scale
 from wanconv.workshop.threads import single_threaded
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wanconv.errors import DigestMismatch, UsageError
-from wanconv.progress import Advance
 from wanconv.storage.hubs import Address, RemoteFile, hasher
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import describe_output_error
+from wanconv.types.progress import Advance
 
 _CHUNK_NBYTES = 1 << 20
 

@@ -14,7 +14,7 @@ from wanconv.models import DENOISERS
 from wanconv.plan import Plan
 from wanconv.results import read_results
 from wanconv.storage.reading import opened, read_at
-from wanconv.tensors import Model, TensorRef
+from wanconv.types.tensors import Model, TensorRef
 from wanconv.verdict import judge, load_profile
 
 _SAMPLE_NBYTES = 4096

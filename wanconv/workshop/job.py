@@ -11,11 +11,11 @@ from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.models import Expert, identify
-from wanconv.naming import alternatives, suggestion
 from wanconv.plan import Plan, plan
 from wanconv.recipe import Recipe, load
 from wanconv.report import Finding
-from wanconv.tensors import Model
+from wanconv.types.names import alternatives, suggestion
+from wanconv.types.tensors import Model
 from wanconv.workshop import fp16
 from wanconv.workshop.lora import with_loras
 

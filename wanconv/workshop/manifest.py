@@ -16,15 +16,15 @@ from wanconv import __version__
 from wanconv.containers import check_file, header_digest, read_header
 from wanconv.containers.files import printable, regular_file, strict_json
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.figures import exact_size
 from wanconv.models import Expert
 from wanconv.plan import Plan, Slot, Step
-from wanconv.progress import Advance, unheard
 from wanconv.report import Finding
 from wanconv.storage.hubs import hasher
 from wanconv.storage.local import Written
 from wanconv.storage.reading import fill_at, opened, read_small
-from wanconv.tensors import Checkpoint, Model, TensorRef
+from wanconv.types.figures import exact_size
+from wanconv.types.progress import Advance, unheard
+from wanconv.types.tensors import Checkpoint, Model, TensorRef
 from wanconv.workshop import downloaded
 
 NAME = "wanconv.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite
 from wanconv.quantization.plain import TORCH_DTYPES, decode
-from wanconv.tensors import DTYPES, ModelTensor, Patch, TensorRef
+from wanconv.types.tensors import DTYPES, ModelTensor, Patch, TensorRef
 
 _ROWS = 16
 _COLUMNS = 2048

@@ -17,14 +17,14 @@ from wanconv.containers.files import Header, OpenFile
 from wanconv.containers.index import check_size
 from wanconv.containers.open import INDEX, WEIGHTS, header_of
 from wanconv.errors import InputError, WanconvError
-from wanconv.exclusion import unmatched
-from wanconv.figures import exact_size, size
 from wanconv.quantization.packings import is_constant
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.storage.hubs.names import check_names
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import describe_output_error, pwrite_all
 from wanconv.storage.reading import read_at
+from wanconv.types.exclusion import unmatched
+from wanconv.types.figures import exact_size, size
 from wanconv.workshop.fetch import fetch
 from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish, select

@@ -13,7 +13,7 @@ from wanconv.quantization.codec import Fit, runs
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, Caster, decode
 from wanconv.report import Finding
-from wanconv.tensors import DTYPES, ModelTensor, Piece, TensorRef
+from wanconv.types.tensors import DTYPES, ModelTensor, Piece, TensorRef
 from wanconv.workshop.reader import Reader, Sources, TensorNumbers, invalid_scale, refuse_scale
 from wanconv.workshop.source_files import Files, confirm_file
 from wanconv.workshop.threads import single_threaded

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanconv.plan import Output, Plan
-from wanconv.tensors import TensorRef
+from wanconv.types.tensors import TensorRef
 
 Known = Callable[[str, int], object]
 

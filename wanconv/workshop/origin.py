@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
 from wanconv.plan import Plan
-from wanconv.progress import Progress, total
 from wanconv.storage.reading import opened
-from wanconv.tensors import Model
+from wanconv.types.progress import Progress, total
+from wanconv.types.tensors import Model
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options
 from wanconv.workshop.source_files import Files, FilesHere

@@ -10,7 +10,7 @@ from wanconv.quantization.codec import RUN, Scales
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.reading import fill_at
-from wanconv.tensors import DTYPES, ModelTensor, Shape, TensorRef
+from wanconv.types.tensors import DTYPES, ModelTensor, Shape, TensorRef
 from wanconv.workshop.merge import Merger
 from wanconv.workshop.source_files import Files, FilesHere
 

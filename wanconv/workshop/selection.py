@@ -12,11 +12,11 @@ from functools import cache
 
 from wanconv.containers.open import INDEX, WEIGHTS
 from wanconv.errors import UsageError
-from wanconv.exclusion import excluded_by
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES
-from wanconv.naming import suggestion
 from wanconv.storage.hubs import RemoteFile
+from wanconv.types.exclusion import excluded_by
+from wanconv.types.names import suggestion
 
 # fmt: off
 _OTHERS = {  # suffix → whose copy of the weights it is

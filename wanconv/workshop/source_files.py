@@ -12,7 +12,7 @@ from wanconv.containers.files import explained
 from wanconv.errors import InputError
 from wanconv.quantization.packings import is_constant
 from wanconv.storage.reading import open_regular
-from wanconv.tensors import Part, TensorRef
+from wanconv.types.tensors import Part, TensorRef
 
 
 class Files(Protocol):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, Interrupted, UsageError
-from wanconv.figures import count
 from wanconv.plan import Plan
-from wanconv.progress import Advance, Progress, total
 from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders
-from wanconv.tensors import Model, TensorRef
+from wanconv.types.figures import count
+from wanconv.types.progress import Advance, Progress, total
+from wanconv.types.tensors import Model, TensorRef
 from wanconv.workshop import downloaded, manifest, twins
 from wanconv.workshop.arrivals import Arrivals
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path

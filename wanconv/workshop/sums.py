@@ -8,9 +8,9 @@ from pathlib import Path
 
 from wanconv.containers.files import explained, printable
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.progress import Progress, total
 from wanconv.report import Finding
 from wanconv.storage.reading import JSON_NBYTES, brief, read_small
+from wanconv.types.progress import Progress, total
 from wanconv.workshop import downloaded, manifest
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"

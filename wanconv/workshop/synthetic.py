@@ -17,13 +17,13 @@ from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import DENOISERS, FAMILIES, Expert, fill, identify, targets
 from wanconv.models.names import numbered
-from wanconv.naming import suggestion
 from wanconv.plan import Slot, lay_out
-from wanconv.progress import Progress, silent, total
 from wanconv.quantization import FORMATS
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.local import describe_output_error, write_file
-from wanconv.tensors import DTYPES, Architecture, Family, Kind, Release
+from wanconv.types.names import suggestion
+from wanconv.types.progress import Progress, silent, total
+from wanconv.types.tensors import DTYPES, Architecture, Family, Kind, Release
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from wanconv.containers.writer import Journal
 from wanconv.errors import InputError, OutputError, UsageError
-from wanconv.progress import unheard
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
+from wanconv.types.progress import unheard
 from wanconv.workshop import manifest, replacing
 from wanconv.workshop.replacing import is_free, remove_if_empty
 

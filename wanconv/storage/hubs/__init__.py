@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from wanconv.errors import UsageError
-from wanconv.naming import suggestion
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
 from wanconv.storage.places import unsupported
+from wanconv.types.names import suggestion
 
 __all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from wanconv.errors import InputError
-from wanconv.figures import count
+from wanconv.types.figures import count
 
 _MAX_SEGMENT_NBYTES = 200  # file systems take 255; a file under way has a longer name
 _MAX_NBYTES = 1000

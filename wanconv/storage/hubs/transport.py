@@ -20,9 +20,9 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from wanconv.errors import InputError, Interrupted
-from wanconv.figures import size
 from wanconv.storage.hubs.patience import Passing, Patience, Unreachable
 from wanconv.storage.hubs.types import Address
+from wanconv.types.figures import size
 
 AGAIN = "run the same command to go on"
 LIES = "the server, or something on the way to it, does not do as HTTP says: try another network, or the other hub"
