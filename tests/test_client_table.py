@@ -20,8 +20,8 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.quantization import FORMATS
 from wanconv.types.tensors import Component, Model
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.client import check_client
 from wanconv.workshop.job import Options
 

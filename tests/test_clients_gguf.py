@@ -18,11 +18,11 @@ from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, identify
 from wanconv.recipe import load
 from wanconv.report import Report
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop import synthetic
 from wanconv.workshop.job import Options, prepare
 

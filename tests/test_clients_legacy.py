@@ -17,11 +17,11 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import identify
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]

@@ -20,11 +20,11 @@ from wanconv.models import identify
 from wanconv.plan import contents
 from wanconv.report import Cell, Report
 from wanconv.types.tensors import DTYPES
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options, prepare
 
 Tiny = Callable[..., Path]

@@ -20,10 +20,10 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.quantization.codec import RUN
 from wanconv.types.tensors import Component, Family, Shape
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]

@@ -17,8 +17,8 @@ from wanconv.engine.image import ImageEncoder, prepared, synthetic_tokens
 from wanconv.models import identify
 from wanconv.validation.generation import image_encoder
 from wanconv.validation.pictures import pixels
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options as Job
 
 

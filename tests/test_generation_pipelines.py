@@ -18,7 +18,7 @@ from wanconv.models import identify
 from wanconv.validation import generation, tasks
 from wanconv.validation.pictures import drawn
 from wanconv.validation.tasks import Material, Picture
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 
 PROMPTS = ("a cat on a piano", "grey, still")
 SIZE = (96, 64)

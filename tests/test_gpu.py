@@ -14,8 +14,8 @@ from wanconv.engine.recorder import Recorder
 from wanconv.models import identify
 from wanconv.types.tensors import Model
 from wanconv.validation.forced import denoiser
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.validate import Options, validate
+from wanconv.weights.model import ModelWeights
 
 pytestmark = [
     pytest.mark.gpu,

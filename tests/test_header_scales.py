@@ -14,10 +14,10 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import source_layout
 from wanconv.models import identify
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]

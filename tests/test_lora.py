@@ -20,9 +20,9 @@ from wanconv.errors import InputError, NotFinite, Refused, UsageError, WanconvEr
 from wanconv.models import ARCHITECTURES, identify
 from wanconv.models.lora_names import STYLES, TAILS, stems
 from wanconv.types.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
-from wanconv.workshop.lora import Wanted, parse, with_loras
-from wanconv.workshop.merge import Merger
-from wanconv.workshop.reader import Reader, Sources
+from wanconv.weights.lora import Wanted, parse, with_loras
+from wanconv.weights.merge import Merger
+from wanconv.weights.reader import Reader, Sources
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,8 +17,8 @@ from wanconv.engine.sampling import official_grid, task_of
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
 from wanconv.validation.tasks import setting
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop import shipped
 from wanconv.workshop.job import Options
 

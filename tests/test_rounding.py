@@ -18,8 +18,8 @@ from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.recipes import explain
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
+from wanconv.weights.reader import Reader, Sources, read_scales
 from wanconv.workshop.job import Options
-from wanconv.workshop.reader import Reader, Sources, read_scales
 
 Tiny = Callable[..., Path]
 A14B, S2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b"

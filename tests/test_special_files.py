@@ -23,8 +23,8 @@ from wanconv.validation.backbone import ALEXNET, Backbone
 from wanconv.verbs.validate import recheck
 from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile
+from wanconv.weights.lora import with_loras
 from wanconv.workshop import downloaded, fp16, manifest
-from wanconv.workshop.lora import with_loras
 
 Make = Callable[[Path], object]
 T2V = "wan2.1-t2v-1.3b"

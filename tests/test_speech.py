@@ -23,9 +23,9 @@ from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.validation import generation, pictures, speech, tasks
 from wanconv.validation.tasks import Material
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options as Job
 
 S2V = "wan2.2-s2v-14b"

@@ -10,8 +10,8 @@ import torch
 from wanconv.errors import WanconvError
 from wanconv.types.progress import Step
 from wanconv.verbs import convert, validate, verify
+from wanconv.weights.threads import single_threaded
 from wanconv.workshop.job import Options
-from wanconv.workshop.threads import single_threaded
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from wanconv.validation import generation
 from wanconv.validation.captions import DIRECTIONS, Caption, captions, classify
 from wanconv.validation.clips import pixels
 from wanconv.validation.forced import denoiser
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop import shipped
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,10 +23,10 @@ from wanconv.metrics.tensors import Agreement, compare
 from wanconv.models import identify
 from wanconv.validation.forced import denoiser
 from wanconv.validation.generation import vae_of
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.verdict import Check, judge, load_profile
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.job import Options as Job
 
 SIZE = (64, 64)

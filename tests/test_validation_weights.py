@@ -10,7 +10,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.models import identify
 from wanconv.types.tensors import Model
 from wanconv.validation.forced import compare_tensor
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 
 CPU = torch.device("cpu")
 PLENTY = 1 << 30

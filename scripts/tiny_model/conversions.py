@@ -21,10 +21,10 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.storage.local import publish, write_file
 from wanconv.types.tensors import Model, TensorRef
-from wanconv.validation.weights import ModelWeights
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert
 from wanconv.verdict import judge, load_profile
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop import shipped
 from wanconv.workshop.job import Options
 

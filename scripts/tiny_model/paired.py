@@ -22,7 +22,7 @@ from wanconv.models import DENOISERS, identify
 from wanconv.types.tensors import Model
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 from wanconv.workshop.shipped import FRAMES, SIZE
 
 LATENTS = (networks.CHANNELS, (FRAMES - 1) // 4 + 1, SIZE[1] // 8, SIZE[0] // 8)

@@ -20,7 +20,7 @@ from wanconv.validation import generation, pictures, results, speech, tasks
 from wanconv.validation.networks import watched
 from wanconv.validation.results import Rows, agreement_figures
 from wanconv.validation.tasks import Picture, Setting
-from wanconv.validation.weights import ModelWeights, Pair
+from wanconv.weights.model import ModelWeights, Pair
 
 
 class Encoders:

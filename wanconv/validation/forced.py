@@ -21,7 +21,7 @@ from wanconv.engine.weights import Fetch
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.types.tensors import Kind, Model, ModelTensor
 from wanconv.validation.tasks import JUDGED, Condition, Denoiser
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 
 Weights = Mapping[str, Tensor]
 

@@ -25,7 +25,7 @@ from wanconv.types.tensors import Family, Model
 from wanconv.validation.forced import denoiser
 from wanconv.validation.networks import hub_config, hub_names
 from wanconv.validation.tasks import Condition, Setting
-from wanconv.validation.weights import ModelWeights
+from wanconv.weights.model import ModelWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

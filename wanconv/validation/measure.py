@@ -24,8 +24,8 @@ from wanconv.validation.forced import Probe
 from wanconv.validation.generation import Run
 from wanconv.validation.results import Inputs, Json, Rows
 from wanconv.validation.tasks import Condition, Input, Material, Setting
-from wanconv.validation.weights import ModelWeights, Pair
 from wanconv.verdict import Profile
+from wanconv.weights.model import ModelWeights, Pair
 
 Clips = dict[str, NDArray[np.float32]]
 Kept = dict[str, tuple[Run, Json]]  # a reference's free runs by name, each with its row of `runs`

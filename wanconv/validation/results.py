@@ -27,9 +27,9 @@ from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.validation.generation import Run
 from wanconv.validation.tasks import Condition, Setting
-from wanconv.validation.weights import ModelWeights
 from wanconv.verdict import Profile, coarsest
-from wanconv.workshop.reader import Reader, Sources
+from wanconv.weights.model import ModelWeights
+from wanconv.weights.reader import Reader, Sources
 
 Json = dict[str, object]
 

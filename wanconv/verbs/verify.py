@@ -15,10 +15,10 @@ from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
 from wanconv.types.tensors import Checkpoint, Model
+from wanconv.weights.lora import with_loras
 from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
 from wanconv.workshop.job import named_layout
-from wanconv.workshop.lora import with_loras
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Finding, Table
 from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model, ModelTensor, Shape
-from wanconv.workshop.reader import Reader, Sources, invalid_scale
-from wanconv.workshop.threads import single_threaded
+from wanconv.weights.reader import Reader, Sources, invalid_scale
+from wanconv.weights.threads import single_threaded
 
 _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
 

@@ -16,8 +16,8 @@ from wanconv.recipe import Recipe, load
 from wanconv.report import Finding
 from wanconv.types.names import alternatives, suggestion
 from wanconv.types.tensors import Model
+from wanconv.weights.lora import with_loras
 from wanconv.workshop import fp16
-from wanconv.workshop.lora import with_loras
 
 
 def default_jobs() -> int:

@@ -14,9 +14,9 @@ from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, Caster, decode
 from wanconv.report import Finding
 from wanconv.types.tensors import DTYPES, ModelTensor, Piece, TensorRef
-from wanconv.workshop.reader import Reader, Sources, TensorNumbers, invalid_scale, refuse_scale
-from wanconv.workshop.source_files import Files, confirm_file
-from wanconv.workshop.threads import single_threaded
+from wanconv.weights.reader import Reader, Sources, TensorNumbers, invalid_scale, refuse_scale
+from wanconv.weights.source_files import Files, confirm_file
+from wanconv.weights.threads import single_threaded
 
 _FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
 _FLUSH_LIMIT = 0.01

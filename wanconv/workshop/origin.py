@@ -13,9 +13,9 @@ from wanconv.plan import Plan
 from wanconv.storage.reading import opened
 from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model
+from wanconv.weights.source_files import Files, FilesHere
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.job import Options
-from wanconv.workshop.source_files import Files, FilesHere
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.workshop.mover import Mover

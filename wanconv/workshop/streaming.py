@@ -19,6 +19,7 @@ from wanconv.storage.local import sync_folders
 from wanconv.types.figures import count
 from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Model, TensorRef
+from wanconv.weights.source_files import Files, confirm_file
 from wanconv.workshop import downloaded, manifest, twins
 from wanconv.workshop.arrivals import Arrivals
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path
@@ -27,7 +28,6 @@ from wanconv.workshop.mirror import Mirror
 from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
 from wanconv.workshop.origin import other_numbers
 from wanconv.workshop.replacing import check_not_home
-from wanconv.workshop.source_files import Files, confirm_file
 from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without

@@ -15,7 +15,7 @@ from torch import Tensor
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, decode
 from wanconv.types.tensors import DTYPES, Model, ModelTensor, Shape
-from wanconv.workshop.reader import Reader, Sources, read_scales
+from wanconv.weights.reader import Reader, Sources, read_scales
 
 Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the bytes that were read for them
 

@@ -11,8 +11,8 @@ from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.reading import fill_at
 from wanconv.types.tensors import DTYPES, ModelTensor, Shape, TensorRef
-from wanconv.workshop.merge import Merger
-from wanconv.workshop.source_files import Files, FilesHere
+from wanconv.weights.merge import Merger
+from wanconv.weights.source_files import Files, FilesHere
 
 
 class Sources:

@@ -1,0 +1,1 @@
+"""A model's numbers: read in runs, decoded, with LoRAs merged."""
