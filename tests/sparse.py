@@ -8,7 +8,7 @@ from header_lists import RELEASES
 
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, targets
-from wanconv.plan import Slot, lay_out
+from wanconv.planning import Slot, lay_out
 from wanconv.workshop.synthetic import home
 
 # the dtypes as published

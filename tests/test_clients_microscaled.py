@@ -17,7 +17,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused, Unrecognised
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
-from wanconv.plan import contents
+from wanconv.planning import contents
 from wanconv.report import Cell, Report
 from wanconv.types.tensors import DTYPES
 from wanconv.verbs.convert import convert

@@ -92,7 +92,7 @@ def test_a_module_imports_lower_floors_only() -> None:
         ("wanconv.containers.reader", "from ..plan import Plan"),
         ("wanconv.verbs.convert", "def late():\n    from wanconv.verbs import verify"),
         ("wanconv.verbs.convert", "from . import demo"),
-        ("wanconv.plan", "import wanconv"),
+        ("wanconv.planning", "import wanconv"),
         ("wanconv.cellar", ""),
         ("wanconv.verbs.cellar", ""),
     ],

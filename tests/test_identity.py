@@ -18,7 +18,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
-from wanconv.plan import plan
+from wanconv.planning import plan
 from wanconv.recipe import load
 from wanconv.types.tensors import Checkpoint, Mark
 from wanconv.verbs.convert import convert, preview

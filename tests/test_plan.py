@@ -17,8 +17,8 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import DENOISERS, FAMILIES, identify
-from wanconv.plan import Plan, by_component, by_rule, plan
-from wanconv.plan.files import not_held
+from wanconv.planning import Plan, by_component, by_rule, plan
+from wanconv.planning.files import not_held
 from wanconv.recipe import Rule, load, names, parse
 from wanconv.types.names import matches
 from wanconv.types.tensors import DTYPES, Family, Model

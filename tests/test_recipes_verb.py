@@ -11,7 +11,7 @@ import pytest
 from wanconv import recipe as recipes
 from wanconv.cli.run import run
 from wanconv.errors import UsageError
-from wanconv.plan import by_component, by_rule
+from wanconv.planning import by_component, by_rule
 from wanconv.verbs.recipes import explain, list_recipes
 from wanconv.workshop.job import Options, prepare
 

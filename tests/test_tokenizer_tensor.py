@@ -15,7 +15,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
-from wanconv.plan import plan
+from wanconv.planning import plan
 from wanconv.quantization.packings import TOKENIZER_NBYTES
 from wanconv.recipe import load
 from wanconv.report import Report

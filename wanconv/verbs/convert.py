@@ -13,7 +13,7 @@ from wanconv import __version__
 from wanconv.containers.writer import write_images
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
-from wanconv.plan import (
+from wanconv.planning import (
     Plan,
     by_component,
     by_lora,

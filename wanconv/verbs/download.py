@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.errors import Interrupted, OutputError, UsageError
-from wanconv.plan import without_match
+from wanconv.planning import without_match
 from wanconv.report import Finding, Report, Table
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse

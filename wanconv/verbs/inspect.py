@@ -8,7 +8,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, Expert, identify
-from wanconv.plan import (
+from wanconv.planning import (
     dead_of,
     family_in_words,
     left_out,

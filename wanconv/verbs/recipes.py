@@ -33,7 +33,11 @@ def explain(
     one = recipes.load(name)
     figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
     if on is not None:
-        from wanconv.plan import by_component, by_rule, family_in_words  # half of the time that a list of recipes takes
+        from wanconv.planning import (  # half of the time that a list of recipes takes
+            by_component,
+            by_rule,
+            family_in_words,
+        )
         from wanconv.workshop.job import Options, prepare
 
         made = prepare(on, Options(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))

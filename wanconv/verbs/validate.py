@@ -15,7 +15,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
-from wanconv.plan import family_in_words, left_out
+from wanconv.planning import family_in_words, left_out
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew

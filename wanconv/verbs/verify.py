@@ -9,7 +9,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
-from wanconv.plan import family_in_words, left_out
+from wanconv.planning import family_in_words, left_out
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count

@@ -2,7 +2,7 @@
 
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.plan import Plan
+from wanconv.planning import Plan
 from wanconv.types.figures import exact_size
 from wanconv.types.tensors import DTYPES
 from wanconv.workshop.markdown import inline, line, yaml

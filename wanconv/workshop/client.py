@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from wanconv.errors import CheckFailed, Refused
 from wanconv.layouts import Json, Layout
 from wanconv.models import DENOISERS, read_since
-from wanconv.plan import Contents, Slot, contents, some, unread_mark, unreadable_config
+from wanconv.planning import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.quantization.packings import is_input_scale, same_meaning, stated, tokenizer_of
 from wanconv.recipe import load
 from wanconv.report import Finding

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import DENOISERS
-from wanconv.plan import Plan
+from wanconv.planning import Plan
 from wanconv.results import read_results
 from wanconv.storage.reading import opened, read_at
 from wanconv.types.tensors import Model, TensorRef

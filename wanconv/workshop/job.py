@@ -11,7 +11,7 @@ from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.models import Expert, identify
-from wanconv.plan import Plan, plan
+from wanconv.planning import Plan, plan
 from wanconv.recipe import Recipe, load
 from wanconv.report import Finding
 from wanconv.types.names import alternatives, suggestion

@@ -17,7 +17,7 @@ from wanconv.containers import check_file, header_digest, read_header
 from wanconv.containers.files import printable, regular_file, strict_json
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.models import Expert
-from wanconv.plan import Plan, Slot, Step
+from wanconv.planning import Plan, Slot, Step
 from wanconv.report import Finding
 from wanconv.storage.hubs import hasher
 from wanconv.storage.local import Written

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 
 from wanconv.errors import InputError, Overflow
-from wanconv.plan import Output, Plan, Step
+from wanconv.planning import Output, Plan, Step
 from wanconv.quantization.codec import Fit, runs
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, Caster, decode

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.plan import Output, Plan
+from wanconv.planning import Output, Plan
 from wanconv.types.tensors import TensorRef
 
 Known = Callable[[str, int], object]

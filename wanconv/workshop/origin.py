@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, UsageError
-from wanconv.plan import Plan
+from wanconv.planning import Plan
 from wanconv.storage.reading import opened
 from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model

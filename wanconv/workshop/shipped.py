@@ -15,7 +15,7 @@ from wanconv.containers.open import read_header
 from wanconv.containers.writer import Journal, write_images
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
-from wanconv.plan import Slot, lay_out
+from wanconv.planning import Slot, lay_out
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import fill_at
 from wanconv.types.progress import Progress, silent, total

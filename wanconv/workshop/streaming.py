@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wanconv.containers.writer import Fill, Journal
 from wanconv.errors import InputError, Interrupted, UsageError
-from wanconv.plan import Plan
+from wanconv.planning import Plan
 from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders

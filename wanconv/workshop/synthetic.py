@@ -17,7 +17,7 @@ from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import DENOISERS, FAMILIES, Expert, fill, identify, targets
 from wanconv.models.names import numbered
-from wanconv.plan import Slot, lay_out
+from wanconv.planning import Slot, lay_out
 from wanconv.quantization import FORMATS
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.local import describe_output_error, write_file

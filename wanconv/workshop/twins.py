@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from wanconv.containers.files import explained
 from wanconv.errors import CheckFailed, InputError
-from wanconv.plan import Output, Plan
+from wanconv.planning import Output, Plan
 from wanconv.report import Finding, Severity
 from wanconv.storage.local import Written
 from wanconv.storage.reading import opened, read_at

@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from wanconv.layouts import Json, Layout, Stored, loading_dtype, source_layout
-from wanconv.plan.files import to_json
-from wanconv.plan.marks import without_contrary
+from wanconv.planning.files import to_json
+from wanconv.planning.marks import without_contrary
 from wanconv.report import Finding
 from wanconv.types.tensors import Component, Model
 

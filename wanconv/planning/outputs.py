@@ -8,8 +8,8 @@ from shlex import quote
 from wanconv.errors import Refused
 from wanconv.layouts import Layout, Stored
 from wanconv.models import Target, targets
-from wanconv.plan.files import Slot
-from wanconv.plan.types import Output, Step
+from wanconv.planning.files import Slot
+from wanconv.planning.types import Output, Step
 from wanconv.quantization.packings import beside as beside_name
 from wanconv.quantization.packings import leaf_of
 from wanconv.report import Finding

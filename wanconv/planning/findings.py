@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from wanconv.layouts import Layout
 from wanconv.models import DENOISERS, expert_named, expert_unless_dense
-from wanconv.plan.marks import marks_of, older_clients
-from wanconv.plan.types import Step
+from wanconv.planning.marks import marks_of, older_clients
+from wanconv.planning.types import Step
 from wanconv.quantization.packings import beside as beside_name
 from wanconv.quantization.packings import in_full_precision, leaf_of
 from wanconv.recipe import Recipe

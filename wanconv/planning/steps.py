@@ -8,9 +8,9 @@ from wanconv import recipe as recipes
 from wanconv.errors import Refused
 from wanconv.layouts import Layout, Override, Together
 from wanconv.models import targets, vocabulary
-from wanconv.plan.files import not_held
-from wanconv.plan.findings import some
-from wanconv.plan.types import Step
+from wanconv.planning.files import not_held
+from wanconv.planning.findings import some
+from wanconv.planning.types import Step
 from wanconv.quantization import FORMATS
 from wanconv.quantization.packings import leaf_of, multiplied_as
 from wanconv.recipe import Recipe, Rule

@@ -1,7 +1,7 @@
 """A plan in numbers: bytes by component and by rule, and what loading the result will take."""
 
 from wanconv.containers.writer import BLOCK_NBYTES
-from wanconv.plan.types import Plan, Step
+from wanconv.planning.types import Plan, Step
 from wanconv.report import Table
 
 _INTERPRETER_NBYTES = 190 << 20  # anonymous memory of Python with torch imported, measured

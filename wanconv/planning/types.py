@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wanconv.containers.writer import Image
 from wanconv.layouts import Layout, Stored
-from wanconv.plan.files import Slot
+from wanconv.planning.files import Slot
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.types.tensors import DTYPES, Model, ModelTensor, Packing

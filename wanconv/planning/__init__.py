@@ -1,9 +1,9 @@
 """Plan, then execute: what a conversion will do, decided and explained before a byte is read."""
 
-from wanconv.plan.build import contents, plan
-from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import dead_of, left_out, roles_of, some, without_match
-from wanconv.plan.marks import (
+from wanconv.planning.build import contents, plan
+from wanconv.planning.files import Slot, lay_out
+from wanconv.planning.findings import dead_of, left_out, roles_of, some, without_match
+from wanconv.planning.marks import (
     family_in_words,
     marks_of,
     notes_of,
@@ -12,8 +12,8 @@ from wanconv.plan.marks import (
     unread_mark,
     unreadable_config,
 )
-from wanconv.plan.tables import by_component, by_lora, by_rule, conversion_memory
-from wanconv.plan.types import Contents, Output, Plan, Step
+from wanconv.planning.tables import by_component, by_lora, by_rule, conversion_memory
+from wanconv.planning.types import Contents, Output, Plan, Step
 
 __all__ = [
     "Contents",

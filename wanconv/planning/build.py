@@ -11,13 +11,13 @@ from wanconv.containers.files import explained
 from wanconv.containers.writer import Image
 from wanconv.errors import InputError, Refused
 from wanconv.layouts import LAYOUTS, Layout, Place, Stored, source_layout
-from wanconv.plan.files import Slot, lay_out
-from wanconv.plan.findings import findings_of
-from wanconv.plan.marks import carried, refused_mark
-from wanconv.plan.outputs import outputs_of, without
-from wanconv.plan.sidecars import beside
-from wanconv.plan.steps import steps_of
-from wanconv.plan.types import Contents, Plan
+from wanconv.planning.files import Slot, lay_out
+from wanconv.planning.findings import findings_of
+from wanconv.planning.marks import carried, refused_mark
+from wanconv.planning.outputs import outputs_of, without
+from wanconv.planning.sidecars import beside
+from wanconv.planning.steps import steps_of
+from wanconv.planning.types import Contents, Plan
 from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
