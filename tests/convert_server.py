@@ -127,10 +127,10 @@ def _child(request: dict[str, Any], report: int) -> int:
 
 
 def _done(request: dict[str, Any], out: Path) -> "Report":
+    from wanconv.conversion.options import Options
     from wanconv.verbs.convert import convert, convert_remote
     from wanconv.verbs.download import Options as Wanted
     from wanconv.verbs.download import download
-    from wanconv.workshop.job import Options
     from wanconv.workshop.selection import Wish
 
     source, options = request["source"], request["options"]
@@ -142,10 +142,6 @@ def _done(request: dict[str, Any], out: Path) -> "Report":
 
 
 def _serve() -> None:
-    import wanconv.storage.hubs.huggingface
-    import wanconv.verbs.convert
-    import wanconv.verbs.download
-    import wanconv.workshop.mover  # noqa: F401  # torch, for the children to share
 
     for line in sys.stdin:
         read, report = os.pipe()

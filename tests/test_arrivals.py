@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command import wait_for
 
+from wanconv.conversion.prefetch import Arrivals
+from wanconv.conversion.schedule import Need, peak_nbytes
 from wanconv.errors import InputError, Interrupted
-from wanconv.workshop.arrivals import Arrivals
-from wanconv.workshop.needs import Need, peak_nbytes
 
 A, B, C, D = (Path(name) for name in "abcd")
 IN_TURN = [Need(A, 0, 10), Need(B, 10, 20), Need(C, 20, 30), Need(D, 30, 40)]

@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
+from wanconv.conversion.options import Options, prepare
 from wanconv.verbs.convert import convert
 from wanconv.workshop.card import model_card
-from wanconv.workshop.job import Options, prepare
 from wanconv.workshop.markdown import inline, line
 from wanconv.workshop.markdown import yaml as yaml_string
 

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from wanconv.cli.app import app
 from wanconv.cli.run import run
+from wanconv.conversion.options import Options
 from wanconv.errors import UsageError
 from wanconv.report import Report
 from wanconv.storage.paths import local_path
@@ -18,7 +19,6 @@ from wanconv.storage.places import repository_of, scheme_of
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
-from wanconv.workshop.job import Options
 
 EMPTY = "the path is empty"
 # fmt: off

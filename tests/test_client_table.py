@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
@@ -23,7 +24,6 @@ from wanconv.types.tensors import Component, Model
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 from wanconv.workshop.client import check_client
-from wanconv.workshop.job import Options
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,6 +13,7 @@ from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options, prepare
 from wanconv.errors import NotFinite, Refused
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, identify
@@ -24,7 +25,6 @@ from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 from wanconv.workshop import synthetic
-from wanconv.workshop.job import Options, prepare
 
 Tiny = Callable[..., Path]
 A14B, S2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import identify
@@ -22,7 +23,6 @@ from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options, prepare
 from wanconv.errors import InputError, Refused, Unrecognised
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
@@ -25,7 +26,6 @@ from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options, prepare
 
 Tiny = Callable[..., Path]
 A14B, T2V = "wan2.2-t2v-a14b", "wan2.1-t2v-1.3b"

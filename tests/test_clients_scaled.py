@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
@@ -24,7 +25,6 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

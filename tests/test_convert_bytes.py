@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from wanconv.conversion.options import Options
 from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
-from wanconv.workshop.job import Options
 
 
 @pytest.fixture(scope="module")

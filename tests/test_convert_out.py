@@ -11,6 +11,8 @@ import tiny
 import torch
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
+from wanconv.conversion.workspace import open_workspace
 from wanconv.errors import DigestMismatch, OutputError, UsageError
 from wanconv.models import identify
 from wanconv.quantization.plain import TORCH_DTYPES
@@ -18,8 +20,6 @@ from wanconv.report import Report
 from wanconv.storage.local import publish
 from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert, preview
-from wanconv.workshop.job import Options
-from wanconv.workshop.workspace import open_workspace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -53,7 +53,7 @@ def interrupted(source: Path, options: Options, monkeypatch: pytest.MonkeyPatch)
         publish(folder, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("wanconv.workshop.workspace.publish", failing)
+        patch.setattr("wanconv.conversion.workspace.publish", failing)
         with pytest.raises(OutputError, match="went away"):
             convert(source, options)
     return options.out.with_name(options.out.name + ".partial")

@@ -23,6 +23,8 @@ from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
 from wanconv.containers import read_header
+from wanconv.conversion.options import Options
+from wanconv.conversion.workspace import partial_folder, private_folder
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience, Snapshot
@@ -35,9 +37,7 @@ from wanconv.verbs.inspect import inspect_remote
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
 from wanconv.workshop import downloaded
-from wanconv.workshop.job import Options
 from wanconv.workshop.selection import Wish
-from wanconv.workshop.workspace import partial_folder, private_folder
 
 Tiny = Callable[..., Path]
 
@@ -420,7 +420,7 @@ STREAM = """
 import sys
 from pathlib import Path
 from wanconv.verbs.convert import convert_remote
-from wanconv.workshop.job import Options
+from wanconv.conversion.options import Options
 from wanconv.workshop.selection import Wish
 options = Options("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)
 convert_remote("hf://owner/name", options)

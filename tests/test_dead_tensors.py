@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import copy, digests, make
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.errors import Unrecognised
 from wanconv.models import ARCHITECTURES, expand, fill, identify
 from wanconv.models.match import fits
@@ -18,7 +19,6 @@ from wanconv.types.tensors import Architecture, Shape
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options, verify
-from wanconv.workshop.job import Options as Job
 
 I2V = "wan2.1-i2v-14b"
 WAN = [path for path in LISTS if scheme_of(path) == "hub" and name_of(path).startswith(("wan2.1-", "wan2.2-"))]

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from wanconv import errors
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.engine.image import ImageEncoder, prepared, synthetic_tokens
 from wanconv.models import identify
 from wanconv.validation.generation import image_encoder
 from wanconv.validation.pictures import pixels
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options as Job
 
 
 @pytest.fixture(scope="module")

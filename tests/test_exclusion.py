@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import copy
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options, prepare
 from wanconv.errors import InputError, Unrecognised
 from wanconv.models import identify
 from wanconv.report import Report
@@ -19,7 +20,6 @@ from wanconv.storage.hubs import RemoteFile
 from wanconv.types.exclusion import excluded_by, excluding, unmatched
 from wanconv.verbs import convert, verify
 from wanconv.verbs.inspect import inspect
-from wanconv.workshop.job import Options, prepare
 from wanconv.workshop.selection import Wish, select
 
 T2V = "wan2.1-t2v-1.3b"

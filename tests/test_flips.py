@@ -11,12 +11,12 @@ from battery import PARTS, Scale
 from test_verify import flip
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.report import Finding
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options, verify
-from wanconv.workshop.job import Options as Job
 
 
 class Place(NamedTuple):

@@ -20,15 +20,15 @@ import tiny
 from command import COMMAND
 
 from wanconv.cli.run import run
+from wanconv.conversion import replacing, workspace
+from wanconv.conversion.hub_source import streamed
+from wanconv.conversion.options import Options
 from wanconv.errors import NotFinite, UsageError
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
 from wanconv.storage.local import publish
 from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
-from wanconv.workshop import replacing, workspace
-from wanconv.workshop.job import Options
 from wanconv.workshop.mirror import Mirror
-from wanconv.workshop.streaming import streamed
 
 BY_HAND = "choose another folder for the output, or move it away by hand"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

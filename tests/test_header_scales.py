@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import source_layout
 from wanconv.models import identify
@@ -18,7 +19,6 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

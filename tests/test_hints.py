@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from tiny import copy
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options, prepare
 from wanconv.errors import CheckFailed, InputError, Refused, UsageError
 from wanconv.models import identify
 from wanconv.verbs import convert, publish, verify
-from wanconv.workshop.job import Options, prepare
 
 T2V = "wan2.1-t2v-1.3b"
 NAME = "it's $(touch pwned) & `id` [1] *.safetensors"

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import copy
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
@@ -27,7 +28,6 @@ from wanconv.verbs.validate import Options as Validation
 from wanconv.verbs.validate import validate
 from wanconv.verbs.verify import Options, verify
 from wanconv.workshop import synthetic
-from wanconv.workshop.job import Options as Job
 from wanconv.workshop.synthetic import home
 
 I2V, T2V = "wan2.1-i2v-14b", "wan2.1-t2v-1.3b"

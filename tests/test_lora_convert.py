@@ -14,6 +14,7 @@ from convert_server import Server
 from safetensors.torch import load_file, save_file
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.models import identify
 from wanconv.report import Cell, Report
@@ -23,7 +24,6 @@ from wanconv.verbs.validate import validate
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.workshop import manifest
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 
@@ -327,7 +327,7 @@ def test_the_command_line_takes_several(source: Path, tmp_path: Path) -> None:
             ["convert", str(source), "-r", "bf16", "-o", "other", "--lora", "style.safetensors", "-n"],
         ],
         tmp_path,
-        ["torch", "wanconv.workshop.mover", "wanconv.workshop.compare"],
+        ["torch", "wanconv.conversion.encode", "wanconv.workshop.compare"],
     )
     assert [one.exit_code for one in done] == [0, 0, 2, 2, 0], done
     rows = json.loads(done[0].output)["tables"]["loras"]

@@ -14,11 +14,11 @@ import pytest
 from command import COMMAND, run, wait_for
 from hub.server import Hub, files_below, leading
 
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError
 from wanconv.verbs.convert import convert, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.workshop import synthetic
-from wanconv.workshop.job import Options
 from wanconv.workshop.mirror import mirrored
 from wanconv.workshop.scratch import scratch
 from wanconv.workshop.selection import Wish

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import digests
 
+from wanconv.conversion.options import Options
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
@@ -20,7 +21,6 @@ from wanconv.validation.tasks import setting
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 from wanconv.workshop import shipped
-from wanconv.workshop.job import Options
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 calibration, conversions, measured, paired, tables = (

@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.types.tensors import Family, Shape
 from wanconv.verbs.convert import convert
-from wanconv.workshop.job import Options
 from wanconv.workshop.synthetic import PUBLISHED
 
 DIFFUSERS = LAYOUTS["diffusers"]

@@ -10,6 +10,7 @@ import tiny as tools
 import torch
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.models import identify
 from wanconv.quantization import scaled
 from wanconv.quantization.codecs import Codecs
@@ -19,7 +20,6 @@ from wanconv.verbs.recipes import explain
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.reader import Reader, Sources, read_scales
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 A14B, S2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b"

@@ -11,6 +11,8 @@ import pytest
 import tiny as tinies
 
 from wanconv.containers import open_checkpoint, writer
+from wanconv.conversion import fp16_gate
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, UsageError
 from wanconv.models import identify
 from wanconv.storage.reading import opened, read_at, read_small
@@ -19,8 +21,6 @@ from wanconv.types.tensors import CONTAINERS
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
-from wanconv.workshop import fp16
-from wanconv.workshop.job import Options
 
 T2V = "wan2.1-t2v-1.3b"
 LAYOUTS = ("official", "diffusers", "comfyui", "gguf")  # .pth and safetensors, with an index, and GGUF
@@ -70,10 +70,10 @@ def test_short_reads_change_nothing(layout: str, sources: dict[str, Path], tmp_p
     model = identify(open_checkpoint(source))
     a, b = (Options("fp16", layout=layout, out=tmp_path / name, block_nbytes=1 << 16) for name in "ab")
     with halving() as cut:
-        sample = fp16.sample(model)
+        sample = fp16_gate.sample(model)
         convert(source, a)
         report = verify(tmp_path / "a", Verified(against=source))
-    assert (report.exit_code, cut[0] > 100, sample) == (0, True, fp16.sample(model))
+    assert (report.exit_code, cut[0] > 100, sample) == (0, True, fp16_gate.sample(model))
     convert(source, b)
     assert tinies.digests(tmp_path / "a") == tinies.digests(tmp_path / "b")
 

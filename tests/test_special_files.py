@@ -13,6 +13,7 @@ from types import FrameType
 import pytest
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion import fp16_gate
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
 from wanconv.models import identify
@@ -24,7 +25,7 @@ from wanconv.verbs.validate import recheck
 from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import downloaded, fp16, manifest
+from wanconv.workshop import downloaded, manifest
 
 Make = Callable[[Path], object]
 T2V = "wan2.1-t2v-1.3b"
@@ -136,7 +137,7 @@ PLACES: Mapping[str, tuple[Callable[[Path, Make], object], type[WanconvError]]] 
     "profile":       (by_name("mine.toml", lambda path, folder: load_profile(str(path))), UsageError),
     "results":       (by_name("results.json", lambda path, folder: recheck(path, "quick")), InputError),
     "report":        (by_name("results.json",
-                              lambda path, folder: next(fp16._doubts(path, identify(open_checkpoint(folder))))),
+                              lambda path, folder: next(fp16_gate._doubts(path, identify(open_checkpoint(folder))))),
                       InputError),
     "list":          (by_name("LIST", lambda path, folder: verify(folder, Options(sums=(path,)))), InputError),
     "list found":    (in_place_of("SHA256SUMS", by_lists), InputError),

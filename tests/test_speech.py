@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wanconv import recipe
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.wan_s2v import Speech
 from wanconv.errors import InputError, UsageError
@@ -26,7 +27,6 @@ from wanconv.validation.tasks import Material
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options as Job
 
 S2V = "wan2.2-s2v-14b"
 SIZE = (64, 64)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from wanconv.conversion.options import Options
 from wanconv.errors import WanconvError
 from wanconv.types.progress import Step
 from wanconv.verbs import convert, validate, verify
 from wanconv.weights.threads import single_threaded
-from wanconv.workshop.job import Options
 
 
 @pytest.fixture(autouse=True)

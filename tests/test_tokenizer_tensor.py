@@ -12,6 +12,7 @@ from hub.server import files_below, leading
 from safetensors.torch import save_file
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
@@ -23,7 +24,6 @@ from wanconv.verbs.convert import convert, convert_remote, preview_remote
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

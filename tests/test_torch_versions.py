@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 import torch
 from wanconv.verbs.convert import convert
-from wanconv.workshop.job import Options
+from wanconv.conversion.options import Options
 source, folder, *jobs = sys.argv[1:]
 for job in jobs:
     recipe, layout = job.split("/")

@@ -11,6 +11,7 @@ from hub.server import Hub, files_below, leading
 from safetensors.torch import load_file, save_file
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.storage.hubs import Patience
@@ -19,7 +20,6 @@ from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
 from wanconv.workshop import twins
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from header_lists import RELEASES, architecture, part, tiny_part
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
 from wanconv.models import expand, expert_unless_dense, identify
 from wanconv.types.tensors import Checkpoint, Part
 from wanconv.verbs.convert import convert
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
-from wanconv.workshop.job import Options
 
 Tiny = Callable[..., Path]
 

@@ -16,6 +16,7 @@ from planted import edit, spiked
 from tiny import copy, poke
 
 import wanconv
+from wanconv.conversion.options import Options as Job
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.report import Report
@@ -24,7 +25,6 @@ from wanconv.types.progress import Step
 from wanconv.validation.pictures import drawn
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
-from wanconv.workshop.job import Options as Job
 
 LIBRARIES = ("wanconv.validation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
 SMALL = ("--profile", "quick", "--size", "64x64")

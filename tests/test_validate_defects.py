@@ -16,6 +16,7 @@ from tiny import copy
 
 from wanconv import recipe
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.engine.numerics import FP32
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS
@@ -27,7 +28,6 @@ from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.verdict import Check, judge, load_profile
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.job import Options as Job
 
 SIZE = (64, 64)
 FAMILIES = (

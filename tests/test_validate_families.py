@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command import run_in_turn
 
+from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES
@@ -14,7 +15,6 @@ from wanconv.types.names import matches
 from wanconv.types.tensors import Family
 from wanconv.validation.tasks import JUDGED
 from wanconv.verbs.convert import preview
-from wanconv.workshop.job import Options
 
 FAMILIES_JUDGED = [
     family

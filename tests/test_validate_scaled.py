@@ -8,10 +8,10 @@ import tiny as tools
 import torch
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.models import identify
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
-from wanconv.workshop.job import Options as Job
 
 A14B = "wan2.2-t2v-a14b"
 

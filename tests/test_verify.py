@@ -16,6 +16,7 @@ from tiny import copy
 
 from wanconv import recipe
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.layouts import LAYOUTS
 from wanconv.quantization.plain import TORCH_DTYPES
@@ -25,7 +26,6 @@ from wanconv.types.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
 from wanconv.verbs.verify import Options, verify
 from wanconv.workshop import manifest, sums
-from wanconv.workshop.job import Options as Job
 
 A14B = "wan2.2-t2v-a14b"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

@@ -17,6 +17,7 @@ import torch
 from tiny_model.paired import opened, tensors
 
 from wanconv import recipe, verdict
+from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.storage.local import publish, write_file
@@ -26,7 +27,6 @@ from wanconv.verbs.convert import convert
 from wanconv.verdict import judge, load_profile
 from wanconv.weights.model import ModelWeights
 from wanconv.workshop import shipped
-from wanconv.workshop.job import Options
 
 _MEMORY_NBYTES = 1 << 30
 PROFILE = "standard"

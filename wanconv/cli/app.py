@@ -207,8 +207,8 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Convert a checkpoint by a recipe: streamed, resumable, and whole or not there at all."""
+    from wanconv.conversion.options import Options, default_jobs
     from wanconv.verbs import convert as verbs
-    from wanconv.workshop.job import Options, default_jobs
 
     options = Options(
         recipe=recipe,
@@ -344,9 +344,9 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Check headers, cover and digests; with --against, each element within its format's bound."""
+    from wanconv.conversion.options import default_jobs
     from wanconv.verbs.verify import Options
     from wanconv.verbs.verify import verify as verb
-    from wanconv.workshop.job import default_jobs
 
     options = Options(
         against,
@@ -487,8 +487,8 @@ def publish(
     verbose: Verbose = False,
 ) -> None:
     """Upload a converted folder, refused unless it verifies; what the hub then lists is compared."""
+    from wanconv.conversion.options import default_jobs
     from wanconv.verbs import publish as verbs
-    from wanconv.workshop.job import default_jobs
 
     options = verbs.Options(
         token, private, bars=bars_of_others() if mode() == "bars" else None, jobs=jobs or default_jobs()

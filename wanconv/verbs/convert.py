@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.containers.writer import write_images
+from wanconv.conversion import replacing
+from wanconv.conversion.options import Options, prepare, target_folder
+from wanconv.conversion.sources import Here, Origin
+from wanconv.conversion.workspace import Workspace, open_workspace, partial_folder, writing
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.planning import (
@@ -31,12 +35,9 @@ from wanconv.storage.paths import check_target
 from wanconv.types.figures import sizes
 from wanconv.types.progress import Advance, Progress, silent, total
 from wanconv.types.tensors import Model
-from wanconv.workshop import manifest, replacing, twins
+from wanconv.workshop import manifest, twins
 from wanconv.workshop.card import model_card
-from wanconv.workshop.job import Options, prepare, target_folder
-from wanconv.workshop.origin import Here, Origin
 from wanconv.workshop.selection import Wish
-from wanconv.workshop.workspace import Workspace, open_workspace, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.storage.hubs import Patience
@@ -59,8 +60,8 @@ def preview_remote(
     patience: "Patience | None" = None,
 ) -> Report:
     """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
+    from wanconv.conversion.hub_source import Streamed
     from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
-    from wanconv.workshop.streaming import Streamed
 
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
@@ -137,8 +138,8 @@ def convert_remote(
 ) -> Report:
     """Converts a repository (`hf://…`, `ms://…`) while it is downloaded: each weight file comes when it is needed, is
     checked, read and deleted. With `keep` all of them stay, in `OUT.source`."""
+    from wanconv.conversion.hub_source import sidecars, streamed
     from wanconv.workshop.mirror import complete, mirrored  # imports an HTTP client, which files here do without
-    from wanconv.workshop.streaming import sidecars, streamed
 
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
@@ -223,7 +224,7 @@ def _write_weights(
 ) -> tuple[Plan, list[Written]]:
     """Writes every weight file. An overflow that a rule foresees spoils the attempt: the plan is made again with the
     fallbacks of every tensor that needs one, and what was written under the same header is kept."""
-    from wanconv.workshop.mover import Mover, NeedsFallback  # imports torch, which a plan does without
+    from wanconv.conversion.encode import Mover, NeedsFallback  # imports torch, which a plan does without
 
     def fallen(name: str) -> None:
         workspace.remember(workspace.overflowing | {name})  # before its bytes, which are none, can be in the journal

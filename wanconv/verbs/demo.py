@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import Options
+from wanconv.conversion.replacing import entries
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.models import identify
 from wanconv.report import Cell, Finding, Report, Table, Tone
@@ -24,8 +26,6 @@ from wanconv.types.progress import Progress, silent
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 from wanconv.workshop import manifest, shipped
-from wanconv.workshop.job import Options
-from wanconv.workshop.replacing import entries
 
 if TYPE_CHECKING:
     from wanconv.validation.comparison import Side

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from wanconv.conversion.replacing import check_not_home
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
 from wanconv.report import Finding, Report, Table
@@ -21,7 +22,6 @@ from wanconv.types.figures import count, sizes
 from wanconv.types.progress import Advance, Progress, silent, total
 from wanconv.workshop import downloaded, manifest
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
-from wanconv.workshop.replacing import check_not_home
 from wanconv.workshop.selection import Wish, owners, select
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked

@@ -33,12 +33,8 @@ def explain(
     one = recipes.load(name)
     figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
     if on is not None:
-        from wanconv.planning import (  # half of the time that a list of recipes takes
-            by_component,
-            by_rule,
-            family_in_words,
-        )
-        from wanconv.workshop.job import Options, prepare
+        from wanconv.conversion.options import Options, prepare
+        from wanconv.planning import by_component, by_rule, family_in_words
 
         made = prepare(on, Options(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": family_in_words(made.model), "layout": made.layout.name}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from wanconv import __version__
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.fp16_gate import sample
 from wanconv.errors import InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
@@ -27,7 +28,6 @@ from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 from wanconv.workshop import manifest
-from wanconv.workshop.fp16 import sample
 
 if TYPE_CHECKING:
     from wanconv.metrics.perceptual import Perceptual

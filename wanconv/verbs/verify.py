@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from wanconv.containers import open_checkpoint
+from wanconv.conversion.options import named_layout
 from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
@@ -18,7 +19,6 @@ from wanconv.types.tensors import Checkpoint, Model
 from wanconv.weights.lora import with_loras
 from wanconv.workshop import hub_list, manifest, sums, twins
 from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
-from wanconv.workshop.job import named_layout
 
 
 @dataclass(frozen=True, slots=True)

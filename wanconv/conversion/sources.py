@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from wanconv.containers.writer import Fill, Journal
+from wanconv.conversion.options import Options
 from wanconv.errors import InputError, UsageError
 from wanconv.planning import Plan
 from wanconv.storage.reading import opened
@@ -15,10 +16,9 @@ from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model
 from wanconv.weights.source_files import Files, FilesHere
 from wanconv.workshop import manifest, twins
-from wanconv.workshop.job import Options
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
-    from wanconv.workshop.mover import Mover
+    from wanconv.conversion.encode import Mover
 
 _READ_AHEAD_NBYTES = 2 << 30
 _SAMPLE_NBYTES = 1 << 16
@@ -69,7 +69,7 @@ class Here:
 
     def begin(self, made: Plan) -> None:
         _read_ahead(made)  # first: the disk works while torch is imported
-        from wanconv.workshop.mover import Mover
+        from wanconv.conversion.encode import Mover
 
         with Mover(made) as mover:
             mover.confirm()
@@ -97,7 +97,7 @@ class Here:
     def prove(self, made: Plan, folder: Path) -> None:
         """The header of a fine-tune is that of its base: the middle of every tensor is made again and compared, and of
         its scales. These alone differ where the source's numbers are all larger than they were by one factor."""
-        from wanconv.workshop.mover import Mover, NeedsFallback
+        from wanconv.conversion.encode import Mover, NeedsFallback
 
         with Mover(made) as mover:
             for image in made.images:

@@ -11,6 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv.containers.writer import Fill, Journal
+from wanconv.conversion.options import Options
+from wanconv.conversion.prefetch import Arrivals
+from wanconv.conversion.replacing import check_not_home
+from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
+from wanconv.conversion.sources import other_numbers
+from wanconv.conversion.workspace import downloads_folder, partial_folder, writing
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
 from wanconv.storage.hubs import RemoteFile
@@ -21,17 +27,11 @@ from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Model, TensorRef
 from wanconv.weights.source_files import Files, confirm_file
 from wanconv.workshop import downloaded, manifest, twins
-from wanconv.workshop.arrivals import Arrivals
 from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path
-from wanconv.workshop.job import Options
 from wanconv.workshop.mirror import Mirror
-from wanconv.workshop.needs import Known, needs, peak_nbytes, ties
-from wanconv.workshop.origin import other_numbers
-from wanconv.workshop.replacing import check_not_home
-from wanconv.workshop.workspace import downloads_folder, partial_folder, writing
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
-    from wanconv.workshop.mover import Mover
+    from wanconv.conversion.encode import Mover
 
 
 class Streamed:
@@ -84,7 +84,7 @@ class Streamed:
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
         """A tied copy is compared before the first byte of its tensor is written. An overflow does not end the pass, in
         which files come once: all are known at its end, and what they are in is written, and fetched, once more."""
-        from wanconv.workshop.mover import NeedsFallback
+        from wanconv.conversion.encode import NeedsFallback
 
         copies = ties(made)
         pending: dict[str, list[tuple[TensorRef, str]]] = {

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from wanconv.conversion.schedule import Need, blocking
 from wanconv.errors import Interrupted
 from wanconv.storage.reading import open_regular
-from wanconv.workshop.needs import Need, blocking
 
 _WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside
 _STALL_S = 2.0  # when nothing has moved for as long, a file comes out of turn: an earlier run's block has proved wrong

@@ -8,6 +8,7 @@ from typing import Literal
 
 from wanconv.containers import open_checkpoint
 from wanconv.containers.writer import BLOCK_NBYTES
+from wanconv.conversion import fp16_gate
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.models import Expert, identify
@@ -17,7 +18,6 @@ from wanconv.report import Finding
 from wanconv.types.names import alternatives, suggestion
 from wanconv.types.tensors import Model
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import fp16
 
 
 def default_jobs() -> int:
@@ -76,7 +76,7 @@ def prepare(source: Path, options: Options) -> Plan:
     if options.loras:
         model = with_loras(model, options.loras, options.lora_allow_unmatched)
     made = _planned(model, recipe, wanted, options.shard_nbytes)
-    fp16.check(made, options.allow_unsafe_fp16, options.report)
+    fp16_gate.check(made, options.allow_unsafe_fp16, options.report)
     return made
 
 

@@ -1,0 +1,1 @@
+"""Carries a plan out: streamed, resumable, whole or not there at all."""
