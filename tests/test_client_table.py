@@ -22,8 +22,8 @@ from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.quantization import FORMATS
 from wanconv.types.tensors import Component, Model
 from wanconv.verbs.convert import convert
+from wanconv.verification.clients import check_client
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.client import check_client
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -327,7 +327,7 @@ def test_the_command_line_takes_several(source: Path, tmp_path: Path) -> None:
             ["convert", str(source), "-r", "bf16", "-o", "other", "--lora", "style.safetensors", "-n"],
         ],
         tmp_path,
-        ["torch", "wanconv.conversion.encode", "wanconv.workshop.compare"],
+        ["torch", "wanconv.conversion.encode", "wanconv.verification.bounds"],
     )
     assert [one.exit_code for one in done] == [0, 0, 2, 2, 0], done
     rows = json.loads(done[0].output)["tables"]["loras"]

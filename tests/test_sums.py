@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from wanconv.errors import InputError
-from wanconv.workshop import sums
-from wanconv.workshop.sums import DigestList, Listed
+from wanconv.verification import checksums
+from wanconv.verification.checksums import DigestList, Listed
 
 NAMES = ("model.safetensors", "vae/model.pth")
 
@@ -57,10 +57,10 @@ def verdict(text: bytes, folder: Path) -> tuple[bool, set[str]]:
     path = folder.parent / "LIST"
     path.write_bytes(text)
     try:
-        read = sums.placed(sums.read_list(path), folder)
+        read = checksums.placed(checksums.read_list(path), folder)
     except InputError:
         return False, set()
-    findings, compared = sums.check(folder, read.lines, lambda step: None, 1)
+    findings, compared = checksums.check(folder, read.lines, lambda step: None, 1)
     return not any(finding.severity == "failure" for finding in [*read.findings, *findings]), compared
 
 
@@ -114,7 +114,7 @@ def test_no_bit_of_a_list_can_flip_unseen(
 def test_a_line_that_is_damaged_is_told_by_its_number(line: str, message: str, folder: Path) -> None:
     path = folder.parent / "LIST"
     path.write_text(f"{GNU}{line}\n")
-    read = sums.read_list(path)
+    read = checksums.read_list(path)
     assert [one.path for one in read.lines] == list(NAMES)
     (finding,) = read.findings
     assert (finding.severity, finding.where, finding.code) == ("failure", str(path), InputError.code)
@@ -124,7 +124,7 @@ def test_a_line_that_is_damaged_is_told_by_its_number(line: str, message: str, f
 def test_lines_about_other_folders_are_counted_and_not_missed(folder: Path) -> None:
     path = folder.parent / "LIST"
     path.write_text(GNU.replace("  ", "  all/model/") + f"{'0' * 64}  all/other/file\n{'0' * 64}  all/file\n")
-    read = sums.placed(sums.read_list(path), folder)
+    read = checksums.placed(checksums.read_list(path), folder)
     assert [line.path for line in read.lines] == list(NAMES)
     assert [(one.severity, one.message) for one in read.findings] == [
         ("note", "2 of its lines are about files elsewhere")
@@ -133,7 +133,7 @@ def test_lines_about_other_folders_are_counted_and_not_missed(folder: Path) -> N
 
 def test_a_list_whose_files_are_here_is_not_looked_for_elsewhere(folder: Path) -> None:
     lines = [Listed(name, "sha256", "0" * 64, "LIST") for name in (NAMES[0], f"gone/{NAMES[1]}")]
-    assert sums.placed(DigestList(lines), folder).lines == lines
+    assert checksums.placed(DigestList(lines), folder).lines == lines
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_list_whose_files_are_here_is_not_looked_for_elsewhere(folder: Path) -
 )
 def test_lists_are_known_by_their_names(name: str, is_one: bool, tmp_path: Path) -> None:
     (tmp_path / name).write_text("")
-    assert bool(sums.lists_in(tmp_path)) is is_one
+    assert bool(checksums.lists_in(tmp_path)) is is_one
 
 
 def test_a_folder_is_looked_through_once_for_all_digests_without_a_name(

@@ -16,7 +16,7 @@ from wanconv.report import Cell, Finding, Report, Table
 from wanconv.validation import summary
 from wanconv.verbs import verify
 from wanconv.verdict import Check, judge, load_profile
-from wanconv.workshop.compare import _nearness
+from wanconv.verification.bounds import _nearness
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 TABLE = Table(

@@ -25,7 +25,8 @@ from wanconv.types.progress import Step
 from wanconv.types.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
 from wanconv.verbs.verify import Options, verify
-from wanconv.workshop import manifest, sums
+from wanconv.verification import checksums
+from wanconv.workshop import manifest
 
 A14B = "wan2.2-t2v-a14b"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -308,7 +309,7 @@ def test_escaped_names_are_read_as_sha256sum_writes_them(tmp_path: Path) -> None
     for style in ("", "--tag"):
         (tmp_path / "LIST").write_text(shell(f"sha256sum {style} -- [!L]*", tmp_path).stdout)
         assert shell("sha256sum -c LIST", tmp_path).returncode == 0
-        listed = {line.path: line.digest for line in sums.read_list(tmp_path / "LIST").lines}
+        listed = {line.path: line.digest for line in checksums.read_list(tmp_path / "LIST").lines}
         assert listed == {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in tmp_path.iterdir()

@@ -20,8 +20,8 @@ from wanconv.planning import (
 )
 from wanconv.report import Finding, Report, Table
 from wanconv.types.tensors import Component, Model
+from wanconv.verification.clients import bare_weights, since, why_not
 from wanconv.workshop import twins
-from wanconv.workshop.client import bare_weights, since, why_not
 from wanconv.workshop.selection import Wish
 
 if TYPE_CHECKING:

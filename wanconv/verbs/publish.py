@@ -12,7 +12,8 @@ from wanconv.storage.hubs import Patience, Snapshot, open_hub, parse
 from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
 from wanconv.verbs import verify as verifying
-from wanconv.workshop import manifest, sums
+from wanconv.verification import checksums
+from wanconv.workshop import manifest
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
 
@@ -55,9 +56,9 @@ def publish(
         hub.publish(folder, tuple(files), reference.repository, options.private, options.bars is not None)
     advance(sum(files.values()))
     snapshot = hub.snapshot(reference.repository, None)
-    lines = [sums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
+    lines = [checksums.Listed(file.path, file.algorithm, file.digest, snapshot.uri) for file in snapshot.files]
     lines = [line for line in lines if line.path in files]
-    wrong = [finding.message for finding in sums.check(folder, lines, progress, options.jobs)[0]]
+    wrong = [finding.message for finding in checksums.check(folder, lines, progress, options.jobs)[0]]
     wrong += [f"{path} is not listed" for path in sorted(files.keys() - {line.path for line in lines})]
     if wrong:
         raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)

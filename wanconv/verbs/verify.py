@@ -16,9 +16,10 @@ from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
 from wanconv.types.tensors import Checkpoint, Model
+from wanconv.verification import checksums, hub
+from wanconv.verification.clients import bare_weights, changed_marks, check_client, since
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import hub_list, manifest, sums, twins
-from wanconv.workshop.client import bare_weights, changed_marks, check_client, since
+from wanconv.workshop import manifest, twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     if source is None:
         return _report(path, figures, (), findings)
     findings += changed_marks(model, manifest.says_entry(source), str(options.against))
-    from wanconv.workshop.compare import compare  # imports torch, which nothing else here needs
+    from wanconv.verification.bounds import compare  # imports torch, which nothing else here needs
 
     unclipped = manifest.unclipped(known) if known is not None else frozenset()
     table, failures = compare(model, source, progress, options.jobs, unclipped)
@@ -143,7 +144,7 @@ def _check_digests(path: Path, known: manifest.Json | None, options: Options, pr
     if known is None or options.sums or options.hub:
         listed = _listed(path, options)
         root = path if path.is_dir() else path.parent
-        problems, found = sums.check(root, listed.lines, progress, options.jobs, read)
+        problems, found = checksums.check(root, listed.lines, progress, options.jobs, read)
         findings += [*listed.findings, *problems]
         compared |= found
         for line in set(listed.lines):
@@ -167,40 +168,40 @@ def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
     ]
 
 
-def _listed(path: Path, options: Options) -> sums.DigestList:
+def _listed(path: Path, options: Options) -> checksums.DigestList:
     """Returns the lines of the lists that are named, the hub's among them; or else those of the lists in the folder and
     of the record of its download, ours or Hugging Face's."""
-    named = sums.DigestList()
+    named = checksums.DigestList()
     for file in options.sums:
-        read = sums.read_list(file)
-        named += sums.placed(read, path) if path.is_dir() else read
+        read = checksums.read_list(file)
+        named += checksums.placed(read, path) if path.is_dir() else read
     if options.hub is not None:
         if not path.is_dir():
             raise UsageError(f"{path} is one file, and --hub is about folders", "give the folder")
-        return sums.DigestList(*hub_list.compare(path, options.hub, options.token, options.patience)) + named
+        return checksums.DigestList(*hub.compare(path, options.hub, options.token, options.patience)) + named
     if not path.is_dir():
-        about = sums.about_file(named, path)
+        about = checksums.about_file(named, path)
         if options.sums and not about.lines:
             raise InputError(
                 f"no line of {', '.join(map(str, options.sums))} is about {path.name}", "give the list that has it"
             )
-        known = [] if about.lines else sums.known_to_hugging_face(path.parent, [path.name])
-        return about + sums.DigestList(known)
+        known = [] if about.lines else checksums.known_to_hugging_face(path.parent, [path.name])
+        return about + checksums.DigestList(known)
     if options.sums:
         return named
-    listed = sums.DigestList()
-    for file in sums.lists_in(path):
+    listed = checksums.DigestList()
+    for file in checksums.lists_in(path):
         try:
-            listed += sums.placed(sums.read_list(file), path)
+            listed += checksums.placed(checksums.read_list(file), path)
         except InputError as error:
             listed.findings.append(Finding("failure", str(file), error.message, error.hint, error.code))
-    if record := sums.recorded(path):
-        return listed + sums.DigestList(record, _not_downloaded(path, record))
+    if record := checksums.recorded(path):
+        return listed + checksums.DigestList(record, _not_downloaded(path, record))
     paths = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return listed + sums.DigestList(sums.known_to_hugging_face(path, paths))
+    return listed + checksums.DigestList(checksums.known_to_hugging_face(path, paths))
 
 
-def _not_downloaded(root: Path, record: Sequence[sums.Listed]) -> list[Finding]:
+def _not_downloaded(root: Path, record: Sequence[checksums.Listed]) -> list[Finding]:
     """Returns a warning for every file that the download did not bring; hidden ones are not looked at."""
     found = {file.relative_to(root) for file in root.rglob("*") if file.is_file()}
     seen = {file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)}

@@ -7,8 +7,8 @@ from pathlib import Path
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.report import Finding
 from wanconv.storage.hubs import Patience, Reference, Snapshot, open_hub, parse
+from wanconv.verification.checksums import Listed
 from wanconv.workshop import downloaded
-from wanconv.workshop.sums import Listed
 
 RECORDED = "recorded"
 # where the hubs' clients keep models, by the hub's name
