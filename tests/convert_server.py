@@ -128,10 +128,10 @@ def _child(request: dict[str, Any], report: int) -> int:
 
 def _done(request: dict[str, Any], out: Path) -> "Report":
     from wanconv.conversion.options import Options
+    from wanconv.downloads.selection import Wish
     from wanconv.verbs.convert import convert, convert_remote
     from wanconv.verbs.download import Options as Wanted
     from wanconv.verbs.download import download
-    from wanconv.workshop.selection import Wish
 
     source, options = request["source"], request["options"]
     if request["verb"] == "download":

@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save, save_file
 from wanconv.containers import read_header
 from wanconv.conversion.options import Options
 from wanconv.conversion.workspace import partial_folder, private_folder
+from wanconv.downloads import download_record
+from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience, Snapshot
@@ -36,8 +38,6 @@ from wanconv.verbs.download import preview as preview_download
 from wanconv.verbs.inspect import inspect_remote
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
-from wanconv.workshop import downloaded
-from wanconv.workshop.selection import Wish
 
 Tiny = Callable[..., Path]
 
@@ -409,7 +409,7 @@ def test_a_folder_that_is_no_download_of_it_is_not_written_to(hub: Hub, options:
         stream(options, keep=True)
     assert (kept / "vae" / "config.json").read_text() == "mine"
     (kept / "vae" / "config.json").unlink()
-    downloaded.write(kept, Snapshot("hf", "other/name", "main", None, ()))
+    download_record.write(kept, Snapshot("hf", "other/name", "main", None, ()))
     with pytest.raises(UsageError, match="holds a download of hf://other/name"):
         stream(options, keep=True)
 
@@ -421,7 +421,7 @@ import sys
 from pathlib import Path
 from wanconv.verbs.convert import convert_remote
 from wanconv.conversion.options import Options
-from wanconv.workshop.selection import Wish
+from wanconv.downloads.selection import Wish
 options = Options("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)
 convert_remote("hf://owner/name", options)
 """

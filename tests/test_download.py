@@ -22,12 +22,12 @@ from command import COMMAND, run
 from convert_server import Server
 from hub.server import Hub, leading, running, sha256
 
+from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience
 from wanconv.types import figures
 from wanconv.verbs.download import Options, download, preview
-from wanconv.workshop.selection import Wish
 
 NBYTES = 3_000_000
 WEIGHTS = random.Random(0).randbytes(NBYTES)

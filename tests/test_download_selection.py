@@ -2,10 +2,10 @@
 
 import pytest
 
+from wanconv.downloads.selection import COMPONENTS, Wish, owners, select
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.storage.hubs import RemoteFile
-from wanconv.workshop.selection import COMPONENTS, Wish, owners, select
 
 SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00006.safetensors" for n in range(1, 7)]
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

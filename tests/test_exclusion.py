@@ -13,6 +13,7 @@ from tiny import copy
 
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
+from wanconv.downloads.selection import Wish, select
 from wanconv.errors import InputError, Unrecognised
 from wanconv.models import identify
 from wanconv.report import Report
@@ -20,7 +21,6 @@ from wanconv.storage.hubs import RemoteFile
 from wanconv.types.exclusion import excluded_by, excluding, unmatched
 from wanconv.verbs import convert, verify
 from wanconv.verbs.inspect import inspect
-from wanconv.workshop.selection import Wish, select
 
 T2V = "wan2.1-t2v-1.3b"
 

@@ -23,12 +23,12 @@ from wanconv.cli.run import run
 from wanconv.conversion import replacing, workspace
 from wanconv.conversion.hub_source import streamed
 from wanconv.conversion.options import Options
+from wanconv.downloads.headers import Mirror
 from wanconv.errors import NotFinite, UsageError
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
 from wanconv.storage.local import publish
 from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
-from wanconv.workshop.mirror import Mirror
 
 BY_HAND = "choose another folder for the output, or move it away by hand"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

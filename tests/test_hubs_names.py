@@ -120,7 +120,7 @@ def test_modelscopes_list_is_trusted_no_more(
 
 
 def test_an_unsafe_name_that_is_not_wanted_does_no_harm(hub: Hub, canary: Path) -> None:
-    from wanconv.workshop.selection import Wish
+    from wanconv.downloads.selection import Wish
 
     hub.commit({"config.json": b"{}", "../canary/file": PAYLOAD})
     download("owner/name", Options(wish=Wish(include=("config.json",)), local_dir=canary.parent / "target"))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hub.server import Hub, Reply, leading
 
+from wanconv.downloads.selection import Wish, select
 from wanconv.errors import InputError, UsageError, WanconvError
 from wanconv.storage.hubs import Patience, RemoteFile, open_hub
 from wanconv.storage.hubs.huggingface import HuggingFace
@@ -23,7 +24,6 @@ from wanconv.storage.hubs.names import check_names
 from wanconv.storage.hubs.patience import retry_after
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.hubs.types import Address, Snapshot
-from wanconv.workshop.selection import Wish, select
 
 FILES = {"README.md": b"# A model\n", "vae/weights.safetensors": bytes(20_000)}
 PATIENCE = Patience(attempts=2, delay_s=0.001, longest_delay_s=0.002, longest_wait_s=0.5, stall_s=20, list_s=60)

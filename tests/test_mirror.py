@@ -15,13 +15,13 @@ from command import COMMAND, run, wait_for
 from hub.server import Hub, files_below, leading
 
 from wanconv.conversion.options import Options
+from wanconv.downloads.headers import mirrored
+from wanconv.downloads.selection import Wish
+from wanconv.downloads.tempdir import scratch
 from wanconv.errors import InputError
 from wanconv.verbs.convert import convert, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.workshop import synthetic
-from wanconv.workshop.mirror import mirrored
-from wanconv.workshop.scratch import scratch
-from wanconv.workshop.selection import Wish
 
 A14B = "wan2.2-t2v-a14b"
 
@@ -166,7 +166,7 @@ def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) ->
 def test_small_files_that_are_a_flood_are_refused_before_one_is_fetched(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wanconv.workshop.mirror._ALL_WHOLE_NBYTES", 2_000_000)
+    monkeypatch.setattr("wanconv.downloads.headers._ALL_WHOLE_NBYTES", 2_000_000)
     hub.commit(hub.files | {f"notes/{number}.json": bytes(900_000) for number in range(3)})
     with pytest.raises(InputError, match=r"MB \(.* bytes\) in small files; of a model that is not here, at most 2 MB"):
         inspect_remote("hf://owner/name")

@@ -14,6 +14,7 @@ import pytest
 
 from wanconv.containers import open_checkpoint
 from wanconv.conversion import fp16_gate
+from wanconv.downloads import download_record
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
 from wanconv.models import identify
@@ -25,7 +26,7 @@ from wanconv.verbs.validate import recheck
 from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import downloaded, manifest
+from wanconv.workshop import manifest
 
 Make = Callable[[Path], object]
 T2V = "wan2.1-t2v-1.3b"
@@ -142,7 +143,7 @@ PLACES: Mapping[str, tuple[Callable[[Path, Make], object], type[WanconvError]]] 
     "list":          (by_name("LIST", lambda path, folder: verify(folder, Options(sums=(path,)))), InputError),
     "list found":    (in_place_of("SHA256SUMS", by_lists), InputError),
     "manifest":      (in_place_of(manifest.NAME, manifest.read), InputError),
-    "record":        (in_place_of(downloaded.NAME, downloaded.read), InputError),
+    "record":        (in_place_of(download_record.NAME, download_record.read), InputError),
     "config":        (in_place_of("config.json", opened), InputError),
     "sidecar":       (in_place_of("tokenizer.json", opened), InputError),
     "index":         (in_place_of("model.safetensors.index.json", opened), InputError),

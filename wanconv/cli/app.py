@@ -285,8 +285,8 @@ def download(
     verbose: Verbose = False,
 ) -> None:
     """Download from Hugging Face or ModelScope: planned, resumed in the middle of a file, every digest checked."""
+    from wanconv.downloads.selection import Wish
     from wanconv.verbs import download as verbs
-    from wanconv.workshop.selection import Wish
 
     words = tuple(word for one in only or () for word in one.split(",") if word)
     options = verbs.Options(

@@ -17,6 +17,9 @@ from wanconv.conversion.replacing import check_not_home
 from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
 from wanconv.conversion.sources import other_numbers
 from wanconv.conversion.workspace import downloads_folder, partial_folder, writing
+from wanconv.downloads import download_record
+from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes, part_path
+from wanconv.downloads.headers import Mirror
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
 from wanconv.storage.hubs import RemoteFile
@@ -26,9 +29,7 @@ from wanconv.types.figures import count
 from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Model, TensorRef
 from wanconv.weights.source_files import Files, confirm_file
-from wanconv.workshop import downloaded, manifest, twins
-from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes, part_path
-from wanconv.workshop.mirror import Mirror
+from wanconv.workshop import manifest, twins
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.conversion.encode import Mover
@@ -189,14 +190,14 @@ def kept_folder(out: Path) -> Path:
 def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
     """Yields the origin; kept files go into a folder that is theirs for as long, and recorded as a download."""
     origin = Streamed(mirror, out, keep)
-    downloaded.write(mirror.root, mirror.snapshot)  # the mirror is a download, too: its digests go into manifests
+    download_record.write(mirror.root, mirror.snapshot)  # the mirror is a download, too: its digests go into manifests
     if not keep:
         yield origin
         return
     root = kept_folder(out)
     check_not_home(root)
     with held(root):
-        before = downloaded.read(root)
+        before = download_record.read(root)
         mine = {file.path for file in before.files} if before is not None else set()
         snapshot = mirror.snapshot
         if before is not None and (before.hub, before.repository) != (snapshot.hub, snapshot.repository):
@@ -207,7 +208,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         ]:
             message = f"{root} has {count(len(foreign), 'file')} that no download put there"
             raise UsageError(message, "move them away, or choose another --out", foreign)
-        downloaded.write(root, snapshot)
+        download_record.write(root, snapshot)
         yield origin
 
 

@@ -15,6 +15,7 @@ from wanconv.conversion import replacing
 from wanconv.conversion.options import Options, prepare, target_folder
 from wanconv.conversion.sources import Here, Origin
 from wanconv.conversion.workspace import Workspace, open_workspace, partial_folder, writing
+from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.planning import (
@@ -37,11 +38,10 @@ from wanconv.types.progress import Advance, Progress, silent, total
 from wanconv.types.tensors import Model
 from wanconv.workshop import manifest, twins
 from wanconv.workshop.card import model_card
-from wanconv.workshop.selection import Wish
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
+    from wanconv.downloads.headers import Mirror
     from wanconv.storage.hubs import Patience
-    from wanconv.workshop.mirror import Mirror
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -61,7 +61,7 @@ def preview_remote(
 ) -> Report:
     """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
     from wanconv.conversion.hub_source import Streamed
-    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
+    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
 
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
@@ -139,7 +139,7 @@ def convert_remote(
     """Converts a repository (`hf://…`, `ms://…`) while it is downloaded: each weight file comes when it is needed, is
     checked, read and deleted. With `keep` all of them stay, in `OUT.source`."""
     from wanconv.conversion.hub_source import sidecars, streamed
-    from wanconv.workshop.mirror import complete, mirrored  # imports an HTTP client, which files here do without
+    from wanconv.downloads.headers import complete, mirrored  # imports an HTTP client, which files here do without
 
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:

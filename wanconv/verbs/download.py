@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.conversion.replacing import check_not_home
+from wanconv.downloads import download_record
+from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes
+from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
 from wanconv.report import Finding, Report, Table
@@ -20,9 +23,7 @@ from wanconv.storage.paths import check_target
 from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import count, sizes
 from wanconv.types.progress import Advance, Progress, silent, total
-from wanconv.workshop import downloaded, manifest
-from wanconv.workshop.fetch import check_way, fetch, held, part_nbytes
-from wanconv.workshop.selection import Wish, owners, select
+from wanconv.workshop import manifest
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
 
@@ -81,7 +82,7 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
             room, more = sizes(free, needed)
             message = f"{job.root} has {room} free, and {more} are needed"
             raise OutputError(message, "free space, choose another --local-dir, or take less with --only or --include")
-        downloaded.write(job.root, _merged(job, before))
+        download_record.write(job.root, _merged(job, before))
         tell = total(progress, "downloading", sum(file.nbytes for file in missing))
         _fetch_all(job, missing, options, tell)
         sync_folders(job.root)
@@ -117,7 +118,7 @@ def _prepare(repository: str, options: Options) -> _Job:
 
 def _record_of(job: _Job) -> Snapshot | None:
     """Returns what an earlier run recorded; raises UsageError where it was about another repository."""
-    record = downloaded.read(job.root)
+    record = download_record.read(job.root)
     if record is not None and (record.hub, record.repository) != (job.snapshot.hub, job.snapshot.repository):
         message = f"{job.root} holds a download of {record.hub}://{record.repository}"
         raise UsageError(message, "choose another folder with --local-dir")

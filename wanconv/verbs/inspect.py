@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv.containers import open_checkpoint
+from wanconv.downloads.selection import Wish
 from wanconv.errors import InputError
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, Expert, identify
@@ -22,7 +23,6 @@ from wanconv.report import Finding, Report, Table
 from wanconv.types.tensors import Component, Model
 from wanconv.verification.clients import bare_weights, since, why_not
 from wanconv.workshop import twins
-from wanconv.workshop.selection import Wish
 
 if TYPE_CHECKING:
     from wanconv.storage.hubs import Patience
@@ -83,7 +83,7 @@ def inspect_remote(
     patience: "Patience | None" = None,
 ) -> Report:
     """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
-    from wanconv.workshop.mirror import mirrored  # imports an HTTP client, which files here do without
+    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
 
     with mirrored(repository, Wish(exclude=exclude), token, patience) as mirror:
         model = identify(open_checkpoint(mirror.root), expert)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.containers.files import explained, printable
+from wanconv.downloads import download_record
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.report import Finding
 from wanconv.storage.reading import JSON_NBYTES, brief, read_small
 from wanconv.types.progress import Progress, total
-from wanconv.workshop import downloaded, manifest
+from wanconv.workshop import manifest
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"
 _LIST_NAME = re.compile(rf"(?i).*{_KINDS}[-_]?sums?.*|.*\.{_KINDS}(?:\.txt)?")
@@ -190,8 +191,12 @@ def known_to_hugging_face(root: Path, paths: Sequence[str]) -> list[Listed]:
 
 def recorded(root: Path) -> list[Listed]:
     """Returns the files of the download that a folder came from; raises InputError for a record that is none."""
-    record = downloaded.read(root)
-    return [Listed(file.path, file.algorithm, file.digest, downloaded.NAME) for file in record.files] if record else []
+    record = download_record.read(root)
+    return (
+        [Listed(file.path, file.algorithm, file.digest, download_record.NAME) for file in record.files]
+        if record
+        else []
+    )
 
 
 def check(

@@ -4,11 +4,11 @@ import os
 import re
 from pathlib import Path
 
+from wanconv.downloads import download_record
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.report import Finding
 from wanconv.storage.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.verification.checksums import Listed
-from wanconv.workshop import downloaded
 
 RECORDED = "recorded"
 # where the hubs' clients keep models, by the hub's name
@@ -26,7 +26,7 @@ def compare(
     `which` is a repository, or `recorded`: the one that the download's record or the path of a client's cache names.
     Files that a recorded download left out are not missing.
     """
-    record = downloaded.read(root)
+    record = download_record.read(root)
     reference = _recorded(root, record) if which == RECORDED else parse(which)
     snapshot = open_hub(reference.hub, token, patience).snapshot(reference.repository, reference.revision)
     remote = {file.path: file for file in snapshot.files}

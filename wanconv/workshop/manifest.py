@@ -15,6 +15,7 @@ import xxhash
 from wanconv import __version__
 from wanconv.containers import check_file, header_digest, read_header
 from wanconv.containers.files import printable, regular_file, strict_json
+from wanconv.downloads import download_record
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.models import Expert
 from wanconv.planning import Plan, Slot, Step
@@ -25,7 +26,6 @@ from wanconv.storage.reading import fill_at, opened, read_small
 from wanconv.types.figures import exact_size
 from wanconv.types.progress import Advance, unheard
 from wanconv.types.tensors import Checkpoint, Model, TensorRef
-from wanconv.workshop import downloaded
 
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
@@ -45,8 +45,8 @@ def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = Non
     """Returns the source's weight files: size, digest of the header, and the full digest where one is known, with who
     says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
-    record = downloaded.read(checkpoint.root)
-    recorded = downloaded.sha256_by_file(record)
+    record = download_record.read(checkpoint.root)
+    recorded = download_record.sha256_by_file(record)
     for path in checkpoint.weight_files:
         file = checkpoint.root / path
         nbytes = file.stat().st_size

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from wanconv.containers.open import read_header
 from wanconv.containers.writer import Journal, write_images
+from wanconv.downloads.tempdir import scratch
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.planning import Slot, lay_out
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import fill_at
 from wanconv.types.progress import Progress, silent, total
-from wanconv.workshop.scratch import scratch
 
 # what it was trained to generate
 SIZE, FRAMES, STEPS = (48, 48), 17, 12

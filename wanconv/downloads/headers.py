@@ -16,6 +16,9 @@ from pathlib import Path
 from wanconv.containers.files import Header, OpenFile
 from wanconv.containers.index import check_size
 from wanconv.containers.open import INDEX, WEIGHTS, header_of
+from wanconv.downloads.fetch import fetch
+from wanconv.downloads.selection import Wish, select
+from wanconv.downloads.tempdir import scratch
 from wanconv.errors import InputError, WanconvError
 from wanconv.quantization.packings import is_constant
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
@@ -25,9 +28,6 @@ from wanconv.storage.local import describe_output_error, pwrite_all
 from wanconv.storage.reading import read_at
 from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import exact_size, size
-from wanconv.workshop.fetch import fetch
-from wanconv.workshop.scratch import scratch
-from wanconv.workshop.selection import Wish, select
 
 _EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
 _STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
