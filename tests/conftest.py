@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     Without a layout it is in the one that the release came in.
     """
-    from wanconv.workshop import synthetic  # brings torch, which tests without checkpoints need not wait for
+    from wanconv.samples import synthetic  # brings torch, which tests without checkpoints need not wait for
 
     made: dict[tuple[str, str], Path] = {}
     families = {name: family for name, (family, _) in synthetic.releases().items()}
@@ -79,7 +79,7 @@ def in_memory(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the small trained model that ships, in the official layout, made once and not to be changed."""
-    from wanconv.workshop import shipped
+    from wanconv.samples import shipped
 
     return shipped.make(tmp_path_factory.mktemp("trained") / "source")
 

@@ -9,7 +9,7 @@ from header_lists import RELEASES
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, targets
 from wanconv.planning import Slot, lay_out
-from wanconv.workshop.synthetic import home
+from wanconv.samples.synthetic import home
 
 # the dtypes as published
 STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}

@@ -13,10 +13,10 @@ from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 from wanconv.conversion.options import Options, prepare
+from wanconv.provenance.card import model_card
+from wanconv.provenance.markdown import inline, line
+from wanconv.provenance.markdown import yaml as yaml_string
 from wanconv.verbs.convert import convert
-from wanconv.workshop.card import model_card
-from wanconv.workshop.markdown import inline, line
-from wanconv.workshop.markdown import yaml as yaml_string
 
 A14B = "wan2.2-t2v-a14b"
 

@@ -22,7 +22,7 @@ from command import COMMAND, run
 from wanconv import __version__, recipe
 from wanconv.cli.app import app
 from wanconv.layouts import LAYOUTS
-from wanconv.workshop import synthetic
+from wanconv.samples import synthetic
 
 VERBS = tuple(command.callback.__name__ for command in app.registered_commands if command.callback)
 OPTIONS = {

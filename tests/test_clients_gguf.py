@@ -19,12 +19,12 @@ from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, identify
 from wanconv.recipe import load
 from wanconv.report import Report
+from wanconv.samples import synthetic
 from wanconv.verbs.convert import convert
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop import synthetic
 
 Tiny = Callable[..., Path]
 A14B, S2V = "wan2.2-t2v-a14b", "wan2.2-s2v-14b"

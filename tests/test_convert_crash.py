@@ -23,9 +23,9 @@ from hub.server import files_below, running
 
 from wanconv.conversion.options import Options
 from wanconv.errors import OutputError
+from wanconv.samples import synthetic
 from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
-from wanconv.workshop import synthetic
 
 _LINE_NBYTES = len(json.dumps(["0" * 32, 100, "0" * 32])) + 1
 OPTIONS: dict[str, Any] = {"recipe": "fp16", "jobs": 2, "block_nbytes": 1 << 18}

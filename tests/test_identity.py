@@ -21,14 +21,14 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
 from wanconv.planning import plan
 from wanconv.recipe import load
+from wanconv.samples import synthetic
+from wanconv.samples.synthetic import home
 from wanconv.types.tensors import Checkpoint, Mark
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.inspect import inspect
 from wanconv.verbs.validate import Options as Validation
 from wanconv.verbs.validate import validate
 from wanconv.verbs.verify import Options, verify
-from wanconv.workshop import synthetic
-from wanconv.workshop.synthetic import home
 
 I2V, T2V = "wan2.1-i2v-14b", "wan2.1-t2v-1.3b"
 ANIMATE2 = '{"transformer": {"model_type": "animate2"}}'

@@ -14,9 +14,9 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES
+from wanconv.samples.synthetic import home
 from wanconv.types.tensors import Family
 from wanconv.verbs.inspect import inspect
-from wanconv.workshop.synthetic import home
 
 A14B = "wan2.2-t2v-a14b"
 EXPERT = "diffusion_pytorch_model.safetensors"

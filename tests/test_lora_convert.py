@@ -17,13 +17,13 @@ from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.models import identify
+from wanconv.provenance import manifest
 from wanconv.report import Cell, Report
 from wanconv.verbs.convert import convert, preview
 from wanconv.verbs.validate import Options as Judged
 from wanconv.verbs.validate import validate
 from wanconv.verbs.verify import Options as Check
 from wanconv.verbs.verify import verify
-from wanconv.workshop import manifest
 
 Tiny = Callable[..., Path]
 

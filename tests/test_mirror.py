@@ -19,9 +19,9 @@ from wanconv.downloads.headers import mirrored
 from wanconv.downloads.selection import Wish
 from wanconv.downloads.tempdir import scratch
 from wanconv.errors import InputError
+from wanconv.samples import synthetic
 from wanconv.verbs.convert import convert, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
-from wanconv.workshop import synthetic
 
 A14B = "wan2.2-t2v-a14b"
 

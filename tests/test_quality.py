@@ -15,12 +15,12 @@ from tiny import digests
 
 from wanconv.conversion.options import Options
 from wanconv.engine.sampling import official_grid, task_of
+from wanconv.samples import shipped
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
 from wanconv.validation.tasks import setting
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop import shipped
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 calibration, conversions, measured, paired, tables = (

@@ -15,9 +15,9 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
 from wanconv.quantization.plain import TORCH_DTYPES
+from wanconv.samples.synthetic import PUBLISHED
 from wanconv.types.tensors import Family, Shape
 from wanconv.verbs.convert import convert
-from wanconv.workshop.synthetic import PUBLISHED
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [  # in both layouts that are published

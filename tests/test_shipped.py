@@ -12,7 +12,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import identify
-from wanconv.workshop import shipped
+from wanconv.samples import shipped
 
 PICKLED = {"vae.safetensors": "Wan2.1_VAE.pth", "text_encoder.safetensors": "models_t5_umt5-xxl-enc-bf16.pth"}
 

@@ -18,6 +18,7 @@ from wanconv.downloads import download_record
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
 from wanconv.models import identify
+from wanconv.provenance import manifest
 from wanconv.recipe import load
 from wanconv.storage import reading
 from wanconv.validation import pictures
@@ -26,7 +27,6 @@ from wanconv.verbs.validate import recheck
 from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import manifest
 
 Make = Callable[[Path], object]
 T2V = "wan2.1-t2v-1.3b"

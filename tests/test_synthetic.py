@@ -16,7 +16,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, FAMILIES, identify
-from wanconv.workshop.synthetic import PUBLISHED, Options, make, releases
+from wanconv.samples.synthetic import PUBLISHED, Options, make, releases
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "make_checkpoint"
 MADE = [

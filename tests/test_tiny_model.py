@@ -21,12 +21,12 @@ from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.text import NEGATIVE_PROMPT, tokenize
 from wanconv.errors import UsageError
 from wanconv.models import identify
+from wanconv.samples import shipped
 from wanconv.validation import generation
 from wanconv.validation.captions import DIRECTIONS, Caption, captions, classify
 from wanconv.validation.clips import pixels
 from wanconv.validation.forced import denoiser
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "wanconv" / "tiny"

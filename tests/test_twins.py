@@ -14,12 +14,12 @@ from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError
 from wanconv.models import identify
+from wanconv.provenance import twins
 from wanconv.storage.hubs import Patience
 from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 from wanconv.verbs.inspect import inspect, inspect_remote
 from wanconv.verbs.verify import Options as Verified
 from wanconv.verbs.verify import verify
-from wanconv.workshop import twins
 
 Tiny = Callable[..., Path]
 

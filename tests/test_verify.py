@@ -19,6 +19,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused, WanconvError
 from wanconv.layouts import LAYOUTS
+from wanconv.provenance import manifest
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Cell, Finding, Report
 from wanconv.types.progress import Step
@@ -26,7 +27,6 @@ from wanconv.types.tensors import CONTAINERS, TensorRef
 from wanconv.verbs import convert as converting
 from wanconv.verbs.verify import Options, verify
 from wanconv.verification import checksums
-from wanconv.workshop import manifest
 
 A14B = "wan2.2-t2v-a14b"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"

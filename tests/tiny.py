@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from wanconv.containers import open_checkpoint
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.workshop import synthetic
+from wanconv.samples import synthetic
 
 
 def make(folder: Path, release: str = "wan2.1-t2v-1.3b", *components: str, layout: str | None = None) -> Path:

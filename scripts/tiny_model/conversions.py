@@ -20,13 +20,13 @@ from wanconv import recipe, verdict
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
+from wanconv.samples import shipped
 from wanconv.storage.local import publish, write_file
 from wanconv.types.tensors import Model, TensorRef
 from wanconv.verbs import validate
 from wanconv.verbs.convert import convert
 from wanconv.verdict import judge, load_profile
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop import shipped
 
 _MEMORY_NBYTES = 1 << 30
 PROFILE = "standard"

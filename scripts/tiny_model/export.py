@@ -9,8 +9,8 @@ from tiny_model.networks import DIMS, DIT, TEXT, VAE, WORDS
 from torch import Tensor
 
 from wanconv.models import targets
+from wanconv.samples.synthetic import SPECIAL, tokenizer_files
 from wanconv.types.tensors import Architecture
-from wanconv.workshop.synthetic import SPECIAL, tokenizer_files
 
 EXPERTS = {"expert.high": "high_noise_model", "expert.low": "low_noise_model"}
 TOKENIZER = "google/umt5-xxl"

@@ -19,11 +19,11 @@ from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
 from wanconv.layouts.sizes import heads
 from wanconv.models import DENOISERS, identify
+from wanconv.samples.shipped import FRAMES, SIZE
 from wanconv.types.tensors import Model
 from wanconv.validation import generation
 from wanconv.validation.captions import captions
 from wanconv.weights.model import ModelWeights
-from wanconv.workshop.shipped import FRAMES, SIZE
 
 LATENTS = (networks.CHANNELS, (FRAMES - 1) // 4 + 1, SIZE[1] // 8, SIZE[0] // 8)
 _MEMORY_NBYTES = 1 << 30

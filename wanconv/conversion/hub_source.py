@@ -22,6 +22,7 @@ from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes, part_pa
 from wanconv.downloads.headers import Mirror
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
+from wanconv.provenance import manifest, twins
 from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders
@@ -29,7 +30,6 @@ from wanconv.types.figures import count
 from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Model, TensorRef
 from wanconv.weights.source_files import Files, confirm_file
-from wanconv.workshop import manifest, twins
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.conversion.encode import Mover

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from wanconv.errors import InputError, UsageError
+from wanconv.provenance import manifest
 from wanconv.storage.reading import node_kind
-from wanconv.workshop import manifest
 
 _MOST_NAMED = 10  # files that a refusal names
 _BY_HAND = "choose another folder for the output, or move it away by hand"

@@ -11,11 +11,11 @@ from wanconv.containers.writer import Fill, Journal
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, UsageError
 from wanconv.planning import Plan
+from wanconv.provenance import manifest, twins
 from wanconv.storage.reading import opened
 from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model
 from wanconv.weights.source_files import Files, FilesHere
-from wanconv.workshop import manifest, twins
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
     from wanconv.conversion.encode import Mover

@@ -18,10 +18,10 @@ from wanconv.containers.writer import Journal
 from wanconv.conversion import replacing
 from wanconv.conversion.replacing import is_free, remove_if_empty
 from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.provenance import manifest
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 from wanconv.types.progress import unheard
-from wanconv.workshop import manifest
 
 _PRIVATE = ".wanconv"
 _SOURCE = "source"  # below the private folder: what is downloaded of a source, for as long as it is needed

@@ -29,6 +29,8 @@ from wanconv.planning import (
     release_in_words,
     without_match,
 )
+from wanconv.provenance import manifest, twins
+from wanconv.provenance.card import model_card
 from wanconv.report import Finding, Report
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
@@ -36,8 +38,6 @@ from wanconv.storage.paths import check_target
 from wanconv.types.figures import sizes
 from wanconv.types.progress import Advance, Progress, silent, total
 from wanconv.types.tensors import Model
-from wanconv.workshop import manifest, twins
-from wanconv.workshop.card import model_card
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.downloads.headers import Mirror

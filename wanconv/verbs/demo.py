@@ -18,14 +18,15 @@ from wanconv.conversion.options import Options
 from wanconv.conversion.replacing import entries
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.models import identify
+from wanconv.provenance import manifest
 from wanconv.report import Cell, Finding, Report, Table, Tone
+from wanconv.samples import shipped
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
 from wanconv.types.figures import count, figure
 from wanconv.types.progress import Progress, silent
 from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
-from wanconv.workshop import manifest, shipped
 
 if TYPE_CHECKING:
     from wanconv.validation.comparison import Side

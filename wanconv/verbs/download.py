@@ -13,6 +13,7 @@ from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes
 from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
+from wanconv.provenance import manifest
 from wanconv.report import Finding, Report, Table
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
@@ -23,7 +24,6 @@ from wanconv.storage.paths import check_target
 from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import count, sizes
 from wanconv.types.progress import Advance, Progress, silent, total
-from wanconv.workshop import manifest
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
 

@@ -19,10 +19,10 @@ from wanconv.planning import (
     roles_of,
     without_match,
 )
+from wanconv.provenance import twins
 from wanconv.report import Finding, Report, Table
 from wanconv.types.tensors import Component, Model
 from wanconv.verification.clients import bare_weights, since, why_not
-from wanconv.workshop import twins
 
 if TYPE_CHECKING:
     from wanconv.storage.hubs import Patience

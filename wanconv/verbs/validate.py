@@ -17,6 +17,7 @@ from wanconv.errors import InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
+from wanconv.provenance import manifest
 from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew
@@ -27,7 +28,6 @@ from wanconv.types.tensors import Model
 from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
-from wanconv.workshop import manifest
 
 if TYPE_CHECKING:
     from wanconv.metrics.perceptual import Perceptual

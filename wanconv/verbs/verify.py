@@ -11,6 +11,7 @@ from wanconv.errors import REGISTRY, InputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
+from wanconv.provenance import manifest, twins
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count
@@ -19,7 +20,6 @@ from wanconv.types.tensors import Checkpoint, Model
 from wanconv.verification import checksums, hub
 from wanconv.verification.clients import bare_weights, changed_marks, check_client, since
 from wanconv.weights.lora import with_loras
-from wanconv.workshop import manifest, twins
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from wanconv.containers.files import explained, printable
 from wanconv.downloads import download_record
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
+from wanconv.provenance import manifest
 from wanconv.report import Finding
 from wanconv.storage.reading import JSON_NBYTES, brief, read_small
 from wanconv.types.progress import Progress, total
-from wanconv.workshop import manifest
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"
 _LIST_NAME = re.compile(rf"(?i).*{_KINDS}[-_]?sums?.*|.*\.{_KINDS}(?:\.txt)?")

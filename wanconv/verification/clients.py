@@ -10,13 +10,13 @@ from wanconv.errors import CheckFailed, Refused
 from wanconv.layouts import Json, Layout
 from wanconv.models import DENOISERS, read_since
 from wanconv.planning import Contents, Slot, contents, some, unread_mark, unreadable_config
+from wanconv.provenance.manifest import says_entry
 from wanconv.quantization.packings import is_input_scale, same_meaning, stated, tokenizer_of
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.storage.reading import parsed_json
 from wanconv.types.figures import count
 from wanconv.types.tensors import Component, Model, TensorRef
-from wanconv.workshop.manifest import says_entry
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:

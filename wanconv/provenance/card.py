@@ -3,9 +3,9 @@
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.planning import Plan
+from wanconv.provenance.markdown import inline, line, yaml
 from wanconv.types.figures import exact_size
 from wanconv.types.tensors import DTYPES
-from wanconv.workshop.markdown import inline, line, yaml
 
 _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}
 

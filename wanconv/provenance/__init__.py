@@ -1,0 +1,1 @@
+"""What a converted model says of itself: its manifest and its card."""

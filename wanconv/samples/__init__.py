@@ -1,0 +1,1 @@
+"""Checkpoints to try things on: the small model that ships, and synthetic ones."""
