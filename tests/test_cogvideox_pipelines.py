@@ -14,10 +14,10 @@ from wanconv.containers import open_checkpoint
 from wanconv.engine.cogvideox import FirstFrame
 from wanconv.engine.sampling import task_of
 from wanconv.engine.text import tokenize
+from wanconv.generation import sampling, tasks
+from wanconv.generation.pictures import drawn
+from wanconv.generation.tasks import Material, Picture
 from wanconv.models import identify
-from wanconv.validation import generation, tasks
-from wanconv.validation.pictures import drawn
-from wanconv.validation.tasks import Material, Picture
 from wanconv.weights.model import ModelWeights
 
 PROMPTS = ("a cat on a piano", "grey, still")
@@ -58,7 +58,7 @@ def test_a_generation_is_the_pipelines(release: str, tiny: Callable[..., Path], 
     row, task = tasks.judged(model), task_of(model.family.name)
     setting = tasks.setting(model, task, row.schedule(model, task, STEPS), SIZE, FRAMES, SEED, "cpu")
     images: dict[Picture, Image.Image] = {"image": drawn("image", SIZE)} if "image" in row.needs else {}
-    noise = generation.noise(setting)
+    noise = sampling.noise(setting)
     assert noise.shape[2] == (4 if "1.5" in release else 3)
     pipeline = pipeline_of(folder, bool(images))
 
@@ -81,13 +81,13 @@ def test_a_generation_is_the_pipelines(release: str, tiny: Callable[..., Path], 
 
     with ModelWeights(model, 0, torch.device("cpu")) as weights:
         tokens = tokenize(folder / "tokenizer", PROMPTS)
-        contexts = generation.text_encoder(weights, torch.float32).encode(tokens)
-        material = Material(setting, images, None, generation.vae_of(weights))
+        contexts = sampling.text_encoder(weights, torch.float32).encode(tokens)
+        material = Material(setting, images, None, sampling.vae_of(weights))
         condition = row.condition(material)
         found = []
 
         def sample(start: torch.Tensor, given: Any) -> torch.Tensor:
-            found.append(generation.generate(weights, setting, contexts, start, condition=given).latents)
+            found.append(sampling.generate(weights, setting, contexts, start, condition=given).latents)
             return found[-1]
 
         video = row.film(sample, noise, condition, material)

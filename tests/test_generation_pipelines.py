@@ -14,10 +14,10 @@ from wanconv.containers import open_checkpoint
 from wanconv.engine.sampling import Grid, exercised, task_of
 from wanconv.engine.text import tokenize
 from wanconv.engine.wan import Condition
+from wanconv.generation import sampling, tasks
+from wanconv.generation.pictures import drawn
+from wanconv.generation.tasks import Material, Picture
 from wanconv.models import identify
-from wanconv.validation import generation, tasks
-from wanconv.validation.pictures import drawn
-from wanconv.validation.tasks import Material, Picture
 from wanconv.weights.model import ModelWeights
 
 PROMPTS = ("a cat on a piano", "grey, still")
@@ -71,7 +71,7 @@ def test_a_generation_from_images_is_the_pipelines(release: str, tiny: Callable[
     task = task_of(model.family.name)
     setting = tasks.setting(model, task, grid, SIZE, 5, 0, "cpu")
     assert all(exercised(grid.timesteps, task.boundary).values())
-    noise = generation.noise(setting)
+    noise = sampling.noise(setting)
 
     def theirs(output: str) -> Any:
         return pipeline(
@@ -81,18 +81,18 @@ def test_a_generation_from_images_is_the_pipelines(release: str, tiny: Callable[
 
     with ModelWeights(model, 0, torch.device("cpu")) as weights:
         tokens = tokenize(folder / "tokenizer", PROMPTS)
-        contexts = generation.text_encoder(weights, torch.float32).encode(tokens)
-        vae, seen = generation.vae_of(weights), None
+        contexts = sampling.text_encoder(weights, torch.float32).encode(tokens)
+        vae, seen = sampling.vae_of(weights), None
         if "image_encoder" in model.components:
-            seen = tasks.image_tokens(generation.image_encoder(weights), setting, given)
+            seen = tasks.image_tokens(sampling.image_encoder(weights), setting, given)
         condition = tasks.judged(model).condition(Material(setting, given, seen, vae))
-        run = generation.generate(weights, setting, contexts, noise, condition=condition)
+        run = sampling.generate(weights, setting, contexts, noise, condition=condition)
         video = vae.decode(run.latents)
         assert isinstance(condition, Condition)
         for part in ("channels", "tokens", "first"):  # each of them matters
             if (value := getattr(condition, part)) is not None:
                 other = replace(condition, **{part: torch.zeros_like(value)})
-                blind = generation.generate(weights, setting, contexts, noise, condition=other)
+                blind = sampling.generate(weights, setting, contexts, noise, condition=other)
                 assert (run.latents - blind.latents).abs().max() > 1e-2
     latents = theirs("latent")
     assert latents.std() > 0.1

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from wanconv.errors import InputError
-from wanconv.validation.pictures import covering, cropped, drawn, interpolated, pixels, read
+from wanconv.generation.pictures import covering, cropped, drawn, interpolated, pixels, read
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -15,10 +15,10 @@ from tiny import digests
 
 from wanconv.conversion.options import Options
 from wanconv.engine.sampling import official_grid, task_of
+from wanconv.generation import sampling
+from wanconv.generation.tasks import setting
 from wanconv.samples import shipped
-from wanconv.validation import generation
 from wanconv.validation.captions import captions
-from wanconv.validation.tasks import setting
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 
@@ -37,11 +37,11 @@ def test_its_clips_are_those_of_the_engine(trained: Path) -> None:
     task, grid = task_of(model.family.name), official_grid(3, 12.0)
     chosen = setting(model, task, grid, shipped.SIZE, shipped.FRAMES, 5, "cpu")
     with ModelWeights(model, 1 << 30, cpu) as weights:
-        tokens = generation.tokens_of([model], str(captions()[40]))
+        tokens = sampling.tokens_of([model], str(captions()[40]))
         assert tokens is not None
-        contexts = generation.text_encoder(weights, torch.float32).encode(tokens)
-        wanted = generation.generate(weights, chosen, contexts, generation.noise(chosen)).latents
-        frames = generation.vae_of(weights).decode(wanted)
+        contexts = sampling.text_encoder(weights, torch.float32).encode(tokens)
+        wanted = sampling.generate(weights, chosen, contexts, sampling.noise(chosen)).latents
+        frames = sampling.vae_of(weights).decode(wanted)
     made = paired.loaded(model, model, cpu)
     found = paired.latents(made, [40, 3], paired.noise([5, 6]), grid)
     assert torch.allclose(found[:1], wanted, atol=2e-4)

@@ -19,11 +19,11 @@ from wanconv.conversion.options import Options as Job
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.wan_s2v import Speech
 from wanconv.errors import InputError, UsageError
+from wanconv.generation import pictures, sampling, speech, tasks
+from wanconv.generation.tasks import Material
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
 from wanconv.report import Report
-from wanconv.validation import generation, pictures, speech, tasks
-from wanconv.validation.tasks import Material
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.weights.model import ModelWeights
@@ -68,11 +68,11 @@ def test_clips_follow_one_another_as_in_the_official_loop(source: Path) -> None:
         return made[len(asked) - 1]
 
     with ModelWeights(model, 1 << 30, torch.device("cpu")) as weights:
-        vae = generation.vae_of(weights)
-        states = generation.audio_encoder(weights).encode(speech.samples(None, setting))
+        vae = sampling.vae_of(weights)
+        states = sampling.audio_encoder(weights).encode(speech.samples(None, setting))
         material = Material(setting, {"image": pictures.drawn("image", SIZE)}, None, vae, states)
         given = speech.condition(material)
-        start = generation.noise(setting)
+        start = sampling.noise(setting)
         video = speech.film(sample, start, given, material)
 
         shown: list[Tensor] = []
@@ -88,7 +88,7 @@ def test_clips_follow_one_another_as_in_the_official_loop(source: Path) -> None:
             assert torch.equal(told.audio, torch.stack((sound, 0 * sound)))  # guidance steers away from silence, too
             assert (told.motion is None) == (clip == 0)
             assert told.motion is None or torch.equal(told.motion, motion)
-            assert torch.equal(noise, generation.noise(replace(setting, seed=5 + clip)))
+            assert torch.equal(noise, sampling.noise(replace(setting, seed=5 + clip)))
             motion = vae.encode(before) if clip == 0 else motion
             shown.append(((image[0] + 1) / 2).permute(1, 2, 3, 0))
     assert len(asked) == 2

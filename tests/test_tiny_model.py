@@ -20,9 +20,9 @@ from wanconv.engine.numerics import FP32
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.text import NEGATIVE_PROMPT, tokenize
 from wanconv.errors import UsageError
+from wanconv.generation import sampling
 from wanconv.models import identify
 from wanconv.samples import shipped
-from wanconv.validation import generation
 from wanconv.validation.captions import DIRECTIONS, Caption, captions, classify
 from wanconv.validation.clips import pixels
 from wanconv.validation.forced import denoiser
@@ -116,7 +116,7 @@ def test_the_shipped_model_is_whole_and_small() -> None:
 
 def test_training_computes_what_the_engine_computes(training: Any) -> None:
     networks, tensors, model = training.networks, training.paired.tensors, identify(open_checkpoint(FOLDER))
-    folder = generation.tokenizer_folder([model])
+    folder = sampling.tokenizer_folder([model])
     assert folder is not None
     prompts = tokenize(folder, ["a red square moves left", NEGATIVE_PROMPT, ""])
     words = torch.tensor([prompt + [0] * (networks.TOKENS - len(prompt)) for prompt in prompts])
@@ -126,7 +126,7 @@ def test_training_computes_what_the_engine_computes(training: Any) -> None:
     )
     video, _ = training.clips.drawn(4, 1)
     with ModelWeights(model, 1 << 30, torch.device("cpu")) as weights, torch.inference_mode():
-        contexts = generation.text_encoder(weights, torch.float32).encode(prompts)
+        contexts = sampling.text_encoder(weights, torch.float32).encode(prompts)
         theirs = denoiser(model, "expert.low", FP32).denoise(
             partial(weights.tensors, "expert.low"), latents, timestep, contexts
         )
@@ -134,11 +134,11 @@ def test_training_computes_what_the_engine_computes(training: Any) -> None:
         wan.load_state_dict(tensors(weights, "expert.low"))
         context = networks.encode_text(tensors(weights, "text_encoder"), words)
         velocity = networks.velocity(wan, latents, timestep.float(), context, (words != 0).sum(1))
-        vae, encoded = tensors(weights, "vae"), generation.vae_of(weights).encode(video)
+        vae, encoded = tensors(weights, "vae"), sampling.vae_of(weights).encode(video)
         middle, deviation = (
             torch.tensor(values).view(-1, 1, 1, 1) for values in (networks.LATENTS_MEAN, networks.LATENTS_STD)
         )
-        decoded = generation.vae_of(weights).decode(encoded)
+        decoded = sampling.vae_of(weights).decode(encoded)
         assert (contexts[:, : networks.TOKENS] - context).abs().max() < 1e-4
         assert (theirs - velocity).abs().max() < 1e-4
         assert (encoded * deviation + middle - networks.encode(vae, video)).abs().max() < 1e-4

@@ -19,10 +19,10 @@ import wanconv
 from wanconv.conversion.options import Options as Job
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.generation.pictures import drawn
 from wanconv.report import Report
 from wanconv.results import SCHEMA
 from wanconv.types.progress import Step
-from wanconv.validation.pictures import drawn
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
 

@@ -8,12 +8,12 @@ from command import run_in_turn
 
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
+from wanconv.generation.tasks import JUDGED
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES
 from wanconv.recipe import load, names
 from wanconv.types.names import matches
 from wanconv.types.tensors import Family
-from wanconv.validation.tasks import JUDGED
 from wanconv.verbs.convert import preview
 
 FAMILIES_JUDGED = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command import Done, run_in_turn
 
-from wanconv.validation.pictures import drawn
+from wanconv.generation.pictures import drawn
 
 RELEASES = ("wan2.1-i2v-14b", "wan2.1-flf2v-14b")
 # one of each kind: untouched, mixed 16 bits, fp8 without and with scales, int8 with scales

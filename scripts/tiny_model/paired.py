@@ -17,11 +17,11 @@ from wanconv.containers import open_checkpoint
 from wanconv.engine import text
 from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
+from wanconv.generation import sampling
 from wanconv.layouts.sizes import heads
 from wanconv.models import DENOISERS, identify
 from wanconv.samples.shipped import FRAMES, SIZE
 from wanconv.types.tensors import Model
-from wanconv.validation import generation
 from wanconv.validation.captions import captions
 from wanconv.weights.model import ModelWeights
 
@@ -47,11 +47,11 @@ def opened(folder: Path) -> Model:
 def loaded(model: Model, source: Model, device: torch.device) -> Generator:
     """Returns a model's generator. Tokenizer and heads are its source's: not every layout has them."""
     model = _with_heads(model, source)
-    folder = generation.tokenizer_folder([source])
+    folder = sampling.tokenizer_folder([source])
     assert folder is not None, "the source has one"
     prompts = text.tokenize(folder, [*map(str, captions()), text.NEGATIVE_PROMPT])
     with ModelWeights(model, _MEMORY_NBYTES, device) as weights:
-        contexts = generation.text_encoder(weights, torch.float32).encode(prompts)
+        contexts = sampling.text_encoder(weights, torch.float32).encode(prompts)
         denoisers = {
             name: networks.denoiser(device).requires_grad_(False) for name in model.components if name in DENOISERS
         }

@@ -14,12 +14,13 @@ from torch import Tensor
 from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
+from wanconv.generation import pictures, sampling, speech, tasks
+from wanconv.generation.networks import watched
+from wanconv.generation.tasks import Picture, Setting
 from wanconv.metrics.tensors import compare
 from wanconv.types.progress import Progress, total
-from wanconv.validation import generation, pictures, results, speech, tasks
-from wanconv.validation.networks import watched
+from wanconv.validation import results
 from wanconv.validation.results import Rows, agreement_figures
-from wanconv.validation.tasks import Picture, Setting
 from wanconv.weights.model import ModelWeights, Pair
 
 
@@ -35,9 +36,9 @@ class Encoders:
     def contexts(self, prompt: str, padded: bool) -> Tensor:
         """Returns the contexts (2, tokens, text); recorded at their whole length where `padded`."""
         having = self._pair.having("text_encoder")
-        tokens = generation.tokens_of([weights.model for weights in self._pair.models], prompt) if having else None
+        tokens = sampling.tokens_of([weights.model for weights in self._pair.models], prompt) if having else None
         if tokens is None:
-            contexts = self._made_up(*generation.made_up_contexts(self._model, self._seed))
+            contexts = self._made_up(*sampling.made_up_contexts(self._model, self._seed))
             if having:
                 self._rows.notes.append("the text encoder was not run: there is no tokenizer")
             return contexts
@@ -46,11 +47,11 @@ class Encoders:
             "encoding the prompt",
             "text_encoder",
             "text context",
-            lambda weights: generation.text_encoder(weights, torch.float32).encode(tokens),
+            lambda weights: sampling.text_encoder(weights, torch.float32).encode(tokens),
             lambda: self._recorded(
                 "text_encoder",
                 name,
-                generation.text_encoder(self._pair.candidate, dtype),
+                sampling.text_encoder(self._pair.candidate, dtype),
                 lambda encoder: encoder.encode(tokens, padded=padded),
                 strict=self._strict,  # transformers keeps a linear of each block in fp32
             ),
@@ -69,11 +70,11 @@ class Encoders:
             "looking at the image",
             "image_encoder",
             "image tokens",
-            lambda weights: tasks.image_tokens(generation.image_encoder(weights), self._setting, given),
+            lambda weights: tasks.image_tokens(sampling.image_encoder(weights), self._setting, given),
             lambda: self._recorded(
                 "image_encoder",
                 name,
-                generation.image_encoder(self._pair.candidate, dtype),
+                sampling.image_encoder(self._pair.candidate, dtype),
                 lambda encoder: tasks.image_tokens(encoder, self._setting, given),
             ),
         )
@@ -90,11 +91,11 @@ class Encoders:
             "listening",
             "audio_encoder",
             "hidden states of sound",
-            lambda weights: generation.audio_encoder(weights).encode(sound),
+            lambda weights: sampling.audio_encoder(weights).encode(sound),
             lambda: self._recorded(
                 "audio_encoder",
                 "fp32",  # as the official code runs it; whoever widens nothing would have to fit into fp16
-                generation.audio_encoder(self._pair.candidate),
+                sampling.audio_encoder(self._pair.candidate),
                 lambda encoder: encoder.encode(sound),
                 strict=self._strict,
             ),
@@ -108,12 +109,12 @@ class Encoders:
         compares = reference is not None and self._pair.compares("vae")
         advance = total(self._tell, "decoding", (4 if strict else 3) + 1 if compares else 1, "runs")
         latents = results.clean_latents(self._setting)[:, :, self._setting.padding :]
-        recorded = generation.vae_of(candidate, torch.float16 if strict else torch.float32)
+        recorded = sampling.vae_of(candidate, torch.float16 if strict else torch.float32)
         decoded = self._recorded("vae", "fp16" if strict else "fp32", recorded, lambda codec: codec.decode(latents))
         advance(1)
         if reference is None or not compares:
             return
-        theirs, ours = generation.vae_of(reference), generation.vae_of(candidate) if strict else recorded
+        theirs, ours = sampling.vae_of(reference), sampling.vae_of(candidate) if strict else recorded
         image = self._image(picture)
 
         def passed(values: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
+from wanconv.generation.tasks import JUDGED, Condition, Denoiser
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.types.tensors import Kind, Model, ModelTensor
-from wanconv.validation.tasks import JUDGED, Condition, Denoiser
 from wanconv.weights.model import ModelWeights
 
 Weights = Mapping[str, Tensor]

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
+from wanconv.generation import sampling, speech, tasks
+from wanconv.generation.sampling import Run
+from wanconv.generation.tasks import Condition, Input, Material, Setting
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.models import DENOISERS
 from wanconv.types.figures import count
 from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Component, Model
-from wanconv.validation import generation, results, speech, tasks
+from wanconv.validation import results
 from wanconv.validation.encoders import Encoders
 from wanconv.validation.forced import Probe
-from wanconv.validation.generation import Run
 from wanconv.validation.results import Inputs, Json, Rows
-from wanconv.validation.tasks import Condition, Input, Material, Setting
 from wanconv.verdict import Profile
 from wanconv.weights.model import ModelWeights, Pair
 
@@ -103,7 +104,7 @@ class Measurement:
         contexts = encoders.contexts(self.wanted.prompt, padded=self.wanted.full_length)
         tokens, states = encoders.image_tokens(self.pictures), encoders.states(self.samples)
         having = self.pair.having("vae")
-        vae = generation.vae_of(having[0]) if having else None
+        vae = sampling.vae_of(having[0]) if having else None
         self.material = Material(self.setting, self.pictures, tokens, vae, states)
         condition = self.judged.condition(self.material)
         if condition is not None and vae is None:
@@ -201,7 +202,7 @@ class Measurement:
             if not count
         ]
         self.rows.notes += [f"the free run never reached {name}: ask for more --steps" for name in starved]
-        start = generation.noise(self.setting)
+        start = sampling.noise(self.setting)
         wanted = (
             ("reference", self.reference, start),
             ("candidate", self.candidate, start),
@@ -231,14 +232,12 @@ class Measurement:
     ) -> tuple[Run, Json]:
         before = weights.read_nbytes
         with results.peak_anonymous() as peak:
-            vae = generation.vae_of(weights if "vae" in weights.model.components else self.pair.having("vae")[0])
+            vae = sampling.vae_of(weights if "vae" in weights.model.components else self.pair.having("vae")[0])
             sampled: list[Run] = []
 
             def sample(noise: Tensor, condition: Condition | None) -> Tensor:
                 sampled.append(
-                    generation.generate(
-                        weights, self.setting, inputs.contexts, noise, self.numerics, condition, advance
-                    )
+                    sampling.generate(weights, self.setting, inputs.contexts, noise, self.numerics, condition, advance)
                 )
                 return sampled[-1].latents
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
+from wanconv.generation import sampling
+from wanconv.generation.sampling import Run
+from wanconv.generation.tasks import Condition, Setting
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.perceptual import Perceptual
@@ -23,10 +26,7 @@ from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import decode
 from wanconv.types.progress import Advance, unheard
 from wanconv.types.tensors import DTYPES, Model, ModelTensor
-from wanconv.validation import generation
 from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
-from wanconv.validation.generation import Run
-from wanconv.validation.tasks import Condition, Setting
 from wanconv.verdict import Profile, coarsest
 from wanconv.weights.model import ModelWeights
 from wanconv.weights.reader import Reader, Sources
@@ -93,7 +93,7 @@ def timesteps(profile: Profile, boundary: float | None) -> list[int]:
 
 def probes(setting: Setting, inputs: Inputs, wanted: Sequence[int]) -> dict[str, Probe]:
     """Returns component -> its batch: every timestep that is its own, with and without the prompt."""
-    clean, start = clean_latents(setting), generation.noise(setting)
+    clean, start = clean_latents(setting), sampling.noise(setting)
     by_component: dict[str, list[int]] = {}
     for timestep in wanted:
         by_component.setdefault(expert_at(timestep, setting.task.boundary), []).append(timestep)

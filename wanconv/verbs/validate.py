@@ -30,9 +30,9 @@ from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:
+    from wanconv.generation.tasks import Input
     from wanconv.metrics.perceptual import Perceptual
     from wanconv.validation.measure import Clips, Kept, Wanted
-    from wanconv.validation.tasks import Input
 
 Json = dict[str, object]
 _WRITTEN = ("results.json", "validation.html", "reference", "reference.mp4", "candidate", "candidate.mp4")
@@ -95,8 +95,8 @@ def validate(path: Path, options: Options, progress: Progress = silent) -> Repor
 
 def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
+    from wanconv.generation.tasks import check_inputs
     from wanconv.validation.measure import cannot_judge, measure  # imports torch
-    from wanconv.validation.tasks import check_inputs
 
     profile = load_profile(options.profile)
     _check(options)

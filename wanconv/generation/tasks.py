@@ -24,10 +24,10 @@ from wanconv.engine.wan import Condition as WanCondition
 from wanconv.engine.wan import Wan, WanSizes
 from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
+from wanconv.generation import cogvideox, pictures, speech
+from wanconv.generation.networks import sizes
 from wanconv.models import DENOISERS
 from wanconv.types.tensors import Family, Model
-from wanconv.validation import cogvideox, pictures, speech
-from wanconv.validation.networks import sizes
 
 LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48, "cogvideox-vae": 16}
 

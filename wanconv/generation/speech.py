@@ -19,12 +19,12 @@ from wanconv.engine import audio
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.wan_s2v import MOTION_FRAMES, MOTION_LATENTS, S2VSizes, Speech, WanS2V
+from wanconv.generation import pictures
+from wanconv.generation.networks import sizes
 from wanconv.types.tensors import Model
-from wanconv.validation import pictures
-from wanconv.validation.networks import sizes
 
 if TYPE_CHECKING:
-    from wanconv.validation.tasks import Denoiser, Material, Setting
+    from wanconv.generation.tasks import Denoiser, Material, Setting
 
 CLIPS = 2  # of a free run: the second is the first with motion
 _DROPPED = 3  # frames of the first clip

@@ -19,14 +19,14 @@ from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.sampling import Task as Defaults
 from wanconv.engine.vae import CogVideoXVae
 from wanconv.errors import InputError
+from wanconv.generation import pictures
+from wanconv.generation.networks import hub_config, hub_names
 from wanconv.layouts import diffusers_cogvideox
 from wanconv.storage.reading import TEXT_NBYTES, parsed_json, read_small
 from wanconv.types.tensors import Model
-from wanconv.validation import pictures
-from wanconv.validation.networks import hub_config, hub_names
 
 if TYPE_CHECKING:
-    from wanconv.validation.tasks import Denoiser, Limit, Material
+    from wanconv.generation.tasks import Denoiser, Limit, Material
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 

@@ -1,0 +1,1 @@
+"""Runs a model: conditions, sampling, clips. It judges nothing."""
