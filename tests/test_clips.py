@@ -10,8 +10,8 @@ import pytest
 from skimage.io import imread
 from validation_samples import clip
 
-from wanconv.validation import clips
-from wanconv.validation.clips import Encoding, Frames
+from wanconv.evaluation.report import clips
+from wanconv.evaluation.report.clips import Encoding, Frames
 
 MOVING = clip(4, 96, 128, 0.0, 1)
 

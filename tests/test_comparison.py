@@ -9,8 +9,8 @@ import pytest
 from pages import Page
 from validation_samples import clip, clips, sides
 
-from wanconv.validation import comparison
-from wanconv.validation.clips import Frames
+from wanconv.evaluation.report import comparison
+from wanconv.evaluation.report.clips import Frames
 
 COMMANDS = ("wanconv inspect source", "wanconv recipes")
 

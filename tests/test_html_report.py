@@ -14,8 +14,8 @@ from pages import Page
 from skimage.io import imread
 from validation_samples import LAYERS, SAMPLES, as_json, clips
 
-from wanconv.validation import html, plots, wording
-from wanconv.validation.clips import FRAMES_NBYTES
+from wanconv.evaluation.report import html, plots, wording
+from wanconv.evaluation.report.clips import FRAMES_NBYTES
 from wanconv.verdict import Check, Verdict, judge, load_profile
 
 OUTCOMES = {

@@ -8,7 +8,7 @@ import pytest
 from browser import answer, browser
 from validation_samples import SAMPLES, as_json, clip, clips, sides
 
-from wanconv.validation import comparison, html
+from wanconv.evaluation.report import comparison, html
 from wanconv.verdict import judge, load_profile
 
 AXE = os.environ.get("AXE_CORE", "")

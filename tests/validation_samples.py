@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from wanconv.validation.clips import Frames
-from wanconv.validation.comparison import Side
+from wanconv.evaluation.report.clips import Frames
+from wanconv.evaluation.report.comparison import Side
 from wanconv.verdict import judge, load_profile
 
 Sample = tuple[dict[str, Any], dict[str, Frames] | None]

@@ -29,7 +29,7 @@ from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 
 if TYPE_CHECKING:
-    from wanconv.validation.comparison import Side
+    from wanconv.evaluation.report.comparison import Side
     from wanconv.validation.measure import Clips, Kept
 
 PAGE = "demo.html"
@@ -66,7 +66,7 @@ def demo(folder: Path, progress: Progress = silent) -> Report:
 
     The exit code is 0 where every conversion passes and the broken one does not.
     """
-    from wanconv.validation.comparison import render  # imports torch
+    from wanconv.evaluation.report.comparison import render  # imports torch
 
     _refuse_others(folder)
     cover = verify.verify(shipped.make(folder / "source", progress), verify.Options(), progress)
@@ -98,7 +98,7 @@ def _refuse_others(folder: Path) -> None:
 
 def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
     """Returns what came out, and where to look; 1 is the exit code unless all is as expected."""
-    from wanconv.validation.comparison import headline
+    from wanconv.evaluation.report.comparison import headline
 
     whole = [side for side in sides if not side.damage]
     first = folder / "converted" / whole[0].name
@@ -158,7 +158,7 @@ def _spoil_scale(folder: Path, name: str) -> None:
 
 def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Progress) -> "tuple[Side, Clips]":
     """Returns what verify and validate say of a conversion, and the frames of the source and of what it generates."""
-    from wanconv.validation.comparison import Side
+    from wanconv.evaluation.report.comparison import Side
 
     source, report = folder / "source", folder / "reports" / baked.name
     proof = verify.verify(made, verify.Options(against=source), progress)
@@ -212,7 +212,7 @@ def _unexpected(side: "Side") -> str:
 
 
 def _table(sides: "Sequence[Side]") -> Table:
-    from wanconv.validation.comparison import figures
+    from wanconv.evaluation.report.comparison import figures
 
     rows = []
     for side in sides:

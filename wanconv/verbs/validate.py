@@ -14,6 +14,7 @@ from wanconv import __version__
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.fp16_gate import sample
 from wanconv.errors import InputError, UsageError
+from wanconv.evaluation.report import summary
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
@@ -25,7 +26,6 @@ from wanconv.storage.paths import check_target
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
 from wanconv.types.tensors import Model
-from wanconv.validation import summary
 from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 
@@ -273,8 +273,8 @@ def _merged(path: Path) -> list[str]:
 
 def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
     """Writes results.json, validation.html, and the free run's frames and clips."""
-    from wanconv.validation import clips as media
-    from wanconv.validation.html import render
+    from wanconv.evaluation.report import clips as media
+    from wanconv.evaluation.report.html import render
 
     write_anew(out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
     write_anew(out / summary.PAGE, render(results, found, profile, clips).encode())

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wanconv.evaluation.report.wording import allowed_share, limit_of, metrics, value_of, why
 from wanconv.report import Cell, Finding, Report, Table, Tone
-from wanconv.validation.wording import allowed_share, limit_of, metrics, value_of, why
 from wanconv.verdict import Check, Outcome, Profile, Verdict
 
 TONES: Mapping[Outcome, Tone] = {

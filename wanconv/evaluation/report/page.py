@@ -11,8 +11,8 @@ from importlib import resources
 
 import jinja2
 
+from wanconv.evaluation.report.wording import capital, figure, size
 from wanconv.types.figures import count
-from wanconv.validation.wording import capital, figure, size
 
 
 def render(template: str, styles: tuple[str, ...], values: Mapping[str, object]) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from math import isfinite, log10
 from typing import Any
 
-from wanconv.validation import clips as film
-from wanconv.validation import page, plots
-from wanconv.validation.wording import (
+from wanconv.evaluation.report import clips as film
+from wanconv.evaluation.report import page, plots
+from wanconv.evaluation.report.wording import (
     CLASSES,
     HEADLINES,
     allowed_share,
