@@ -135,7 +135,7 @@ def test_a_report_that_was_not_finite_is_refused(tiny: Tiny, tmp_path: Path) -> 
         convert(source, Options("fp16", out=tmp_path / "out", report=report))
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"schema": "wanconv.validation/1"}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": "wanconv.evaluation/1"}'])
 def test_a_file_that_is_no_report_is_unreadable(content: str, tiny: Tiny, tmp_path: Path) -> None:
     report = tmp_path / "results.json"
     report.write_text(content)

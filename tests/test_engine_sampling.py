@@ -25,8 +25,8 @@ from wanconv.engine.sampling import (
     task_of,
 )
 from wanconv.engine.wan import Condition, first_frame_clean
+from wanconv.evaluation.results import timesteps
 from wanconv.models import FAMILIES
-from wanconv.validation.results import timesteps
 from wanconv.verdict import load_profile
 
 # VACE and Animate are not sampled, and CogVideoX is no flow: diffusers' own scheduler samples it

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wanconv.errors import InputError, UsageError
+from wanconv.evaluation.backbone import ALEXNET, HEADS, Backbone
 from wanconv.evaluation.report.html import render
 from wanconv.metrics import video
 from wanconv.metrics.perceptual import LAYERS, SMALLEST, Perceptual, distance
-from wanconv.validation.backbone import ALEXNET, HEADS, Backbone
 from wanconv.verbs.validate import Options, judged, recheck
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,10 +15,10 @@ from tiny import digests
 
 from wanconv.conversion.options import Options
 from wanconv.engine.sampling import official_grid, task_of
+from wanconv.evaluation.captions import captions
 from wanconv.generation import sampling
 from wanconv.generation.tasks import setting
 from wanconv.samples import shipped
-from wanconv.validation.captions import captions
 from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 

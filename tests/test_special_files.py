@@ -17,12 +17,12 @@ from wanconv.conversion import fp16_gate
 from wanconv.downloads import download_record
 from wanconv.engine import audio
 from wanconv.errors import InputError, UsageError, WanconvError
+from wanconv.evaluation.backbone import ALEXNET, Backbone
 from wanconv.generation import pictures
 from wanconv.models import identify
 from wanconv.provenance import manifest
 from wanconv.recipe import load
 from wanconv.storage import reading
-from wanconv.validation.backbone import ALEXNET, Backbone
 from wanconv.verbs.validate import recheck
 from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile

@@ -120,7 +120,7 @@ def test_a_conversion_is_judged_through_the_command_line_with_its_clips(
             [*common, "--profile", "standard", "--steps", "1", "--frames", "4", "-o", str(tmp_path / "report"), *given],
             [*common, "--profile", "quick", "--json"],
         ],
-        imports=("wanconv.validation.measure",),
+        imports=("wanconv.evaluation.measure",),
         cwd=tmp_path,
     )
     assert (film.exit_code, probe.exit_code) == (0, 0), film.errors + probe.errors

@@ -20,12 +20,12 @@ from wanconv.engine.numerics import FP32
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.text import NEGATIVE_PROMPT, tokenize
 from wanconv.errors import UsageError
+from wanconv.evaluation.captions import DIRECTIONS, Caption, captions, classify
+from wanconv.evaluation.forced import denoiser
 from wanconv.evaluation.report.clips import pixels
 from wanconv.generation import sampling
 from wanconv.models import identify
 from wanconv.samples import shipped
-from wanconv.validation.captions import DIRECTIONS, Caption, captions, classify
-from wanconv.validation.forced import denoiser
 from wanconv.weights.model import ModelWeights
 
 ROOT = Path(__file__).resolve().parent.parent

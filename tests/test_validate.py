@@ -26,7 +26,7 @@ from wanconv.types.progress import Step
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, recheck, validate
 
-LIBRARIES = ("wanconv.validation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
+LIBRARIES = ("wanconv.evaluation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
 SMALL = ("--profile", "quick", "--size", "64x64")
 
 
@@ -150,7 +150,7 @@ def test_saved_results_are_judged_under_other_thresholds_without_a_run(
     assert "noise prediction" in {row[1] for row in report.tables[0].rows if row[0] == "FAIL"}
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"schema": "wanconv.validation/1"}', b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"schema": "wanconv.evaluation/1"}', b"[" * 100_000])
 def test_what_is_no_results_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(InputError) as caught:

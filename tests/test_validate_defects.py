@@ -19,11 +19,11 @@ from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.engine.numerics import FP32
 from wanconv.errors import UsageError
+from wanconv.evaluation.forced import denoiser
 from wanconv.generation.sampling import vae_of
 from wanconv.layouts import LAYOUTS
 from wanconv.metrics.tensors import Agreement, compare
 from wanconv.models import identify
-from wanconv.validation.forced import denoiser
 from wanconv.verbs.convert import convert
 from wanconv.verbs.validate import Options, validate
 from wanconv.verdict import Check, judge, load_profile

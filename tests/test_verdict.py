@@ -297,7 +297,7 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"schema": "wanconv.validation/0"}, f"schema is not {SCHEMA}"),
+        ({"schema": "wanconv.evaluation/0"}, f"schema is not {SCHEMA}"),
         ({"candidate": None}, "candidate is no object"),
         ({"candidate": {"path": "out", "family": "wan2.1-t2v"}}, "candidate lacks one of path, family, layout"),
         ({"reference": {}}, "reference lacks its path"),

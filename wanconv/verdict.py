@@ -1,6 +1,6 @@
 """Verdicts: what a validation measured, judged by a profile's thresholds, as often as one likes without running again.
 
-Results are one JSON object, schema wanconv.validation/1:
+Results are one JSON object, schema wanconv.evaluation/1:
 
     candidate, reference   {path, family, release, layout, nbytes, sample, dtypes, manifest}; no --against: reference is
                            null; sample: a digest of some numbers of every tensor of the denoisers
@@ -212,7 +212,7 @@ def _is(value: object, kind: type | UnionType) -> bool:
 
 
 def judge(results: Results, profile: Profile) -> Verdict:
-    """Returns the verdict on saved results (schema wanconv.validation/1)."""
+    """Returns the verdict on saved results (schema wanconv.evaluation/1)."""
     checks = (
         *_storage(results, profile),
         *_safety(results, profile),

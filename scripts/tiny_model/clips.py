@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wanconv.validation.captions import COLOURS, DIRECTIONS, SHAPES, Caption, captions
+from wanconv.evaluation.captions import COLOURS, DIRECTIONS, SHAPES, Caption, captions
 
 SIDE = 48
 FRAMES = 17

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from wanconv.engine.sampling import task_of
 from wanconv.errors import UsageError
-from wanconv.validation.captions import SHAPES, captions
+from wanconv.evaluation.captions import SHAPES, captions
 
 _TASK = task_of("wan2.2-t2v-a14b")
 BOUNDARY, SHIFT = _TASK.boundary, _TASK.shift

@@ -21,9 +21,9 @@ from tiny_model.paired import Generator, decoded, latents, noise
 from torch import Tensor
 
 from wanconv.engine.sampling import Grid
+from wanconv.evaluation.captions import captions, classify
 from wanconv.evaluation.report.clips import pixels
 from wanconv.metrics import video
-from wanconv.validation.captions import captions, classify
 
 PART = len(captions())
 REFERENCE, CONTROL = "reference", "control"

@@ -16,12 +16,12 @@ from torch import Tensor
 from wanconv.engine.layers import gated, modulate, rotations, sinusoid
 from wanconv.engine.numerics import FP32
 from wanconv.engine.wan import Block, State, Wan, WanSizes, unpatched
+from wanconv.evaluation.captions import COLOURS, MOTIONS, SHAPES
 from wanconv.models import targets
 from wanconv.models.umt5 import UMT5 as TEXT
 from wanconv.models.wan import T2V as DIT
 from wanconv.models.wan_vae import VAE_2_1 as VAE
 from wanconv.types.tensors import Architecture
-from wanconv.validation.captions import COLOURS, MOTIONS, SHAPES
 
 _LAST_WORDS = dict.fromkeys(word for motion in MOTIONS for word in motion.split())
 WORDS = ("<pad>", "</s>", "<unk>", "a", *COLOURS, *SHAPES, *_LAST_WORDS)  # ids are places

@@ -17,12 +17,12 @@ from wanconv.containers import open_checkpoint
 from wanconv.engine import text
 from wanconv.engine.sampling import Grid, expert_at, guided, task_of
 from wanconv.engine.wan import Wan
+from wanconv.evaluation.captions import captions
 from wanconv.generation import sampling
 from wanconv.layouts.sizes import heads
 from wanconv.models import DENOISERS, identify
 from wanconv.samples.shipped import FRAMES, SIZE
 from wanconv.types.tensors import Model
-from wanconv.validation.captions import captions
 from wanconv.weights.model import ModelWeights
 
 LATENTS = (networks.CHANNELS, (FRAMES - 1) // 4 + 1, SIZE[1] // 8, SIZE[0] // 8)

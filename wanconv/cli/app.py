@@ -440,7 +440,7 @@ def validate(
     verbose: Verbose = False,
 ) -> None:
     """Run the same short generation with both models and judge: PASS, FAIL, NOT FINITE or CANNOT JUDGE."""
-    from wanconv.validation.backbone import Backbone
+    from wanconv.evaluation.backbone import Backbone
     from wanconv.verbs import validate as verbs
 
     if recheck is not None:

@@ -29,8 +29,8 @@ from wanconv.verbs import validate, verify
 from wanconv.verbs.convert import convert
 
 if TYPE_CHECKING:
+    from wanconv.evaluation.measure import Clips, Kept
     from wanconv.evaluation.report.comparison import Side
-    from wanconv.validation.measure import Clips, Kept
 
 PAGE = "demo.html"
 _FOLDERS = ("converted", "broken", "reports")

@@ -14,6 +14,7 @@ from wanconv import __version__
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.fp16_gate import sample
 from wanconv.errors import InputError, UsageError
+from wanconv.evaluation.backbone import Backbone
 from wanconv.evaluation.report import summary
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
@@ -26,13 +27,12 @@ from wanconv.storage.paths import check_target
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
 from wanconv.types.tensors import Model
-from wanconv.validation.backbone import Backbone
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:
+    from wanconv.evaluation.measure import Clips, Kept, Wanted
     from wanconv.generation.tasks import Input
     from wanconv.metrics.perceptual import Perceptual
-    from wanconv.validation.measure import Clips, Kept, Wanted
 
 Json = dict[str, object]
 _WRITTEN = ("results.json", "validation.html", "reference", "reference.mp4", "candidate", "candidate.mp4")
@@ -95,8 +95,8 @@ def validate(path: Path, options: Options, progress: Progress = silent) -> Repor
 
 def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
+    from wanconv.evaluation.measure import cannot_judge, measure  # imports torch
     from wanconv.generation.tasks import check_inputs
-    from wanconv.validation.measure import cannot_judge, measure  # imports torch
 
     profile = load_profile(options.profile)
     _check(options)
@@ -189,7 +189,7 @@ def _perceptual(options: Options, profile: Profile) -> "Perceptual | None":
 
 
 def _wanted(options: Options, perceptual: "Perceptual | None") -> "Wanted":
-    from wanconv.validation.measure import Wanted
+    from wanconv.evaluation.measure import Wanted
 
     return Wanted(
         options.numerics,

@@ -9,11 +9,11 @@ from math import isfinite
 
 import numpy as np
 
+from wanconv.evaluation.captions import classify
 from wanconv.evaluation.report import clips as film
 from wanconv.evaluation.report import page, plots
 from wanconv.evaluation.report.html import Row, letter_of, rows_of
 from wanconv.evaluation.report.wording import allowed_share, why
-from wanconv.validation.captions import classify
 from wanconv.verdict import Profile, Results, Verdict
 
 BAD = ("FAIL", "NOT FINITE")

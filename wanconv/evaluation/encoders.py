@@ -14,13 +14,13 @@ from torch import Tensor
 from wanconv.engine.image import synthetic_tokens
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.recorder import Recorder
+from wanconv.evaluation import results
+from wanconv.evaluation.results import Rows, agreement_figures
 from wanconv.generation import pictures, sampling, speech, tasks
 from wanconv.generation.networks import watched
 from wanconv.generation.tasks import Picture, Setting
 from wanconv.metrics.tensors import compare
 from wanconv.types.progress import Progress, total
-from wanconv.validation import results
-from wanconv.validation.results import Rows, agreement_figures
 from wanconv.weights.model import ModelWeights, Pair
 
 

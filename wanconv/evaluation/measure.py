@@ -12,6 +12,10 @@ from torch import Tensor
 
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task_of
+from wanconv.evaluation import results
+from wanconv.evaluation.encoders import Encoders
+from wanconv.evaluation.forced import Probe
+from wanconv.evaluation.results import Inputs, Json, Rows
 from wanconv.generation import sampling, speech, tasks
 from wanconv.generation.sampling import Run
 from wanconv.generation.tasks import Condition, Input, Material, Setting
@@ -21,10 +25,6 @@ from wanconv.models import DENOISERS
 from wanconv.types.figures import count
 from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import Component, Model
-from wanconv.validation import results
-from wanconv.validation.encoders import Encoders
-from wanconv.validation.forced import Probe
-from wanconv.validation.results import Inputs, Json, Rows
 from wanconv.verdict import Profile
 from wanconv.weights.model import ModelWeights, Pair
 

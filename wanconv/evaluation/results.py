@@ -1,4 +1,4 @@
-"""What a validation measures, as the results that verdict.py judges (schema wanconv.validation/1)."""
+"""What a validation measures, as the results that verdict.py judges (schema wanconv.evaluation/1)."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from wanconv.engine.numerics import PRESETS, Numerics
 from wanconv.engine.recorder import Incident, Range, Recorder
 from wanconv.engine.sampling import TRAIN_STEPS, expert_at
+from wanconv.evaluation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.generation import sampling
 from wanconv.generation.sampling import Run
 from wanconv.generation.tasks import Condition, Setting
@@ -26,7 +27,6 @@ from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import decode
 from wanconv.types.progress import Advance, unheard
 from wanconv.types.tensors import DTYPES, Model, ModelTensor
-from wanconv.validation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.verdict import Profile, coarsest
 from wanconv.weights.model import ModelWeights
 from wanconv.weights.reader import Reader, Sources
