@@ -48,7 +48,7 @@ class Done(NamedTuple):
 # Loads the command line once and forks for every command: processes of their own for the price of one start.
 _FORKS = """
 import contextlib, importlib, io, json, os, sys, tempfile
-import wanconv.verbs.convert, wanconv.verbs.inspect
+import wanconv.commands.convert, wanconv.commands.inspect
 from wanconv.cli import main
 from wanconv.cli.app import app
 

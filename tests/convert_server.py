@@ -127,11 +127,11 @@ def _child(request: dict[str, Any], report: int) -> int:
 
 
 def _done(request: dict[str, Any], out: Path) -> "Report":
+    from wanconv.commands.convert import convert, convert_remote
+    from wanconv.commands.download import Options as Wanted
+    from wanconv.commands.download import download
     from wanconv.conversion.options import Options
     from wanconv.downloads.selection import Wish
-    from wanconv.verbs.convert import convert, convert_remote
-    from wanconv.verbs.download import Options as Wanted
-    from wanconv.verbs.download import download
 
     source, options = request["source"], request["options"]
     if request["verb"] == "download":

@@ -12,11 +12,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options, prepare
 from wanconv.provenance.card import model_card
 from wanconv.provenance.markdown import inline, line
 from wanconv.provenance.markdown import yaml as yaml_string
-from wanconv.verbs.convert import convert
 
 A14B = "wan2.2-t2v-a14b"
 

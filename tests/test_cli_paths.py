@@ -11,14 +11,14 @@ from typer.main import get_command
 
 from wanconv.cli.app import app
 from wanconv.cli.run import run
+from wanconv.commands import validate
+from wanconv.commands.convert import convert, preview
+from wanconv.commands.inspect import inspect
 from wanconv.conversion.options import Options
 from wanconv.errors import UsageError
 from wanconv.report import Report
 from wanconv.storage.paths import local_path
 from wanconv.storage.places import repository_of, scheme_of
-from wanconv.verbs import validate
-from wanconv.verbs.convert import convert, preview
-from wanconv.verbs.inspect import inspect
 
 EMPTY = "the path is empty"
 # fmt: off

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
@@ -21,7 +22,6 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.quantization import FORMATS
 from wanconv.types.tensors import Component, Model
-from wanconv.verbs.convert import convert
 from wanconv.verification.clients import check_client
 from wanconv.weights.model import ModelWeights
 

@@ -29,13 +29,13 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, fill, identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.types.tensors import Component, Family, Model, ModelTensor
-from wanconv.verbs.convert import convert
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [family for family in FAMILIES if family.name not in (DIFFUSERS.refused or {})]

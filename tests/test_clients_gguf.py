@@ -12,6 +12,10 @@ from diffusers import GGUFQuantizationConfig, WanTransformer3DModel
 from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 from torch import Tensor
 
+from wanconv.commands.convert import convert
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import NotFinite, Refused
@@ -20,10 +24,6 @@ from wanconv.models import DENOISERS, identify
 from wanconv.recipe import load
 from wanconv.report import Report
 from wanconv.samples import synthetic
-from wanconv.verbs.convert import convert
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

@@ -13,15 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wanconv.commands.convert import convert, preview
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import identify
-from wanconv.verbs.convert import convert, preview
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

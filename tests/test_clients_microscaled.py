@@ -13,6 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wanconv.commands.convert import convert
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import InputError, Refused, Unrecognised
@@ -21,10 +25,6 @@ from wanconv.models import identify
 from wanconv.planning import contents
 from wanconv.report import Cell, Report
 from wanconv.types.tensors import DTYPES
-from wanconv.verbs.convert import convert
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

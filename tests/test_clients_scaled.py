@@ -14,6 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wanconv.commands.convert import convert
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
@@ -21,9 +24,6 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.quantization.codec import RUN
 from wanconv.types.tensors import Component, Family, Shape
-from wanconv.verbs.convert import convert
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

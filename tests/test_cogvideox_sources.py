@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused, Unrecognised
 from wanconv.models import FAMILIES, expand, identify
 from wanconv.types.tensors import Family
-from wanconv.verbs.convert import convert
 
 Tiny = Callable[..., Path]
 COGVIDEOX = [family for family in FAMILIES if family.name.startswith("cogvideox")]

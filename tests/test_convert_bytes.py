@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from battery import PARTS, Scale
 from convert_server import CALLS, Server
 from hub.server import files_below, running
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
 from wanconv.errors import OutputError
 from wanconv.samples import synthetic
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert
 
 _LINE_NBYTES = len(json.dumps(["0" * 32, 100, "0" * 32])) + 1
 OPTIONS: dict[str, Any] = {"recipe": "fp16", "jobs": 2, "block_nbytes": 1 << 18}

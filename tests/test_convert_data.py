@@ -14,6 +14,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import InputError, NotFinite, Overflow, Refused
 from wanconv.recipe import load
@@ -21,7 +22,6 @@ from wanconv.recipe import names as recipe_names
 from wanconv.report import Report
 from wanconv.types.names import matches
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert
 
 FAMILY = "wan2.2-t2v-a14b"
 RECIPES = [name for name in recipe_names() if any(matches(glob, FAMILY) for glob in load(name).families)]

@@ -11,15 +11,15 @@ import tiny as tools
 from hub.server import files_below, leading
 from validation_samples import alone
 
+from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
+from wanconv.commands.validate import Options as Judging
+from wanconv.commands.validate import validate
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.fp16_gate import sample
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import identify
 from wanconv.report import Report
-from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
-from wanconv.verbs.validate import Options as Judging
-from wanconv.verbs.validate import validate
 
 Tiny = Callable[..., Path]
 BROKEN = ("cogvideox-5b", "cogvideox-5b-i2v", "cogvideox1.5-5b", "cogvideox1.5-5b-i2v")

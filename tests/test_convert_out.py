@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from wanconv.commands.convert import convert, preview
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.conversion.workspace import open_workspace
@@ -19,7 +20,6 @@ from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
 from wanconv.storage.local import publish
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert, preview
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -22,6 +22,13 @@ from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
+from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
+from wanconv.commands.download import Options as Wanted
+from wanconv.commands.download import download
+from wanconv.commands.download import preview as preview_download
+from wanconv.commands.inspect import inspect_remote
+from wanconv.commands.verify import Options as Verified
+from wanconv.commands.verify import verify
 from wanconv.containers import read_header
 from wanconv.conversion.options import Options
 from wanconv.conversion.workspace import partial_folder, private_folder
@@ -31,13 +38,6 @@ from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, U
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience, Snapshot
 from wanconv.types.progress import Progress, Step
-from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
-from wanconv.verbs.download import Options as Wanted
-from wanconv.verbs.download import download
-from wanconv.verbs.download import preview as preview_download
-from wanconv.verbs.inspect import inspect_remote
-from wanconv.verbs.verify import Options as Verified
-from wanconv.verbs.verify import verify
 
 Tiny = Callable[..., Path]
 
@@ -419,7 +419,7 @@ def test_a_folder_that_is_no_download_of_it_is_not_written_to(hub: Hub, options:
 STREAM = """
 import sys
 from pathlib import Path
-from wanconv.verbs.convert import convert_remote
+from wanconv.commands.convert import convert_remote
 from wanconv.conversion.options import Options
 from wanconv.downloads.selection import Wish
 options = Options("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)

@@ -10,15 +10,15 @@ from header_lists import LISTS, architecture, list_id, name_of, read_list, refs,
 from safetensors.torch import load_file, save_file
 from tiny import copy, digests, make
 
+from wanconv.commands.convert import convert
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import Unrecognised
 from wanconv.models import ARCHITECTURES, expand, fill, identify
 from wanconv.models.match import fits
 from wanconv.types.tensors import Architecture, Shape
-from wanconv.verbs.convert import convert
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options, verify
 
 I2V = "wan2.1-i2v-14b"
 WAN = [path for path in LISTS if scheme_of(path) == "hub" and name_of(path).startswith(("wan2.1-", "wan2.2-"))]

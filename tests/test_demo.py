@@ -11,8 +11,8 @@ from isolation import namespace, run_isolated
 from tiny import digests
 from validation_samples import sides
 
+from wanconv.commands import demo
 from wanconv.errors import UsageError
-from wanconv.verbs import demo
 
 
 def test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again(tmp_path: Path) -> None:

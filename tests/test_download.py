@@ -22,12 +22,12 @@ from command import COMMAND, run
 from convert_server import Server
 from hub.server import Hub, leading, running, sha256
 
+from wanconv.commands.download import Options, download, preview
 from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience
 from wanconv.types import figures
-from wanconv.verbs.download import Options, download, preview
 
 NBYTES = 3_000_000
 WEIGHTS = random.Random(0).randbytes(NBYTES)
@@ -337,7 +337,9 @@ def test_a_hub_that_is_not_there_is_told(options: Options, hub: Hub, monkeypatch
 
 def test_a_download_imports_no_torch() -> None:
     """The hubs' clients are there for lists, and ModelScope's whole package would bring it."""
-    rooms = "wanconv.cli.app, wanconv.verbs.download, wanconv.storage.hubs.huggingface, wanconv.storage.hubs.modelscope"
+    rooms = (
+        "wanconv.cli.app, wanconv.commands.download, wanconv.storage.hubs.huggingface, wanconv.storage.hubs.modelscope"
+    )
     done = subprocess.run([sys.executable, "-c", f"import sys, {rooms}; sys.exit('torch' in sys.modules)"], check=False)
     assert done.returncode == 0
 

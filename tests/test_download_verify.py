@@ -13,14 +13,14 @@ import huggingface_hub.constants
 import pytest
 from hub.server import Hub, git_sha1, running, sha256
 
+from wanconv.commands.convert import convert
+from wanconv.commands.download import Options as Wanted
+from wanconv.commands.download import download
+from wanconv.commands.verify import Options, verify
 from wanconv.conversion.options import Options as Job
 from wanconv.downloads.selection import Wish
 from wanconv.errors import InputError, UsageError
 from wanconv.report import Report
-from wanconv.verbs.convert import convert
-from wanconv.verbs.download import Options as Wanted
-from wanconv.verbs.download import download
-from wanconv.verbs.verify import Options, verify
 
 Make = Callable[..., Path]
 VAE = "Wan2.1_VAE.pth"

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from wanconv import errors
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.engine.image import ImageEncoder, prepared, synthetic_tokens
 from wanconv.generation.pictures import pixels
 from wanconv.generation.sampling import image_encoder
 from wanconv.models import identify
-from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 
 

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
+from wanconv.commands import convert, verify
+from wanconv.commands.inspect import inspect
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.downloads.selection import Wish, select
@@ -19,8 +21,6 @@ from wanconv.models import identify
 from wanconv.report import Report
 from wanconv.storage.hubs import RemoteFile
 from wanconv.types.exclusion import excluded_by, excluding, unmatched
-from wanconv.verbs import convert, verify
-from wanconv.verbs.inspect import inspect
 
 T2V = "wan2.1-t2v-1.3b"
 

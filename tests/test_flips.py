@@ -10,13 +10,13 @@ import pytest
 from battery import PARTS, Scale
 from test_verify import flip
 
+from wanconv.commands.convert import convert
+from wanconv.commands.verify import Options, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.report import Finding
-from wanconv.verbs.convert import convert
-from wanconv.verbs.verify import Options, verify
 
 
 class Place(NamedTuple):

@@ -20,6 +20,7 @@ import tiny
 from command import COMMAND
 
 from wanconv.cli.run import run
+from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
 from wanconv.conversion import replacing, workspace
 from wanconv.conversion.hub_source import streamed
 from wanconv.conversion.options import Options
@@ -28,7 +29,6 @@ from wanconv.errors import NotFinite, UsageError
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
 from wanconv.storage.local import publish
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
 
 BY_HAND = "choose another folder for the output, or move it away by hand"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wanconv.commands.validate import Options, validate
 from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
 from wanconv.evaluation.forced import denoiser
 from wanconv.models import identify
 from wanconv.types.tensors import Model
-from wanconv.verbs.validate import Options, validate
 from wanconv.weights.model import ModelWeights
 
 pytestmark = [

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wanconv.commands.convert import convert
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import source_layout
 from wanconv.models import identify
-from wanconv.verbs.convert import convert
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

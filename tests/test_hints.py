@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from tiny import copy
 
+from wanconv.commands import convert, publish, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import CheckFailed, InputError, Refused, UsageError
 from wanconv.models import identify
-from wanconv.verbs import convert, publish, verify
 
 T2V = "wan2.1-t2v-1.3b"
 NAME = "it's $(touch pwned) & `id` [1] *.safetensors"

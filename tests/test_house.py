@@ -53,7 +53,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(module: str, source: str) -> Iterator[str]:
-    """Whole dotted names: `from wanconv.verbs import convert` is wanconv.verbs.convert."""
+    """Whole dotted names: `from wanconv.commands import convert` is wanconv.commands.convert."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -90,11 +90,11 @@ def test_a_module_imports_lower_floors_only() -> None:
         ("wanconv.errors", "from wanconv.report import Finding"),
         ("wanconv.quantization.fp8", "import wanconv.models.wan"),
         ("wanconv.containers.reader", "from ..plan import Plan"),
-        ("wanconv.verbs.convert", "def late():\n    from wanconv.verbs import verify"),
-        ("wanconv.verbs.convert", "from . import demo"),
+        ("wanconv.commands.convert", "def late():\n    from wanconv.commands import verify"),
+        ("wanconv.commands.convert", "from . import demo"),
         ("wanconv.planning", "import wanconv"),
         ("wanconv.cellar", ""),
-        ("wanconv.verbs.cellar", ""),
+        ("wanconv.commands.cellar", ""),
     ],
 )
 def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: str) -> None:
@@ -105,8 +105,8 @@ def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: 
     ("module", "source"),
     [
         ("wanconv.quantization.fp8", "from .plain import Plain\nfrom wanconv.errors import Overflow\nimport torch"),
-        ("wanconv.verbs.demo", "from wanconv.verbs import convert\nfrom .verify import verify"),
-        ("wanconv.verbs.convert", "from wanconv import __version__, plan"),
+        ("wanconv.commands.demo", "from wanconv.commands import convert\nfrom .verify import verify"),
+        ("wanconv.commands.convert", "from wanconv import __version__, plan"),
     ],
 )
 def test_imports_down_and_within_a_room_are_free(module: str, source: str) -> None:

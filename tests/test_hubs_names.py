@@ -8,10 +8,10 @@ import huggingface_hub.constants
 import pytest
 from hub.server import Hub, running
 
+from wanconv.commands.download import Options, download
 from wanconv.errors import InputError, UsageError
 from wanconv.storage.hubs import parse
 from wanconv.storage.hubs.names import check_names
-from wanconv.verbs.download import Options, download
 
 PAYLOAD = b"attack" * 2000
 ATTACKS = {

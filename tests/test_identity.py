@@ -14,6 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
+from wanconv.commands.convert import convert, preview
+from wanconv.commands.inspect import inspect
+from wanconv.commands.validate import Options as Validation
+from wanconv.commands.validate import validate
+from wanconv.commands.verify import Options, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused
@@ -24,11 +29,6 @@ from wanconv.recipe import load
 from wanconv.samples import synthetic
 from wanconv.samples.synthetic import home
 from wanconv.types.tensors import Checkpoint, Mark
-from wanconv.verbs.convert import convert, preview
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.validate import Options as Validation
-from wanconv.verbs.validate import validate
-from wanconv.verbs.verify import Options, verify
 
 I2V, T2V = "wan2.1-i2v-14b", "wan2.1-t2v-1.3b"
 ANIMATE2 = '{"transformer": {"model_type": "animate2"}}'

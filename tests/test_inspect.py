@@ -10,13 +10,13 @@ import pytest
 import sparse
 from header_lists import RELEASES
 
+from wanconv.commands.inspect import inspect
 from wanconv.containers import open_checkpoint
 from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES
 from wanconv.samples.synthetic import home
 from wanconv.types.tensors import Family
-from wanconv.verbs.inspect import inspect
 
 A14B = "wan2.2-t2v-a14b"
 EXPERT = "diffusion_pytorch_model.safetensors"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import Refused
-from wanconv.verbs.convert import convert
 
 T2V = "wan2.1-t2v-1.3b"
 

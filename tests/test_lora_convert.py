@@ -13,17 +13,17 @@ from command import run_all
 from convert_server import Server
 from safetensors.torch import load_file, save_file
 
+from wanconv.commands.convert import convert, preview
+from wanconv.commands.validate import Options as Judged
+from wanconv.commands.validate import validate
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.models import identify
 from wanconv.provenance import manifest
 from wanconv.report import Cell, Report
-from wanconv.verbs.convert import convert, preview
-from wanconv.verbs.validate import Options as Judged
-from wanconv.verbs.validate import validate
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 
 Tiny = Callable[..., Path]
 

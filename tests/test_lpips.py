@@ -23,12 +23,12 @@ from command import run_in_turn
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wanconv.commands.validate import Options, judged, recheck
 from wanconv.errors import InputError, UsageError
 from wanconv.evaluation.backbone import ALEXNET, HEADS, Backbone
 from wanconv.evaluation.report.html import render
 from wanconv.metrics import video
 from wanconv.metrics.perceptual import LAYERS, SMALLEST, Perceptual, distance
-from wanconv.verbs.validate import Options, judged, recheck
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

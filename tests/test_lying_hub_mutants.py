@@ -15,16 +15,16 @@ from battery import Scale
 from hub.liar import mutant
 from hub.server import Hub, Reply, files_below, leading
 
+from wanconv.commands import download as downloading
+from wanconv.commands import publish as publishing
+from wanconv.commands import verify as verifying
+from wanconv.commands.convert import convert, convert_remote
+from wanconv.commands.inspect import inspect_remote
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, WanconvError
 from wanconv.report import Report
 from wanconv.samples import synthetic
 from wanconv.storage.hubs import Patience
-from wanconv.verbs import download as downloading
-from wanconv.verbs import publish as publishing
-from wanconv.verbs import verify as verifying
-from wanconv.verbs.convert import convert, convert_remote
-from wanconv.verbs.inspect import inspect_remote
 
 PATIENCE = Patience(attempts=2, delay_s=0.001, longest_delay_s=0.002, longest_wait_s=0.02, stall_s=5, list_s=30)
 CODES = {0, 1, 2, 3, 4, 7}

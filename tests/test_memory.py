@@ -15,9 +15,9 @@ from battery import Scale
 from command import COMMAND
 
 from wanconv.cli.memory import shortage
+from wanconv.commands.verify import Options, verify
 from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import InputError
-from wanconv.verbs.verify import Options, verify
 
 A14B = "wan2.2-t2v-a14b"
 LIMIT_KIB = 3 << 19  # 1.5 GiB of data: heap, stacks and every private mapping that may be written to

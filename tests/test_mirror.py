@@ -14,14 +14,14 @@ import pytest
 from command import COMMAND, run, wait_for
 from hub.server import Hub, files_below, leading
 
+from wanconv.commands.convert import convert, preview, preview_remote
+from wanconv.commands.inspect import inspect, inspect_remote
 from wanconv.conversion.options import Options
 from wanconv.downloads.headers import mirrored
 from wanconv.downloads.selection import Wish
 from wanconv.downloads.tempdir import scratch
 from wanconv.errors import InputError
 from wanconv.samples import synthetic
-from wanconv.verbs.convert import convert, preview, preview_remote
-from wanconv.verbs.inspect import inspect, inspect_remote
 
 A14B = "wan2.2-t2v-a14b"
 

@@ -14,9 +14,9 @@ from test_verdict import GOOD
 
 import wanconv
 from wanconv import recipe as recipes
+from wanconv.commands.validate import recheck
 from wanconv.errors import InputError, Refused, UsageError, WanconvError
 from wanconv.models import FAMILIES
-from wanconv.verbs.validate import recheck
 from wanconv.verdict import judge, load_profile
 
 Slot = tuple[Any, Any]  # a container, and where in it

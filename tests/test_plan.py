@@ -13,6 +13,7 @@ import sparse
 from header_lists import LISTS, list_id, read_list
 from safetensors import safe_open
 
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import Refused
@@ -23,7 +24,6 @@ from wanconv.planning.files import not_held
 from wanconv.recipe import Rule, load, names, parse
 from wanconv.types.names import matches
 from wanconv.types.tensors import DTYPES, Family, Model
-from wanconv.verbs.convert import convert
 
 OFFICIAL, DIFFUSERS = LAYOUTS["official"], LAYOUTS["diffusers"]
 A14B = "wan2.2-t2v-a14b"

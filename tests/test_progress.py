@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import Progress as RichProgress
 
 from wanconv.cli.progress import Bars, Lines, begin, json_line, plain_line
+from wanconv.commands import download as downloading
 from wanconv.types.progress import Step, silent, total
-from wanconv.verbs import download as downloading
 
 
 class Clock:

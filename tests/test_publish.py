@@ -12,10 +12,10 @@ from command import run
 from hub.server import Hub, files_below, leading
 from modelscope_hub.constants import Visibility
 
+from wanconv.commands.convert import convert
+from wanconv.commands.publish import Options, publish
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import CheckFailed, DigestMismatch, InputError, UsageError
-from wanconv.verbs.convert import convert
-from wanconv.verbs.publish import Options, publish
 
 
 @pytest.fixture(scope="module")

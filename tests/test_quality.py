@@ -13,13 +13,13 @@ import pytest
 import torch
 from tiny import digests
 
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.evaluation.captions import captions
 from wanconv.generation import sampling
 from wanconv.generation.tasks import setting
 from wanconv.samples import shipped
-from wanconv.verbs.convert import convert
 from wanconv.weights.model import ModelWeights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))

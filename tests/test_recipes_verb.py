@@ -10,10 +10,10 @@ import pytest
 
 from wanconv import recipe as recipes
 from wanconv.cli.run import run
+from wanconv.commands.recipes import explain, list_recipes
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import UsageError
 from wanconv.planning import by_component, by_rule
-from wanconv.verbs.recipes import explain, list_recipes
 
 PAGE = (Path(__file__).resolve().parent.parent / "recipes" / "README.md").read_text()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
@@ -17,7 +18,6 @@ from wanconv.models import FAMILIES, identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.samples.synthetic import PUBLISHED
 from wanconv.types.tensors import Family, Shape
-from wanconv.verbs.convert import convert
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [  # in both layouts that are published

@@ -9,16 +9,16 @@ import pytest
 import tiny as tools
 import torch
 
+from wanconv.commands.convert import convert, preview
+from wanconv.commands.recipes import explain
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.models import identify
 from wanconv.quantization import scaled
 from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Report
-from wanconv.verbs.convert import convert, preview
-from wanconv.verbs.recipes import explain
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 from wanconv.weights.reader import Reader, Sources, read_scales
 
 Tiny = Callable[..., Path]

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import tiny as tinies
 
+from wanconv.commands.convert import convert
+from wanconv.commands.verify import Options as Verified
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint, writer
 from wanconv.conversion import fp16_gate
 from wanconv.conversion.options import Options
@@ -18,9 +21,6 @@ from wanconv.models import identify
 from wanconv.storage.reading import opened, read_at, read_small
 from wanconv.types.progress import Step
 from wanconv.types.tensors import CONTAINERS
-from wanconv.verbs.convert import convert
-from wanconv.verbs.verify import Options as Verified
-from wanconv.verbs.verify import verify
 
 T2V = "wan2.1-t2v-1.3b"
 LAYOUTS = ("official", "diffusers", "comfyui", "gguf")  # .pth and safetensors, with an index, and GGUF

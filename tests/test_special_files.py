@@ -12,6 +12,8 @@ from types import FrameType
 
 import pytest
 
+from wanconv.commands.validate import recheck
+from wanconv.commands.verify import Options, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion import fp16_gate
 from wanconv.downloads import download_record
@@ -23,8 +25,6 @@ from wanconv.models import identify
 from wanconv.provenance import manifest
 from wanconv.recipe import load
 from wanconv.storage import reading
-from wanconv.verbs.validate import recheck
-from wanconv.verbs.verify import Options, verify
 from wanconv.verdict import load_profile
 from wanconv.weights.lora import with_loras
 

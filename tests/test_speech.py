@@ -14,6 +14,8 @@ from planted import Defect, edit, speech_defects
 from torch import Tensor
 
 from wanconv import recipe
+from wanconv.commands.convert import convert
+from wanconv.commands.validate import Options, validate
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.engine.sampling import official_grid, task_of
@@ -24,8 +26,6 @@ from wanconv.generation.tasks import Material
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
 from wanconv.report import Report
-from wanconv.verbs.convert import convert
-from wanconv.verbs.validate import Options, validate
 from wanconv.weights.model import ModelWeights
 
 S2V = "wan2.2-s2v-14b"

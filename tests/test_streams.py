@@ -82,8 +82,8 @@ def test_a_message_goes_into_no_weight_file_where_streams_are_closed(
 INTERRUPTED = {
     "while the command line is imported": "before('wanconv.cli.run')",
     "while a library is imported": "before('rich.console')",
-    "while a verb is imported": "before('wanconv.verbs.recipes')",
-    "in a destructor": "before('wanconv.verbs.recipes', lambda: Dying())",
+    "while a verb is imported": "before('wanconv.commands.recipes')",
+    "in a destructor": "before('wanconv.commands.recipes', lambda: Dying())",
     "while it prints": "sys.stdout = Interrupting(sys.stdout, 'write')",
     "at the last flush": "sys.stdout = Interrupting(sys.stdout, 'flush')",
     "at the exit": "atexit.register(interrupt)",

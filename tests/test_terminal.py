@@ -11,10 +11,10 @@ from validation_samples import SAMPLES, as_json
 
 from wanconv.cli import console
 from wanconv.cli.tables import figure_lines, table_lines, wrap
+from wanconv.commands import verify
 from wanconv.errors import InputError, WanconvError
 from wanconv.evaluation.report import summary
 from wanconv.report import Cell, Finding, Report, Table
-from wanconv.verbs import verify
 from wanconv.verdict import Check, judge, load_profile
 from wanconv.verification.bounds import _nearness
 

@@ -336,8 +336,8 @@ def shown(
 ) -> tuple[dict[str, Done], dict[str, Done]]:
     """Returns what each command printed for people, and as JSON."""
     root, source = tmp_path_factory.mktemp("text"), tiny("wan2.1-t2v-1.3b")
+    from wanconv.commands.convert import convert
     from wanconv.conversion.options import Options
-    from wanconv.verbs.convert import convert
 
     convert(source, Options("keep", out=root / "converted", jobs=1))
     commands = _commands(root, source, root / "converted")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from wanconv.commands import convert, validate, verify
 from wanconv.conversion.options import Options
 from wanconv.errors import WanconvError
 from wanconv.types.progress import Step
-from wanconv.verbs import convert, validate, verify
 from wanconv.weights.threads import single_threaded
 
 

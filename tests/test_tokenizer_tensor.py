@@ -11,6 +11,10 @@ import torch
 from hub.server import files_below, leading
 from safetensors.torch import save_file
 
+from wanconv.commands.convert import convert, convert_remote, preview_remote
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options as Check
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError, Unrecognised
@@ -20,10 +24,6 @@ from wanconv.planning import plan
 from wanconv.quantization.packings import TOKENIZER_NBYTES
 from wanconv.recipe import load
 from wanconv.report import Report
-from wanconv.verbs.convert import convert, convert_remote, preview_remote
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options as Check
-from wanconv.verbs.verify import verify
 
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"

@@ -20,7 +20,7 @@ CONVERT = """
 import sys
 from pathlib import Path
 import torch
-from wanconv.verbs.convert import convert
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
 source, folder, *jobs = sys.argv[1:]
 for job in jobs:

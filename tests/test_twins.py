@@ -10,16 +10,16 @@ import torch
 from hub.server import Hub, files_below, leading
 from safetensors.torch import load_file, save_file
 
+from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
+from wanconv.commands.inspect import inspect, inspect_remote
+from wanconv.commands.verify import Options as Verified
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.provenance import twins
 from wanconv.storage.hubs import Patience
-from wanconv.verbs.convert import convert, convert_remote, preview, preview_remote
-from wanconv.verbs.inspect import inspect, inspect_remote
-from wanconv.verbs.verify import Options as Verified
-from wanconv.verbs.verify import verify
 
 Tiny = Callable[..., Path]
 

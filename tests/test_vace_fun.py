@@ -7,13 +7,13 @@ from pathlib import Path
 
 from header_lists import RELEASES, architecture, part, tiny_part
 
+from wanconv.commands.convert import convert
+from wanconv.commands.verify import Options as Verified
+from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.models import expand, expert_unless_dense, identify
 from wanconv.types.tensors import Checkpoint, Part
-from wanconv.verbs.convert import convert
-from wanconv.verbs.verify import Options as Verified
-from wanconv.verbs.verify import verify
 
 Tiny = Callable[..., Path]
 

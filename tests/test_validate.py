@@ -16,6 +16,8 @@ from planted import edit, spiked
 from tiny import copy, poke
 
 import wanconv
+from wanconv.commands.convert import convert
+from wanconv.commands.validate import Options, recheck, validate
 from wanconv.conversion.options import Options as Job
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
@@ -23,8 +25,6 @@ from wanconv.generation.pictures import drawn
 from wanconv.report import Report
 from wanconv.results import SCHEMA
 from wanconv.types.progress import Step
-from wanconv.verbs.convert import convert
-from wanconv.verbs.validate import Options, recheck, validate
 
 LIBRARIES = ("wanconv.evaluation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
 SMALL = ("--profile", "quick", "--size", "64x64")

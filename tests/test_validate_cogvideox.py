@@ -14,11 +14,11 @@ from planted import COGVIDEOX_DEFECTS, Change, Defect, edit, spiked
 from test_cogvideox_sources import training_checkpoint
 from tiny import copy
 
+from wanconv.commands.convert import convert
+from wanconv.commands.validate import Options, validate
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import FAMILIES
-from wanconv.verbs.convert import convert
-from wanconv.verbs.validate import Options, validate
 
 # release -> recipes: bf16 is in tests/test_readme_verbs.py, and all are in tests/test_validate_defects.py, marked slow
 RECIPES = {

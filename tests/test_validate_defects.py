@@ -15,6 +15,8 @@ from planted import Change, Defect, defects, edit, image_defects
 from tiny import copy
 
 from wanconv import recipe
+from wanconv.commands.convert import convert
+from wanconv.commands.validate import Options, validate
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.engine.numerics import FP32
@@ -24,8 +26,6 @@ from wanconv.generation.sampling import vae_of
 from wanconv.layouts import LAYOUTS
 from wanconv.metrics.tensors import Agreement, compare
 from wanconv.models import identify
-from wanconv.verbs.convert import convert
-from wanconv.verbs.validate import Options, validate
 from wanconv.verdict import Check, judge, load_profile
 from wanconv.weights.model import ModelWeights
 

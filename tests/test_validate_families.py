@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command import run_in_turn
 
+from wanconv.commands.convert import preview
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.generation.tasks import JUDGED
@@ -14,7 +15,6 @@ from wanconv.models import DENOISERS, FAMILIES
 from wanconv.recipe import load, names
 from wanconv.types.names import matches
 from wanconv.types.tensors import Family
-from wanconv.verbs.convert import preview
 
 FAMILIES_JUDGED = [
     family

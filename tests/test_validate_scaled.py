@@ -7,11 +7,11 @@ import pytest
 import tiny as tools
 import torch
 
+from wanconv.commands.convert import convert
+from wanconv.commands.validate import Options, validate
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.models import identify
-from wanconv.verbs.convert import convert
-from wanconv.verbs.validate import Options, validate
 
 A14B = "wan2.2-t2v-a14b"
 

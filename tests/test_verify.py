@@ -15,6 +15,8 @@ import torch
 from tiny import copy
 
 from wanconv import recipe
+from wanconv.commands import convert as converting
+from wanconv.commands.verify import Options, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import InputError, Refused, WanconvError
@@ -24,8 +26,6 @@ from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Cell, Finding, Report
 from wanconv.types.progress import Step
 from wanconv.types.tensors import CONTAINERS, TensorRef
-from wanconv.verbs import convert as converting
-from wanconv.verbs.verify import Options, verify
 from wanconv.verification import checksums
 
 A14B = "wan2.2-t2v-a14b"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from wanconv.commands.convert import convert
+from wanconv.commands.inspect import inspect
+from wanconv.commands.verify import Options, verify
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import Refused, UsageError
 from wanconv.layouts import LAYOUTS
-from wanconv.verbs.convert import convert
-from wanconv.verbs.inspect import inspect
-from wanconv.verbs.verify import Options, verify
 
 A14B = "wan2.2-t2v-a14b"
 RECIPES = ("bf16", "fp8-scaled", "int8-row")

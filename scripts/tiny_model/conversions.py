@@ -17,14 +17,14 @@ import torch
 from tiny_model.paired import opened, tensors
 
 from wanconv import recipe, verdict
+from wanconv.commands import validate
+from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.samples import shipped
 from wanconv.storage.local import publish, write_file
 from wanconv.types.tensors import Model, TensorRef
-from wanconv.verbs import validate
-from wanconv.verbs.convert import convert
 from wanconv.verdict import judge, load_profile
 from wanconv.weights.model import ModelWeights
 

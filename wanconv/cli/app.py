@@ -85,7 +85,7 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Say what a checkpoint is, and which clients read it: family, components, dtypes, sizes. Reads headers only."""
-    from wanconv.verbs import inspect as verbs
+    from wanconv.commands import inspect as verbs
 
     if (repository := path.repository) is not None:
         show(verbs.inspect_remote(repository, expert, tuple(exclude or ()), tensors, token))
@@ -119,7 +119,7 @@ def recipes(
     verbose: Verbose = False,
 ) -> None:
     """List the recipes, or explain one: its rules, and on a model which rule takes what."""
-    from wanconv.verbs import recipes as verbs
+    from wanconv.commands import recipes as verbs
 
     if schema:
         if name is not None or on is not None:
@@ -207,8 +207,8 @@ def convert(
     verbose: Verbose = False,
 ) -> None:
     """Convert a checkpoint by a recipe: streamed, resumable, and whole or not there at all."""
+    from wanconv.commands import convert as verbs
     from wanconv.conversion.options import Options, default_jobs
-    from wanconv.verbs import convert as verbs
 
     options = Options(
         recipe=recipe,
@@ -285,8 +285,8 @@ def download(
     verbose: Verbose = False,
 ) -> None:
     """Download from Hugging Face or ModelScope: planned, resumed in the middle of a file, every digest checked."""
+    from wanconv.commands import download as verbs
     from wanconv.downloads.selection import Wish
-    from wanconv.verbs import download as verbs
 
     words = tuple(word for one in only or () for word in one.split(",") if word)
     options = verbs.Options(
@@ -344,9 +344,9 @@ def verify(
     verbose: Verbose = False,
 ) -> None:
     """Check headers, cover and digests; with --against, each element within its format's bound."""
+    from wanconv.commands.verify import Options
+    from wanconv.commands.verify import verify as verb
     from wanconv.conversion.options import default_jobs
-    from wanconv.verbs.verify import Options
-    from wanconv.verbs.verify import verify as verb
 
     options = Options(
         against,
@@ -440,8 +440,8 @@ def validate(
     verbose: Verbose = False,
 ) -> None:
     """Run the same short generation with both models and judge: PASS, FAIL, NOT FINITE or CANNOT JUDGE."""
+    from wanconv.commands import validate as verbs
     from wanconv.evaluation.backbone import Backbone
-    from wanconv.verbs import validate as verbs
 
     if recheck is not None:
         show(verbs.recheck(recheck, profile))
@@ -487,8 +487,8 @@ def publish(
     verbose: Verbose = False,
 ) -> None:
     """Upload a converted folder, refused unless it verifies; what the hub then lists is compared."""
+    from wanconv.commands import publish as verbs
     from wanconv.conversion.options import default_jobs
-    from wanconv.verbs import publish as verbs
 
     options = verbs.Options(
         token, private, bars=bars_of_others() if mode() == "bars" else None, jobs=jobs or default_jobs()
@@ -509,7 +509,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Convert the small model that ships for four clients, break one, judge them all and compare them on one page."""
-    from wanconv.verbs.demo import demo as verb
+    from wanconv.commands.demo import demo as verb
 
     with telling() as tell:
         report = verb(folder, tell)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wanconv.commands import validate, verify
+from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.conversion.replacing import entries
@@ -25,8 +27,6 @@ from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
 from wanconv.types.figures import count, figure
 from wanconv.types.progress import Progress, silent
-from wanconv.verbs import validate, verify
-from wanconv.verbs.convert import convert
 
 if TYPE_CHECKING:
     from wanconv.evaluation.measure import Clips, Kept

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+from wanconv.commands import verify as verifying
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
 from wanconv.provenance import manifest
 from wanconv.report import Finding, Report, Table
 from wanconv.storage.hubs import Patience, Snapshot, open_hub, parse
 from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
-from wanconv.verbs import verify as verifying
 from wanconv.verification import checksums
 
 _MAX_SHOWN = 200  # characters of a name that nobody has checked
