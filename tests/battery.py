@@ -17,15 +17,30 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
-HOSTILE, HEADERS, PTH = "test_cli_hostile.py", "test_checkpoint_safetensors.py", "test_checkpoint_pth.py"
-CRASH, REMOTE, DOWNLOAD = "test_convert_crash.py", "test_convert_remote.py", "test_download.py"
+HOSTILE = "cli/test_hostile.py"
+TYPED = "cli/test_paths.py"
+TEXT = "cli/test_terminal_text.py"
+DEMO = "commands/test_demo.py"
+FLIPS = "containers/test_flips.py"
+MUTANTS = "containers/test_mutants.py"
+PICKLES = "containers/test_pickles.py"
+PTH = "containers/test_pth.py"
+HEADERS = "containers/test_safetensors.py"
+BYTES = "conversion/test_convert_bytes.py"
+CRASH = "conversion/test_convert_crash.py"
+OUT = "conversion/test_convert_out.py"
+REMOTE = "conversion/test_convert_remote.py"
+PLACES = "conversion/test_force_places.py"
+MEMORY = "conversion/test_memory.py"
+VERSIONS = "conversion/test_torch_versions.py"
+DOWNLOAD = "downloads/test_download.py"
+NAMES = "storage/test_hubs_names.py"
+LIES = "storage/test_lying_hub.py"
+LYING = "storage/test_lying_hub_mutants.py"
+SHORT = "storage/test_short_reads.py"
+SPECIAL = "storage/test_special_files.py"
+SUMS = "verification/test_checksums.py"
 PARTS = 4  # that a test of thousands of cases is cut into, for several cores
-SHORT = "test_short_reads.py"
-FLIPS, MEMORY, DEMO, VERSIONS = "test_flips.py", "test_memory.py", "test_demo.py", "test_torch_versions.py"
-PICKLES, BYTES, NAMES = "test_pickles.py", "test_convert_bytes.py", "test_hubs_names.py"
-OUT, SPECIAL, SUMS, MUTANTS = "test_convert_out.py", "test_special_files.py", "test_sums.py", "test_mutants.py"
-LIES, LYING = "test_lying_hub.py", "test_lying_hub_mutants.py"
-PLACES, TYPED, TEXT = "test_force_places.py", "test_cli_paths.py", "test_terminal_text.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +221,10 @@ SUITES = (
               "a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied",
               "an_out_that_appears_during_the_run_is_not_touched",
               "an_out_that_ends_in_dots_is_the_folder_that_it_leads_to")),
-           "test_demo.py::test_what_no_demo_made_is_not_written_over",
-           "test_demo.py::test_a_link_in_what_a_demo_made_is_not_written_through",
-           "test_shipped.py::test_a_folder_named_partial_beside_the_model_is_somebodys_and_stays",
-           "test_download.py::test_a_repository_is_not_downloaded_into_a_home_folder"),
+           "commands/test_demo.py::test_what_no_demo_made_is_not_written_over",
+           "commands/test_demo.py::test_a_link_in_what_a_demo_made_is_not_written_through",
+           "samples/test_shipped.py::test_a_folder_named_partial_beside_the_model_is_somebodys_and_stays",
+           "downloads/test_download.py::test_a_repository_is_not_downloaded_into_a_home_folder"),
           lambda scale: 200,
           "Home, mount points, the current folder and what Python and wanconv stand on are never replaced; nor is what "
           "others wrote, before, during or after the look, in OUT, OUT.partial, a report or a demo. Every path is read "
@@ -283,7 +298,7 @@ def read(junit: Path) -> Iterator[Case]:
         faults = [one for one in element if one.tag in ("failure", "error")]
         skips = [one.attrib.get("message", "") for one in element if one.tag == "skipped"]
         yield Case(
-            element.attrib["classname"].rpartition(".")[2] + ".py",
+            element.attrib["classname"].removeprefix("tests.").replace(".", "/") + ".py",
             element.attrib["name"].partition("[")[0],
             float(element.attrib["time"]),
             sum(counts) if counts else int(not skips),

@@ -1,5 +1,6 @@
 """What every reader of a container owes a broken file."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,3 +17,11 @@ def check_named(read: Callable[[Path], object], path: Path, content: bytes, mess
     assert message in caught.value.message, caught.value.message
     assert caught.value.message.startswith(str(path))
     assert caught.value.hint
+
+
+def flip(path: Path, offset: int, mask: int = 1) -> None:
+    with path.open("r+b") as stream:
+        stream.seek(offset, os.SEEK_END if offset < 0 else os.SEEK_SET)
+        (byte,) = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ mask]))

@@ -113,7 +113,7 @@ def _safety(numerics: str) -> list[dict[str, Any]]:
 def passed() -> Sample:
     """A bf16 conversion of an fp32 source, as it should be."""
     results: dict[str, Any] = {
-        "schema": "wanconv.evaluation/1",
+        "schema": "wanconv.validation/1",
         "candidate": {
             "path": "/models/Wan2.2-T2V-A14B-bf16",
             "family": "wan2.2-t2v-a14b",

@@ -11,7 +11,7 @@ from pathlib import Path
 from wanconv.errors import InputError
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 
-SCHEMA = "wanconv.evaluation/1"
+SCHEMA = "wanconv.validation/1"
 _HINT = "give the results.json that validate -o wrote"
 
 

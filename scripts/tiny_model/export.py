@@ -1,4 +1,4 @@
-"""Writes the trained networks as wanconv/tiny holds them: official names, fp32, configs, tokenizer."""
+"""Writes the trained networks as wanconv/samples/tiny holds them: official names, fp32, configs, tokenizer."""
 
 import json
 from collections.abc import Mapping

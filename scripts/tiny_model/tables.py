@@ -15,9 +15,10 @@ from wanconv.verdict import load_profile
 
 _INTRODUCTION = """# What each conversion does to pictures
 
-The small model that ships with wanconv (`wanconv/tiny/`, numbers {digest}), converted by every recipe for every client
-that reads the result, as `{command}` measured it: {seeds} clips of each model, with the same seeds and captions for
-all, {steps} steps, computed in float32. What differs is what the files hold; a client's own arithmetic comes on top.
+The small model that ships with wanconv (`wanconv/samples/tiny/`, numbers {digest}), converted by every recipe for
+every client that reads the result, as `{command}` measured it: {seeds} clips of each model, with the same seeds and
+captions for all, {steps} steps, computed in float32. What differs is what the files hold; a client's own arithmetic
+comes on top.
 
 It is a model of {megabytes:.1f} MB that knows coloured shapes. How formats rank here says something about how they rank
 elsewhere; how much a large model loses has to be measured on that model: `wanconv validate`.

@@ -22,7 +22,7 @@ from wanconv.cli.text import json_text, safe
 from wanconv.types.figures import count, size
 from wanconv.types.progress import Progress, Step, silent
 
-SCHEMA = "wanconv.types.progress/1"
+SCHEMA = "wanconv.progress/1"
 
 Mode = Literal["bars", "plain", "json", "none"]
 Clock = Callable[[], float]

@@ -32,6 +32,7 @@ from wanconv.planning import (
 from wanconv.provenance import manifest, twins
 from wanconv.provenance.card import model_card
 from wanconv.report import Finding, Report
+from wanconv.storage.digests import read_chunks
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
 from wanconv.storage.paths import check_target
@@ -270,7 +271,7 @@ def _both(one: Advance, other: Callable[[int], None]) -> Advance:
 
 def _sidecar(path: Path) -> Iterator[memoryview]:
     try:
-        yield from manifest.read_chunks(path)
+        yield from read_chunks(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.conversion.replacing import check_not_home
-from wanconv.downloads import download_record
 from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes
 from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
-from wanconv.provenance import manifest
+from wanconv.provenance import download_record
 from wanconv.report import Finding, Report, Table
+from wanconv.storage.digests import digest_files
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.storage.hubs.names import check_names
@@ -142,7 +142,7 @@ def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progr
     right = set[RemoteFile]()
     for algorithm in ("sha256", "git-sha1"):
         files = [file for file in whole if file.algorithm == algorithm]
-        found = manifest.digest_files(job.root, [file.path for file in files], algorithm, tell, options.jobs)
+        found = digest_files(job.root, [file.path for file in files], algorithm, tell, options.jobs)
         right |= {file for file in files if found[file.path] == file.digest}
     ours = {file.path for file in before.files} if before else set()
     if foreign := [file.path for file in there if file not in right and file.path not in ours and not options.force]:

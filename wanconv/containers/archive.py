@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.containers.files import MAX_TENSORS, SAVED_WHOLE, OpenFile, printable
+from wanconv.containers.files import MAX_TENSORS, SAVED_WHOLE, OpenFile
 from wanconv.errors import InputError
 from wanconv.types.figures import exact_size
+from wanconv.types.text import printable
 
 ALIGNMENT = 64
 _LOCAL = struct.Struct("<4s5H3I2H")

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from typing import NamedTuple, Protocol
 from wanconv.errors import InputError
 from wanconv.storage.reading import node_kind, opened, read_at, whole_number
 from wanconv.types.tensors import Shape, TensorRef
+from wanconv.types.text import UNPRINTABLE
 
 MAX_TENSORS = 200_000
 _PEEK = 512
 _MOST_DIGITS = 1000  # of a whole number, enough for every size that is refused for its own sake
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _AGAIN = "download the file again"
@@ -129,20 +128,15 @@ def what_is(file: OpenFile) -> tuple[str, str] | None:
         return "a web page", "the server answered with a page: check the URL or the login, and download again"
     if text[:1] in (b"{", b"[") and text.isascii():
         return "JSON text, such as a server's error message", _AGAIN
-    if head.isascii() and not _UNPRINTABLE.search(head.decode("ascii").translate({9: None, 10: None, 13: None})):
+    if head.isascii() and not UNPRINTABLE.search(head.decode("ascii").translate({9: None, 10: None, 13: None})):
         return f"text ({head[:40].decode('ascii')!r})", _AGAIN
     return None
 
 
 def check_name(name: str, path: Path) -> None:
     """Raises InputError for a tensor name that no model has and that a log or a header cannot carry."""
-    if not name or name == "__metadata__" or _UNPRINTABLE.search(name):
+    if not name or name == "__metadata__" or UNPRINTABLE.search(name):
         raise InputError(f"{path} has a tensor named {name!r}", "no tensor may be called that; the file is damaged")
-
-
-def printable(text: str) -> bool:
-    """True for text that UTF-8 can carry and that holds no control characters."""
-    return not _UNPRINTABLE.search(text)
 
 
 def strict_json(raw: bytes, what: str) -> object:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanconv.containers.files import Header, printable, regular_file, strict_json, what_is
+from wanconv.containers.files import Header, regular_file, strict_json, what_is
 from wanconv.errors import InputError
 from wanconv.types.figures import count, exact_size, size
 from wanconv.types.tensors import TensorRef
+from wanconv.types.text import printable
 
 _MAX_INDEX = 64_000_000  # bytes
 _AGAIN = "download the index again"

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from wanconv.containers import gguf, pth, safetensors
-from wanconv.containers.files import Header, OpenFile, combined, explained, printable, regular_file, what_is
+from wanconv.containers.files import Header, OpenFile, combined, explained, regular_file, what_is
 from wanconv.containers.index import Index, check_shard, check_total_size, read_index
 from wanconv.errors import InputError
 from wanconv.storage.paths import check_scheme
 from wanconv.storage.reading import node_kind
 from wanconv.types.exclusion import excluded_by, excluding
 from wanconv.types.tensors import CONTAINERS, Checkpoint, Part, TensorRef
+from wanconv.types.text import printable
 
 WEIGHTS = tuple(CONTAINERS)
 INDEX = ".index.json"

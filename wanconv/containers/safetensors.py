@@ -18,7 +18,6 @@ from wanconv.containers.files import (
     Header,
     OpenFile,
     check_name,
-    printable,
     regular_file,
     strict_json,
     what_is,
@@ -26,6 +25,7 @@ from wanconv.containers.files import (
 from wanconv.errors import InputError
 from wanconv.types.figures import exact_size
 from wanconv.types.tensors import DTYPES, Shape, TensorRef
+from wanconv.types.text import printable
 
 MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB
 _MAX_ELEMENTS = 2**60  # far above any disk, far below the overflow of 64-bit counters

@@ -17,12 +17,12 @@ from wanconv.conversion.replacing import check_not_home
 from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
 from wanconv.conversion.sources import other_numbers
 from wanconv.conversion.workspace import downloads_folder, partial_folder, writing
-from wanconv.downloads import download_record
 from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes, part_path
 from wanconv.downloads.headers import Mirror
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
-from wanconv.provenance import manifest, twins
+from wanconv.provenance import download_record, manifest, twins
+from wanconv.storage.digests import digest_file
 from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders
@@ -166,7 +166,7 @@ class Streamed:
             tell(more, kept=True)
 
         with writing(target):
-            if manifest.digest_file(target, file.algorithm, advance) == file.digest:
+            if digest_file(target, file.algorithm, advance) == file.digest:
                 return True
         tell(-file.nbytes, kept=True)
         return False

@@ -12,6 +12,7 @@ from wanconv.conversion.options import Options
 from wanconv.errors import InputError, UsageError
 from wanconv.planning import Plan
 from wanconv.provenance import manifest, twins
+from wanconv.storage.digests import digest_files
 from wanconv.storage.reading import opened
 from wanconv.types.progress import Progress, total
 from wanconv.types.tensors import Model
@@ -124,7 +125,7 @@ class Here:
             return manifest.source_files(checkpoint)
         root, paths = checkpoint.root, checkpoint.weight_files
         tell = total(progress, "hashing the source", sum((root / path).stat().st_size for path in paths))
-        found = manifest.digest_files(root, paths, "sha256", tell, options.jobs)
+        found = digest_files(root, paths, "sha256", tell, options.jobs)
         digests = {}
         for path, digest in found.items():
             if isinstance(digest, OSError):

@@ -18,7 +18,6 @@ from wanconv.containers.index import check_size
 from wanconv.containers.open import INDEX, WEIGHTS, header_of
 from wanconv.downloads.fetch import fetch
 from wanconv.downloads.selection import Wish, select
-from wanconv.downloads.tempdir import scratch
 from wanconv.errors import InputError, WanconvError
 from wanconv.quantization.packings import is_constant
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
@@ -26,6 +25,7 @@ from wanconv.storage.hubs.names import check_names
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import describe_output_error, pwrite_all
 from wanconv.storage.reading import read_at
+from wanconv.storage.tempdir import scratch
 from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import exact_size, size
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
-from wanconv.generation.tasks import JUDGED, Condition, Denoiser
+from wanconv.generation.tasks import Condition, Denoiser, denoiser
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
-from wanconv.types.tensors import Kind, Model, ModelTensor
+from wanconv.types.tensors import Kind, ModelTensor
 from wanconv.weights.model import ModelWeights
 
 Weights = Mapping[str, Tensor]
@@ -76,11 +76,6 @@ class Forced:
     blocks: list[BlockError] = field(default_factory=list)
     tensors: list[TensorError] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def denoiser(model: Model, component: str, numerics: Numerics) -> Denoiser:
-    """Returns the network of a denoiser, without weights."""
-    return JUDGED[model.components[component].architecture.name].build(model, component, numerics)
 
 
 def compare_denoisers(component: str, reference: ModelWeights, candidate: ModelWeights, probe: Probe) -> Forced:

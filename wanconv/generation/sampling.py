@@ -18,9 +18,8 @@ from wanconv.engine.sampling import expert_at, guided
 from wanconv.engine.t5 import T5Encoder
 from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
 from wanconv.engine.vae import Codec, CogVideoXVae, Vae
-from wanconv.evaluation.forced import denoiser
 from wanconv.generation.networks import hub_config, hub_names
-from wanconv.generation.tasks import Condition, Setting
+from wanconv.generation.tasks import Condition, Setting, denoiser
 from wanconv.layouts import source_layout
 from wanconv.models import DENOISERS
 from wanconv.types.progress import Advance, unheard

@@ -39,7 +39,7 @@ def samples(file: Path | None, setting: "Setting") -> Tensor:
     seconds = CLIPS * setting.frames / setting.task.fps
     if file is not None:
         return audio.read(file, seconds)
-    with resources.as_file(resources.files("wanconv") / "validation" / "speech.wav") as shipped:
+    with resources.as_file(resources.files("wanconv") / "generation" / "speech.wav") as shipped:
         return audio.read(shipped, seconds)
 
 

@@ -263,3 +263,8 @@ def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> d
     return {
         name: pictures.read(files[name]) if name in files else pictures.drawn(name, setting.size) for name in wanted
     }
+
+
+def denoiser(model: Model, component: str, numerics: Numerics) -> Denoiser:
+    """Returns the network of a denoiser, without weights."""
+    return JUDGED[model.components[component].architecture.name].build(model, component, numerics)

@@ -5,8 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,18 +13,19 @@ import xxhash
 
 from wanconv import __version__
 from wanconv.containers import check_file, header_digest, read_header
-from wanconv.containers.files import printable, regular_file, strict_json
-from wanconv.downloads import download_record
+from wanconv.containers.files import regular_file, strict_json
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
 from wanconv.models import Expert
 from wanconv.planning import Plan, Slot, Step
+from wanconv.provenance import download_record
 from wanconv.report import Finding
-from wanconv.storage.hubs import hasher
+from wanconv.storage.digests import digest_file, digest_files
 from wanconv.storage.local import Written
 from wanconv.storage.reading import fill_at, opened, read_small
 from wanconv.types.figures import exact_size
 from wanconv.types.progress import Advance, unheard
 from wanconv.types.tensors import Checkpoint, Model, TensorRef
+from wanconv.types.text import printable
 
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
@@ -303,53 +303,6 @@ def is_inside(path: str) -> bool:
         and "\\" not in path
         and printable(path)
     )
-
-
-def read_chunks(path: Path) -> Iterator[memoryview]:
-    """Yields a file's bytes in runs, through one buffer."""
-    buffer = bytearray(_CHUNK_NBYTES)
-    with opened(path) as descriptor:
-        while count := os.readv(descriptor, [buffer]):
-            yield memoryview(buffer)[:count]
-
-
-def digest_file(path: Path, algorithm: str, progress: Advance) -> str:
-    """Returns the hex digest of a file, `git-sha1` among the algorithms; raises OSError."""
-    return _digests_of_file(path, [algorithm], progress)[algorithm]
-
-
-def _digests_of_file(path: Path, algorithms: Iterable[str], progress: Callable[[int], None]) -> dict[str, str]:
-    nbytes = path.stat().st_size
-    digests = {algorithm: hasher(algorithm, nbytes) for algorithm in algorithms}
-    for chunk in read_chunks(path):
-        for digest in digests.values():
-            digest.update(chunk)
-        progress(len(chunk))
-    return {algorithm: digest.hexdigest() for algorithm, digest in digests.items()}
-
-
-def digest_files(
-    root: Path, paths: Sequence[str], algorithm: str, progress: Advance, jobs: int = 2
-) -> dict[str, str | OSError]:
-    """Returns path -> hex digest, or the error that kept it from being read; `jobs` files at a time."""
-    found = digests_of(root, dict.fromkeys(paths, (algorithm,)), progress, jobs)
-    return {path: one if isinstance(one, OSError) else one[algorithm] for path, one in found.items()}
-
-
-def digests_of(
-    root: Path, wanted: Mapping[str, Collection[str]], progress: Advance, jobs: int = 2
-) -> dict[str, dict[str, str] | OSError]:
-    """Returns path -> algorithm -> hex digest of the algorithms that are wanted of each file, which is read once; or
-    the error that kept it from being read. `jobs` files at a time."""
-
-    def one(path: str) -> dict[str, str] | OSError:
-        try:
-            return _digests_of_file(root / path, wanted[path], progress)
-        except OSError as error:
-            return error
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
 def check_files(

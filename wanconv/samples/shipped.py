@@ -13,12 +13,12 @@ from pathlib import Path
 
 from wanconv.containers.open import read_header
 from wanconv.containers.writer import Journal, write_images
-from wanconv.downloads.tempdir import scratch
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, Place
 from wanconv.planning import Slot, lay_out
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import fill_at
+from wanconv.storage.tempdir import scratch
 from wanconv.types.progress import Progress, silent, total
 
 # what it was trained to generate
@@ -55,7 +55,7 @@ def make(folder: Path, progress: Progress = silent) -> Path:
 @contextmanager
 def packaged() -> Iterator[Path]:
     """Yields the model's folder in the package."""
-    with resources.as_file(resources.files("wanconv") / "tiny") as root:
+    with resources.as_file(resources.files("wanconv.samples") / "tiny") as root:
         yield root
 
 

@@ -6,10 +6,10 @@ a folder of that name, and `~root` is somebody's home.
 
 from pathlib import Path
 
-from wanconv.containers.files import printable
 from wanconv.errors import UsageError
 from wanconv.storage.places import scheme_of, unsupported
 from wanconv.types.tensors import CONTAINERS
+from wanconv.types.text import printable
 
 
 def local_path(text: str, where: str) -> Path:

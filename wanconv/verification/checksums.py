@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wanconv.containers.files import explained, printable
-from wanconv.downloads import download_record
+from wanconv.containers.files import explained
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.provenance import manifest
+from wanconv.provenance import download_record, manifest
 from wanconv.report import Finding
+from wanconv.storage.digests import digests_of
 from wanconv.storage.reading import JSON_NBYTES, brief, read_small
 from wanconv.types.progress import Progress, total
+from wanconv.types.text import printable
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"
 _LIST_NAME = re.compile(rf"(?i).*{_KINDS}[-_]?sums?.*|.*\.{_KINDS}(?:\.txt)?")
@@ -261,7 +262,7 @@ def _digests(
     unread = {path: kinds - ({"sha256"} if path in known else set()) for path, kinds in wanted.items()}
     unread = {path: kinds for path, kinds in unread.items() if kinds}
     tell = total(progress, "checking digests", sum((root / path).stat().st_size for path in unread))
-    found = manifest.digests_of(root, unread, tell, jobs)
+    found = digests_of(root, unread, tell, jobs)
     for path in wanted:
         digests = found.setdefault(path, {})
         if path in known and not isinstance(digests, OSError):

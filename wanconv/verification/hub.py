@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from wanconv.downloads import download_record
 from wanconv.errors import CheckFailed, UsageError
+from wanconv.provenance import download_record
 from wanconv.report import Finding
 from wanconv.storage.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.verification.checksums import Listed

@@ -9,18 +9,19 @@ from pathlib import Path
 from shlex import quote
 
 from wanconv.containers import Header, read_header
-from wanconv.containers.files import explained, printable
+from wanconv.containers.files import explained
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.models import DENOISERS
 from wanconv.models.experts import Witness, hear, twin, witnesses_of
 from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
-from wanconv.provenance.manifest import digest_file
+from wanconv.storage.digests import digest_file
 from wanconv.storage.paths import local_path
 from wanconv.storage.reading import brief, parsed_json
 from wanconv.types.figures import count
 from wanconv.types.names import suggestion
 from wanconv.types.progress import unheard
 from wanconv.types.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
+from wanconv.types.text import printable
 
 _COMPONENTS = {"high": "expert.high", "low": "expert.low"} | {name: name for name in DENOISERS}
 _FORM = "write it as FILE, FILE:0.8 or high=FILE:0.8"

@@ -38,7 +38,7 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _asset(name: str) -> str:
-    return (resources.files("wanconv") / "templates" / name).read_text(encoding="utf-8")
+    return (resources.files("wanconv.evaluation.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

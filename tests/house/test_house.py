@@ -1,0 +1,209 @@
+"""The rules that hold the house up: floors, light imports, documented errors, honest dependencies."""
+
+import ast
+import importlib.util
+import re
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from wanconv import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" not in path.parts)
+
+# A module imports lower floors only, never its own floor sideways, never up. Inside one room (a package) it is free.
+FLOORS = [
+    ["errors", "report", "metrics"],
+    ["types"],
+    ["storage"],
+    ["containers", "quantization"],
+    ["models", "engine", "results"],
+    ["layouts", "recipe", "verdict"],
+    ["planning", "weights"],
+    ["provenance", "samples"],
+    ["downloads"],
+    ["conversion", "verification", "generation"],
+    ["evaluation"],
+    [f"commands.{command}" for command in ("download", "inspect", "convert", "verify", "validate", "recipes")],
+    ["commands.demo", "commands.publish"],
+    ["cli"],
+    ["__init__", "__main__", "commands.__init__"],
+]
+FLOOR = {"__version__": -1} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_contributing_draws_the_floors_as_they_are() -> None:
+    drawn = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        if row := re.match(r"\| (\d+) \| (`[^|]+) \|", line):
+            rooms = {room.rstrip("/").replace("/", ".") for room in re.findall(r"`([^`]+)`", row[2])}
+            drawn[int(row[1])] = rooms
+    held = {
+        number: {"commands"} if number == 11 else set(rooms)
+        for number, rooms in enumerate(FLOORS)
+        if "__init__" not in rooms
+    }
+    assert drawn == held
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(module: str, source: str) -> Iterator[str]:
+    """Whole dotted names: `from wanconv.commands import convert` is wanconv.commands.convert."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    """The commands are rooms of their own; elsewhere a package is one room."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["commands"] else parts[:1])
+
+
+def floor_faults(module: str, source: str) -> list[str]:
+    here = room_of(module)
+    if here not in FLOOR:
+        return [f"{module} stands on no floor: add its room to FLOORS in {Path(__file__).name}"]
+    rooms = {room_of(name): name for name in imports(module, source) if name.split(".")[0] == "wanconv"}
+    return [
+        f"{module} (floor {FLOOR[here]}) imports {name} (floor {FLOOR.get(room, 'unknown')})"
+        for room, name in rooms.items()
+        if room != here and FLOOR.get(room, 99) >= FLOOR[here]
+    ]
+
+
+def test_a_module_imports_lower_floors_only() -> None:
+    assert [fault for path in MODULES for fault in floor_faults(module_name(path), path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("wanconv.errors", "from wanconv.report import Finding"),
+        ("wanconv.quantization.fp8", "import wanconv.models.wan"),
+        ("wanconv.containers.reader", "from ..plan import Plan"),
+        ("wanconv.commands.convert", "def late():\n    from wanconv.commands import verify"),
+        ("wanconv.commands.convert", "from . import demo"),
+        ("wanconv.planning", "import wanconv"),
+        ("wanconv.cellar", ""),
+        ("wanconv.commands.cellar", ""),
+    ],
+)
+def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: str) -> None:
+    assert len(floor_faults(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("wanconv.quantization.fp8", "from .plain import Plain\nfrom wanconv.errors import Overflow\nimport torch"),
+        ("wanconv.commands.demo", "from wanconv.commands import convert\nfrom .verify import verify"),
+        ("wanconv.commands.convert", "from wanconv import __version__, planning"),
+    ],
+)
+def test_imports_down_and_within_a_room_are_free(module: str, source: str) -> None:
+    assert floor_faults(module, source) == []
+
+
+def test_every_module_opens_with_its_docstring() -> None:
+    def opens_with_docstring(path: Path) -> bool:
+        tree = ast.parse(path.read_text())
+        return ast.get_docstring(tree) is not None and tree.body[0].lineno == 1
+
+    tests = (ROOT / "tests").rglob("*.py")
+    assert [str(path.relative_to(ROOT)) for path in [*MODULES, *tests] if not opens_with_docstring(path)] == []
+
+
+def test_importing_wanconv_imports_no_library() -> None:
+    probe = "import sys; before = set(sys.modules); import wanconv; print(*sorted(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split()
+    assert "wanconv" in loaded
+    foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"wanconv"}
+    assert foreign == set()
+
+
+def test_the_dependencies_are_what_the_code_imports() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-") for requirement in declared}
+    tops = {name.partition(".")[0] for path in MODULES for name in imports(module_name(path), path.read_text())}
+    distributions = packages_distributions()
+    imported = {
+        distributions.get(top, [top])[0].lower().replace("_", "-")
+        for top in tops - sys.stdlib_module_names - {"wanconv"}
+    }
+    assert imported | {"numpy"} == names  # torch warns on import when numpy is missing
+
+
+def test_every_error_is_raised_somewhere() -> None:
+    named = {
+        node.id
+        for path in MODULES
+        if path.name != "errors.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert [error.__name__ for error in errors.REGISTRY.values() if error.__name__ not in named] == []
+
+
+def test_the_tree_at_the_top_of_errors_is_the_tree_of_classes() -> None:
+    drawn, parents = set(), {0: "WanconvError"}
+    for line in (errors.__doc__ or "").splitlines():
+        if row := re.match(r"^([ │├└─]+)(\w+) +(\d+) +([\w-]+)  ", line):
+            depth = len(row[1])
+            drawn.add(
+                (row[2], max((indent, name) for indent, name in parents.items() if indent < depth)[1], row[3], row[4])
+            )
+            parents = {indent: name for indent, name in parents.items() if indent < depth} | {depth: row[2]}
+    classes = errors.REGISTRY.values()
+    assert drawn == {(error.__name__, error.__mro__[1].__name__, str(error.exit_code), error.code) for error in classes}
+
+
+@pytest.mark.parametrize("error", errors.REGISTRY.values(), ids=lambda error: error.code)
+def test_the_readme_has_every_error_code_in_the_row_of_its_exit_code(error: type[errors.WanconvError]) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(rf"^\| *`?{error.exit_code}`? *\|.*`{error.code}`", readme, re.MULTILINE)
+
+
+def test_tests_cannot_reach_the_network() -> None:
+    with socket.socket() as connection, pytest.raises(OSError, match="offline"):
+        connection.connect(("192.0.2.1", 80))  # an address reserved for documentation
+
+
+def hints(tree: ast.Module) -> Iterator[str]:
+    """Yields what is written of every hint of an error or finding: literals, also those behind a module's constant."""
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    places = {error.__name__: 1 for error in errors.REGISTRY.values()} | {"Finding": 3}
+    for node in ast.walk(tree):
+        name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        if not isinstance(node, ast.Call) or name not in places or len(node.args) <= places[name]:
+            continue
+        hint = node.args[places[name]]
+        hint = constants.get(hint.id, hint) if isinstance(hint, ast.Name) else hint
+        for part in (hint.body, hint.orelse) if isinstance(hint, ast.IfExp) else (hint,):
+            if isinstance(part, ast.Constant | ast.JoinedStr):
+                yield ast.unparse(part).lstrip("f")[1:-1]
+
+
+def test_a_hint_starts_small_and_ends_without_a_full_stop() -> None:
+    found = [hint for path in MODULES for hint in hints(ast.parse(path.read_text()))]
+    assert len(found) > 150
+    assert [hint for hint in found if hint[:1].isupper() or hint.endswith(".")] == []

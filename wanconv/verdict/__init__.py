@@ -1,0 +1,393 @@
+"""Verdicts: what a validation measured, judged by a profile's thresholds, as often as one likes without running again.
+
+Results are one JSON object, schema wanconv.validation/1:
+
+    candidate, reference   {path, family, release, layout, nbytes, sample, dtypes, manifest}; no --against: reference is
+                           null; sample: a digest of some numbers of every tensor of the denoisers
+    settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command,
+                           given: {input: file}; what a network needs beside it is drawn or made up}
+    notes                  sentences: synthetic context, stale digests, absent components
+    experts_wanted, experts_exercised, cannot_judge   component names; sentences that forbid a PASS
+    storage                class A, the tensors with something to say: {tensor, kind, source, dtype, format, relative_l2
+                           (null: infinite), first_not_finite, flushed_share}
+    safety                 classes B, C, D, per component: {component, numerics, operations, largest, largest_at,
+                           headroom, first_bad: {path, op, step, timestep, expert} | null, last_operations: [{path, op,
+                           smallest, largest}], op_internal: [{path, value, limit, why}], accumulators: [{path, value,
+                           limit}], ranges: [{path, largest}]}; addcmul#2 is the second addcmul of one module
+    steps                  class E, per teacher-forced probe: {component, timestep, branch, format, relative_l2,
+                           sqnr_db, cosine, worst_block, blocks: [{block, forced_relative_l2, running_relative_l2}]}
+    components             class E, encoders and VAE: {component, what, format, relative_l2, sqnr_db, cosine}
+    video                  {frames, fps, size, candidate: {metric: value} | {not_finite: [whose]}, control: the same}
+                           | null
+    runs                   what was run: {model, seconds, seconds_per_step, peak_anonymous_nbytes, read_nbytes}
+    tool                   versions
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from math import inf, isfinite
+from pathlib import Path
+from types import UnionType
+from typing import Literal
+
+from wanconv.errors import UsageError
+from wanconv.storage.reading import brief, parsed_toml, small_text
+from wanconv.types.figures import count, figure
+from wanconv.types.names import alternatives, nearest, suggestion
+from wanconv.types.tensors import DTYPES
+
+Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]
+Answer = Outcome | Literal["WARNING"]  # of one check; a warning leaves the verdict as it is
+EXIT_CODES: Mapping[Outcome, int] = {"PASS": 0, "CANNOT JUDGE": 1, "NOT FINITE": 5, "FAIL": 6}
+# What is worse comes first: NaN makes every other figure worthless, and what was not exercised was not judged.
+_WORST: Sequence[Outcome] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "PASS")
+
+Results = Mapping[str, object]
+_FLUSHED = 0.01  # the share of numbers that may become zero
+_FLUSHED_IN = {
+    "nvfp4": 0.25
+}  # whose least number is a twelfth of a block's largest: 7 % of Gaussian ones are nearer to 0
+AMPLE = 10_000  # times: of more room than this, nobody asks how much
+PROBES = ("first", "boundary", "below_boundary")
+_BITS = {"int8": 6, "q8_0": 6, "mxfp8": 3, "nvfp4": 1}  # of what is no float by itself: as a mantissa of so many
+_NARROW = frozenset(("fp8_e4m3fn", "fp8_e5m2", "int8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What to run, and how far apart two models may be. Relative L2 limits are by storage format of the candidate."""
+
+    name: str
+    summary: str
+    steps: int
+    frames: int
+    size: str
+    probes: tuple[int | str, ...]
+    video: bool
+    accumulators: bool
+    noise_relative_l2: Mapping[str, float]
+    block_relative_l2: Mapping[str, float]
+    component_relative_l2: Mapping[str, float]
+    weight_relative_l2: Mapping[str, float]
+    headroom_fail: float
+    headroom_warn: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question of the verdict: `value` against `limit`, what it is about, and what the answer means."""
+
+    name: str
+    outcome: Answer
+    value: float | None
+    limit: float | None
+    where: str
+    message: str
+
+    @property
+    def of_headroom(self) -> bool:
+        """True where more is better: the value is a factor that must reach the limit, not an error below it."""
+        return self.name == "activations"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    outcome: Outcome
+    checks: tuple[Check, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.outcome]
+
+
+def profiles() -> tuple[str, ...]:
+    """Returns the names of the profiles that ship with wanconv, quickest first."""
+    folder = resources.files("wanconv.verdict") / "profiles"
+    found = {entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml")}
+    order = ("quick", "standard", "full")
+    return tuple(sorted(found, key=lambda name: order.index(name) if name in order else len(order)))
+
+
+def load_profile(name: str) -> Profile:
+    """Returns a profile by its name, or by the path of a TOML file; raises UsageError where it breaks the schema."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return _parse(path.stem, small_text(path))
+        except OSError as error:
+            raise UsageError(f"profile {name} cannot be read: {error.strerror}", "check the path") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"profile {name} is no text in UTF-8", _EXAMPLE) from None
+    if name not in profiles():
+        raise UsageError(f"there is no profile {name!r}", suggestion(name, profiles()))
+    return _parse(name, (resources.files("wanconv.verdict") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+_EXAMPLE = f"take {resources.files('wanconv') / 'profiles' / 'quick.toml'} as an example"
+
+# Every key of a profile, and what its value is: a type, or what all of a table's values are.
+_KEYS: Mapping[str, Mapping[str, type | UnionType]] = {
+    "run": {"steps": int, "frames": int, "size": str, "probes": list, "video": bool, "accumulators": bool},
+    "headroom": {"fail": int | float, "warn": int | float},
+}
+_LIMITS = ("noise_relative_l2", "block_relative_l2", "weight_relative_l2", "component_relative_l2")
+
+
+def _parse(name: str, text: str) -> Profile:
+    try:
+        table = parsed_toml(text)
+    except ValueError as error:
+        raise UsageError(f"profile {name} is no TOML: {error}", _EXAMPLE) from None
+    if problems := _problems(table):
+        raise UsageError(f"profile {name} breaks the schema", _EXAMPLE, problems)
+    run, headroom = table["run"], table["headroom"]
+    return Profile(
+        name=name,
+        summary=table["summary"],
+        steps=run["steps"],
+        frames=run["frames"],
+        size=run["size"],
+        probes=tuple(run["probes"]),
+        video=run["video"],
+        accumulators=run["accumulators"],
+        noise_relative_l2=table["noise_relative_l2"],
+        block_relative_l2=table["block_relative_l2"],
+        component_relative_l2=table["component_relative_l2"],
+        weight_relative_l2=table["weight_relative_l2"],
+        headroom_fail=headroom["fail"],
+        headroom_warn=headroom["warn"],
+    )
+
+
+def _problems(table: Mapping[str, object]) -> list[str]:
+    known = {"schema", "summary", *_KEYS, *_LIMITS}
+    found = [_unknown(key, known) for key in table if key not in known]
+    if table.get("schema") != 1 or not isinstance(table.get("summary"), str):
+        found.append("schema must be 1, and summary one sentence")
+    for section, keys in _KEYS.items():
+        values = table.get(section)
+        values = values if isinstance(values, Mapping) else {}
+        found += [
+            _unknown(f"{section}.{key}", [f"{section}.{one}" for one in keys]) for key in values if key not in keys
+        ]
+        found += [
+            f"{section}.{key} is missing or wrong" for key, kind in keys.items() if not _is(values.get(key), kind)
+        ]
+    for section in _LIMITS:
+        limits = table.get(section)
+        if not isinstance(limits, Mapping) or not all(_is(limit, int | float) for limit in limits.values()):
+            found.append(f"{section} must hold a number per format, finite and not negative")
+        elif unknown := sorted(limits.keys() - DTYPES.keys() - {"exact"}):
+            found.append(f"{section}: there is no format {brief(', '.join(unknown))[1:-1]}")
+    run = table.get("run")
+    run = run if isinstance(run, Mapping) else {}
+    size = run.get("size")
+    if not isinstance(size, str) or not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+        found.append("run.size must be as 128x128")
+    for key, least, most in (("steps", 0, 1000), ("frames", 1, 100_000)):
+        if _is(value := run.get(key), int) and not least <= value <= most:  # type: ignore[operator]  # an int, as it says
+            found.append(f"run.{key} must be {least} to {most}" if value else f"run.{key} must be {least} or more")
+    probes = run.get("probes")
+    if (
+        not isinstance(probes, list)
+        or not probes
+        or not all(probe in PROBES or (type(probe) is int and 0 < probe < 1000) for probe in probes)
+    ):
+        found.append(f"run.probes must be timesteps, 1 to 999, or {', '.join(PROBES)}")
+    return found
+
+
+def _unknown(key: str, known: Collection[str]) -> str:
+    guess = nearest(key, known)
+    return f"unknown key {brief(key)[1:-1]}" + (f" – {alternatives(guess)}?" if guess else "")
+
+
+def _is(value: object, kind: type | UnionType) -> bool:
+    """True for a value of this kind; a number is finite and not negative, since nothing is beyond NaN; true is none."""
+    if kind is bool or not isinstance(value, int | float):
+        return isinstance(value, kind)
+    return not isinstance(value, bool) and isinstance(value, kind) and isfinite(value) and value >= 0
+
+
+def judge(results: Results, profile: Profile) -> Verdict:
+    """Returns the verdict on saved results (schema wanconv.validation/1)."""
+    checks = (
+        *_storage(results, profile),
+        *_safety(results, profile),
+        *_exercised(results),
+        *_quality(results, profile),
+        *_video(results),
+    )
+    present = {check.outcome for check in checks}
+    outcome: Outcome = next((one for one in _WORST if one in present), "CANNOT JUDGE")
+    return Verdict(outcome, checks)
+
+
+def coarsest(formats: Sequence[tuple[str, str]]) -> str:
+    """Returns the limit's key for (reference dtype, candidate dtype) pairs: the lossy format with the fewest bits."""
+    lossy = [stored for source, stored in formats if not DTYPES[stored].holds(DTYPES[source])]
+    if not lossy:
+        return "exact"
+    return min(lossy, key=lambda name: _BITS.get(name, DTYPES[name].mantissa or 0))
+
+
+def _section(results: Results, name: str) -> list[Mapping[str, object]]:
+    value = results.get(name) or []
+    assert isinstance(value, list)
+    return value
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _storage(results: Results, profile: Profile) -> Iterator[Check]:
+    """Class A: the numbers in the file, each tensor held to the limit of the format that it is stored in."""
+    told: dict[tuple[object, ...], list[Check]] = {}
+    for row in _section(results, "storage"):
+        check = _stored(row, profile.weight_relative_l2)
+        if check.outcome in ("PASS", "WARNING"):
+            told.setdefault((check.outcome, check.where.partition("/")[0], row["format"]), []).append(check)
+        else:
+            yield check
+    for checks in told.values():  # the worst of each component and format
+        worst = max(checks, key=lambda check: check.value or 0.0)
+        others = f"; {len(checks) - 1} more lost over 1 %" if worst.outcome == "WARNING" and len(checks) > 1 else ""
+        yield replace(worst, message=worst.message + others)
+
+
+def _stored(row: Mapping[str, object], limits: Mapping[str, float]) -> Check:
+    where, value, key = str(row["tensor"]), _number(row.get("relative_l2")), str(row["format"])
+    bad, flushed = row.get("first_not_finite"), _number(row.get("flushed_share")) or 0.0
+    if bad is not None:
+        return Check("storage", "NOT FINITE", None, None, where, f"the file holds {bad}: every product with it is lost")
+    if key in _NARROW and row.get("kind") != "linear":
+        message = f"a {row.get('kind')} in {key}: clients compute these in 16 bits or more, and few load them so"
+        return Check("storage", "FAIL", value, limits.get(key), where, message)
+    if key not in limits:
+        return Check("storage", "CANNOT JUDGE", value, None, where, f"the profile has no limit for {key}")
+    if value is None or value > limits[key]:
+        return Check("storage", "FAIL", value, limits[key], where, f"further from its source than {key} explains")
+    if flushed > _FLUSHED_IN.get(key, _FLUSHED):
+        return Check("storage", "WARNING", value, limits[key], where, f"{flushed:.1%} of its numbers became zero")
+    return Check("storage", "PASS", value, limits[key], where, f"relative L2 of a tensor, held to {key}")
+
+
+def _safety(results: Results, profile: Profile) -> Iterator[Check]:
+    """Classes B, C and D: the numbers on the way, under the numerics that the run imitated."""
+    for row in _section(results, "safety"):
+        component, name = str(row["component"]), str(row["numerics"])
+        yield _activations(row, component, name, profile)
+        for what, outcome, why in _INNER:
+            for one in _section(row, what):
+                message = str(one.get("why") or "") + why
+                path = f"{component}/{one['path']}"
+                yield Check(_NAMES[what], outcome, _number(one["value"]), _number(one["limit"]), path, message)
+
+
+_NAMES = {"op_internal": "op-internal", "accumulators": "accumulator"}
+_INNER: Sequence[tuple[str, Answer, str]] = (
+    ("op_internal", "WARNING", " overflows inside of a kernel that computes it in fp16"),
+    ("accumulators", "NOT FINITE", "a kernel that sums in fp16 can overflow on the way"),
+)
+
+
+def _activations(row: Mapping[str, object], component: str, name: str, profile: Profile) -> Check:
+    bad, headroom, largest = row.get("first_bad"), _number(row.get("headroom")), _number(row.get("largest"))
+    if isinstance(bad, Mapping):
+        message = f"under {name}, {bad.get('op')} is the first operation that is not finite"
+        return Check("activations", "NOT FINITE", None, None, f"{component}/{bad.get('path')}", message)
+    if headroom is None:
+        return Check("activations", "CANNOT JUDGE", None, None, component, f"nothing was recorded under {name}")
+    where = f"{component}/{row.get('largest_at')}"
+    room = f"{figure(headroom)} times" if headroom <= AMPLE else f"more than {AMPLE:,} times"
+    message = f"under {name}, the largest magnitude is {room} below the limit"
+    outcome: Answer = "NOT FINITE" if headroom < profile.headroom_fail else "PASS"
+    if outcome == "PASS" and headroom < profile.headroom_warn:
+        outcome, message = "WARNING", f"{message}: little room for longer clips"
+    elif outcome == "PASS" and largest is not None and largest > DTYPES["fp16"].largest:
+        outcome, message = (
+            "WARNING",
+            f"fine under {name}, but {figure(largest)} is too large for clients that run in fp16",
+        )
+    return Check("activations", outcome, headroom, profile.headroom_fail, where, message)
+
+
+def _exercised(results: Results) -> Iterator[Check]:
+    wanted, seen = results.get("experts_wanted") or [], results.get("experts_exercised") or []
+    assert isinstance(wanted, list)
+    assert isinstance(seen, list)
+    for expert in wanted:
+        if expert not in seen:
+            message = "not exercised: missing from a model, or no probe reached its timesteps"
+            yield Check("exercised", "CANNOT JUDGE", None, None, str(expert), message)
+    for reason in results.get("cannot_judge") or []:  # type: ignore[attr-defined]  # a list of sentences, by the schema
+        yield Check("judged", "CANNOT JUDGE", None, None, "validation", str(reason))
+
+
+def _quality(results: Results, profile: Profile) -> Iterator[Check]:
+    """Class E: how far apart the two models are, given the same inputs."""
+    for row in _section(results, "steps"):
+        yield _error("noise prediction", row, profile.noise_relative_l2, f"{row['component']} at t={row['timestep']}")
+    yield from _blocks(_section(results, "steps"), profile.block_relative_l2)
+    for row in _section(results, "components"):
+        yield _error(str(row["what"]), row, profile.component_relative_l2, str(row["component"]))
+
+
+def _blocks(steps: Sequence[Mapping[str, object]], limits: Mapping[str, float]) -> Iterator[Check]:
+    """What each block adds when it is fed the reference's input: a denoiser's last step dilutes a single block's fault.
+
+    Blocks off limits each have a check, at their worst step; of the others, the worst of each component.
+    """
+    worst: dict[tuple[str, str], Check] = {}
+    for row in steps:
+        for block in _section(row, "blocks"):
+            key = str(row["component"]), str(block["block"])
+            named = {"relative_l2": block.get("forced_relative_l2"), "format": row["format"]}
+            check = _error("block", named, limits, "/".join(key))
+            if key not in worst or _size(check) > _size(worst[key]):
+                worst[key] = check
+    passed: dict[str, Check] = {}
+    for (component, _), check in worst.items():
+        if check.outcome != "PASS":
+            yield check
+        elif component not in passed or _size(check) > _size(passed[component]):
+            passed[component] = check
+    yield from passed.values()
+
+
+def _size(check: Check) -> float:
+    return inf if check.value is None else check.value
+
+
+def _video(results: Results) -> Iterator[Check]:
+    """What the free run gave. Pictures that differ are shown and not judged; pictures that are none are."""
+    video = results.get("video")
+    metrics = video.get("candidate") if isinstance(video, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        return
+    if broken := metrics.get("not_finite"):
+        assert isinstance(broken, list)
+        yield Check("free run", "NOT FINITE", None, None, " and ".join(broken), "the generated video is not finite")
+        return
+    for what in ("black_frames", "frozen_frames"):
+        ours, theirs = metrics.get(what) or (), metrics.get(f"reference_{what}") or ()
+        assert isinstance(ours, Sequence)
+        assert isinstance(theirs, Sequence)
+        if len(ours) > len(theirs):
+            frames = count(len(ours), what.removesuffix("s").replace("_", " "))
+            message = f"{frames}, where the reference has {len(theirs)}"
+            yield Check("free run", "WARNING", None, None, "candidate", message)
+
+
+def _error(name: str, row: Mapping[str, object], limits: Mapping[str, float], where: str) -> Check:
+    value, key = _number(row.get("relative_l2")), str(row["format"])
+    if value is None or not isfinite(value):
+        return Check(name, "NOT FINITE", None, None, where, "one of the two is not finite")
+    if key not in limits:
+        return Check(name, "CANNOT JUDGE", value, None, where, f"the profile has no limit for {key}")
+    outcome: Outcome = "PASS" if value <= limits[key] else "FAIL"
+    worst = f"; {row['worst_block']} adds most" if outcome == "FAIL" and row.get("worst_block") else ""
+    return Check(name, outcome, value, limits[key], where, f"relative L2, held to {key}{worst}")
