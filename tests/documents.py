@@ -3,7 +3,7 @@
 from typing import Any
 
 from wanconv.results import SCHEMA
-from wanconv.types.tensors import Kind
+from wanconv.types.architecture import Kind
 
 SMALL: list[tuple[str, Kind, int | None]] = [
     ("dit/patch_embedding.weight", "conv", None),

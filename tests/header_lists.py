@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wanconv.models import ARCHITECTURES, FAMILIES, expand
-from wanconv.types.tensors import Architecture, Part, Release, Scheme, Shape, TensorRef
+from wanconv.types.architecture import Architecture, Release, Scheme
+from wanconv.types.tensors import Part, Shape, TensorRef
 
 LISTS = sorted((Path(__file__).parent / "headers").glob("*/*.json.gz"))
 RELEASES = {release.name: release for family in FAMILIES for release in family.releases}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wanconv.containers import open_checkpoint
 from wanconv.models import identify
-from wanconv.types.tensors import ModelTensor
+from wanconv.types.model import ModelTensor
 
 Change = Callable[[Tensor], Tensor]
 FP8 = torch.float8_e4m3fn

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from wanconv.models import expand
-from wanconv.types.tensors import Family
+from wanconv.types.architecture import Family
 
 WEIGHTS = "transformer/1/mp_rank_00_model_states.pt"
 

@@ -10,8 +10,8 @@ from wanconv.errors import Refused, UsageError
 from wanconv.models import FAMILIES
 from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.storage.reading import brief, parsed_toml, small_text
+from wanconv.types.architecture import Kind
 from wanconv.types.names import alternatives, check, matches, nearest, suggestion
-from wanconv.types.tensors import Kind
 
 SCHEMA = 1
 _SCHEMA = "wanconv recipes --schema prints it"

@@ -24,7 +24,8 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.samples import shipped
 from wanconv.storage.local import publish, write_file
-from wanconv.types.tensors import Model, TensorRef
+from wanconv.types.model import Model
+from wanconv.types.tensors import TensorRef
 from wanconv.verdict import judge, load_profile
 from wanconv.weights.model import ModelWeights
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wanconv.models import targets
 from wanconv.samples.synthetic import SPECIAL, tokenizer_files
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 EXPERTS = {"expert.high": "high_noise_model", "expert.low": "low_noise_model"}
 TOKENIZER = "google/umt5-xxl"

@@ -21,7 +21,7 @@ from wanconv.models import targets
 from wanconv.models.umt5 import UMT5 as TEXT
 from wanconv.models.wan import T2V as DIT
 from wanconv.models.wan_vae import VAE_2_1 as VAE
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 _LAST_WORDS = dict.fromkeys(word for motion in MOTIONS for word in motion.split())
 WORDS = ("<pad>", "</s>", "<unk>", "a", *COLOURS, *SHAPES, *_LAST_WORDS)  # ids are places

@@ -22,7 +22,7 @@ from wanconv.generation import sampling
 from wanconv.layouts.sizes import heads
 from wanconv.models import DENOISERS, identify
 from wanconv.samples.shipped import FRAMES, SIZE
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 from wanconv.weights.model import ModelWeights
 
 LATENTS = (networks.CHANNELS, (FRAMES - 1) // 4 + 1, SIZE[1] // 8, SIZE[0] // 8)

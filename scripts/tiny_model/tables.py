@@ -10,7 +10,7 @@ from tiny_model.calibration import AMOUNTS, DROP, NEAR_DB, Judged, Limit, Measur
 from tiny_model.conversions import PROFILE, Row, digest_of
 from tiny_model.measured import CONTROL, PART, REFERENCE, Clips, Place, clips_of
 
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 from wanconv.verdict import load_profile
 
 _INTRODUCTION = """# What each conversion does to pictures

@@ -16,7 +16,7 @@ from wanconv.errors import InputError, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES
 from wanconv.samples.synthetic import home
-from wanconv.types.tensors import Family
+from wanconv.types.architecture import Family
 
 A14B = "wan2.2-t2v-a14b"
 EXPERT = "diffusion_pytorch_model.safetensors"

@@ -14,7 +14,7 @@ from wanconv.containers import build_gguf, read_header
 from wanconv.containers.files import Entry
 from wanconv.containers.gguf import TYPES, header_of
 from wanconv.errors import InputError
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 
 U32, TEXT, ARRAY = 4, 8, 9
 NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}

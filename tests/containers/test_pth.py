@@ -21,7 +21,7 @@ from wanconv.containers.archive import Archive, lay_out, read_records
 from wanconv.containers.files import Entry, regular_file
 from wanconv.containers.pickled import TORCH_DTYPES, dump
 from wanconv.errors import InputError
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 
 NAME_OF = {getattr(torch, torch_name): name for name, torch_name, _ in TORCH_DTYPES}
 

@@ -17,7 +17,7 @@ from wanconv.containers import build_header, read_header
 from wanconv.containers.files import Entry
 from wanconv.containers.pickled import TORCH_DTYPES
 from wanconv.errors import InputError
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 
 GOOD = '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 

@@ -17,7 +17,8 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.samples.synthetic import PUBLISHED
-from wanconv.types.tensors import Family, Shape
+from wanconv.types.architecture import Family
+from wanconv.types.tensors import Shape
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [  # in both layouts that are published

@@ -14,7 +14,7 @@ from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
 from wanconv.generation.tasks import denoiser
 from wanconv.models import identify
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 from wanconv.weights.model import ModelWeights
 
 pytestmark = [

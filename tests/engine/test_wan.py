@@ -13,7 +13,8 @@ from wanconv.engine.wan import Condition, Wan, WanSizes, first_frame_clean
 from wanconv.models import FAMILIES, fill, targets
 from wanconv.models.names import numbered, shape_of
 from wanconv.models.wan import FLF2V, I2V, I2V_CLIP, T2V, TI2V
-from wanconv.types.tensors import Architecture, Shape
+from wanconv.types.architecture import Architecture
+from wanconv.types.tensors import Shape
 
 # one architecture each, but T2V: Wan 2.1 and the experts of 2.2 differ in their weights alone
 VARIANTS = {

@@ -13,8 +13,8 @@ from wanconv.generation.tasks import JUDGED
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES
 from wanconv.recipe import load, names
+from wanconv.types.architecture import Family
 from wanconv.types.names import matches
-from wanconv.types.tensors import Family
 
 FAMILIES_JUDGED = [
     family

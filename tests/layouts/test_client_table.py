@@ -21,7 +21,7 @@ from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
 from wanconv.quantization import FORMATS
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 from wanconv.verification.clients import check_client
 from wanconv.weights.model import ModelWeights
 

@@ -35,7 +35,8 @@ from wanconv.conversion.options import Options
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, fill, identify
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.types.tensors import Component, Family, Model, ModelTensor
+from wanconv.types.architecture import Family
+from wanconv.types.model import Component, Model, ModelTensor
 
 DIFFUSERS = LAYOUTS["diffusers"]
 HOUSED = [family for family in FAMILIES if family.name not in (DIFFUSERS.refused or {})]

@@ -24,7 +24,7 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
 from wanconv.planning import contents
 from wanconv.report import Cell, Report
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

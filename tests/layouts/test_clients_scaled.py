@@ -23,7 +23,9 @@ from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageEr
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
 from wanconv.quantization.codec import RUN
-from wanconv.types.tensors import Component, Family, Shape
+from wanconv.types.architecture import Family
+from wanconv.types.model import Component
+from wanconv.types.tensors import Shape
 from wanconv.weights.model import ModelWeights
 
 Tiny = Callable[..., Path]

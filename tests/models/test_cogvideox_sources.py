@@ -13,7 +13,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.errors import Refused, Unrecognised
 from wanconv.models import FAMILIES, identify
-from wanconv.types.tensors import Family
+from wanconv.types.architecture import Family
 
 Tiny = Callable[..., Path]
 COGVIDEOX = [family for family in FAMILIES if family.name.startswith("cogvideox")]

@@ -18,7 +18,8 @@ from wanconv.conversion.options import Options as Job
 from wanconv.errors import Unrecognised
 from wanconv.models import ARCHITECTURES, expand, fill, identify
 from wanconv.models.match import fits
-from wanconv.types.tensors import Architecture, Shape
+from wanconv.types.architecture import Architecture
+from wanconv.types.tensors import Shape
 
 I2V = "wan2.1-i2v-14b"
 WAN = [path for path in LISTS if scheme_of(path) == "hub" and name_of(path).startswith(("wan2.1-", "wan2.2-"))]

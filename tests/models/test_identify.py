@@ -11,7 +11,8 @@ from header_lists import RELEASES, architecture, part, refs, tiny_part
 
 from wanconv.errors import InputError, Unrecognised, UsageError, WanconvError
 from wanconv.models import ARCHITECTURES, DENOISERS, FAMILIES, expand, expert_unless_dense, homeless, identify, targets
-from wanconv.types.tensors import Architecture, Checkpoint, Family, Part, Scheme, Shape
+from wanconv.types.architecture import Architecture, Family, Scheme
+from wanconv.types.tensors import Checkpoint, Part, Shape
 
 T2V, I2V, TI2V = architecture("wan-t2v"), architecture("wan-i2v"), architecture("wan-ti2v")
 I2V_CLIP, S2V, UMT5 = architecture("wan-i2v-clip"), architecture("wan-s2v"), architecture("umt5")

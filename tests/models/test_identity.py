@@ -28,7 +28,8 @@ from wanconv.planning import plan
 from wanconv.recipe import load
 from wanconv.samples import synthetic
 from wanconv.samples.synthetic import home
-from wanconv.types.tensors import Checkpoint, Mark
+from wanconv.types.model import Mark
+from wanconv.types.tensors import Checkpoint
 
 I2V, T2V = "wan2.1-i2v-14b", "wan2.1-t2v-1.3b"
 ANIMATE2 = '{"transformer": {"model_type": "animate2"}}'

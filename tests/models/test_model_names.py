@@ -33,7 +33,8 @@ from wanconv import models
 from wanconv.models import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
 from wanconv.models.match import fits, model_tensors
 from wanconv.models.names import letter_of, numbered, size_of
-from wanconv.types.tensors import Architecture, Scheme, Shape
+from wanconv.types.architecture import Architecture, Scheme
+from wanconv.types.tensors import Shape
 
 TABLES = [(network, scheme) for network in ARCHITECTURES for scheme in network.schemes]
 TABLE_IDS = [f"{network.name}-{scheme}" for network, scheme in TABLES]

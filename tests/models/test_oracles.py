@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, UMT5Config, UMT5EncoderModel
 
 from wanconv.models import expand, targets
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 UMT5, CLIP = architecture("umt5"), architecture("clip-vit-h")
 

@@ -11,7 +11,8 @@ from header_lists import RELEASES, architecture, part, tiny_part
 from wanconv.errors import InputError, UsageError
 from wanconv.models import expand, expert_named, expert_unless_dense, identify
 from wanconv.models.roles import said, words_of
-from wanconv.types.tensors import Checkpoint, Model, Part
+from wanconv.types.model import Model
+from wanconv.types.tensors import Checkpoint, Part
 
 T2V, I2V, VACE = architecture("wan-t2v"), architecture("wan-i2v"), architecture("wan-vace")
 

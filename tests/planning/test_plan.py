@@ -22,8 +22,10 @@ from wanconv.models import DENOISERS, FAMILIES, identify
 from wanconv.planning import Plan, by_component, by_rule, plan
 from wanconv.planning.files import not_held
 from wanconv.recipe import Rule, load, names, parse
+from wanconv.types.architecture import Family
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Model
 from wanconv.types.names import matches
-from wanconv.types.tensors import DTYPES, Family, Model
 
 OFFICIAL, DIFFUSERS = LAYOUTS["official"], LAYOUTS["diffusers"]
 A14B = "wan2.2-t2v-a14b"

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from wanconv.quantization import FORMATS
-from wanconv.types.tensors import DTYPES, Kind
+from wanconv.types.architecture import Kind
+from wanconv.types.dtypes import DTYPES
 
 INTEGERS = sorted(name for name, dtype in DTYPES.items() if not dtype.is_float and dtype.block == 1)
 CASTS = sorted(name for name, each in FORMATS.items() if each.storage)  # scaled ones are refused the same sources

@@ -26,7 +26,8 @@ from wanconv.quantization.microscaled import (
     whole_of,
 )
 from wanconv.quantization.plain import CHUNK
-from wanconv.types.tensors import DTYPES, Kind
+from wanconv.types.architecture import Kind
+from wanconv.types.dtypes import DTYPES
 
 STORAGES = ("mxfp8", "nvfp4")
 INFINITE = 0xFF

@@ -12,7 +12,7 @@ from torch import Tensor
 from wanconv.errors import NotFinite, Overflow, Refused
 from wanconv.quantization import FORMATS
 from wanconv.quantization.plain import TORCH_DTYPES, Caster, bound, decode, encode
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 
 CASTS = sorted(name for name, each in FORMATS.items() if each.storage and DTYPES[each.storage].is_float)
 SOURCES = ["fp32", "bf16", "fp16", "fp8_e4m3fn", "fp8_e5m2"]

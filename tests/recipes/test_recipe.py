@@ -10,8 +10,9 @@ from wanconv.errors import Refused, UsageError
 from wanconv.models import FAMILIES, vocabulary
 from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.recipe import Rule, assign, load, names, parse
+from wanconv.types.architecture import Family, Kind
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.names import matches
-from wanconv.types.tensors import DTYPES, Family, Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = 'schema = 1\nsummary = "a test"\n'

@@ -19,7 +19,9 @@ from wanconv.containers import open_checkpoint, read_header
 from wanconv.errors import InputError, NotFinite, Refused, UsageError, WanconvError
 from wanconv.models import ARCHITECTURES, identify
 from wanconv.models.lora_names import STYLES, TAILS, stems
-from wanconv.types.tensors import Architecture, Model, ModelTensor, Patch, TensorRef
+from wanconv.types.architecture import Architecture
+from wanconv.types.model import Model, ModelTensor, Patch
+from wanconv.types.tensors import TensorRef
 from wanconv.weights.lora import Wanted, parse, with_loras
 from wanconv.weights.merge import Merger
 from wanconv.weights.reader import Reader, Sources

@@ -9,7 +9,7 @@ import torch
 from wanconv.containers import open_checkpoint
 from wanconv.evaluation.forced import compare_tensor
 from wanconv.models import identify
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 from wanconv.weights.model import ModelWeights
 
 CPU = torch.device("cpu")

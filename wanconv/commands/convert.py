@@ -37,8 +37,8 @@ from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
 from wanconv.storage.paths import check_target
 from wanconv.types.figures import sizes
+from wanconv.types.model import Model
 from wanconv.types.progress import Advance, Progress, silent, total
-from wanconv.types.tensors import Model
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.downloads.headers import Mirror

@@ -21,7 +21,7 @@ from wanconv.planning import (
 )
 from wanconv.provenance import twins
 from wanconv.report import Finding, Report, Table
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 from wanconv.verification.clients import bare_weights, since, why_not
 
 if TYPE_CHECKING:

@@ -24,9 +24,9 @@ from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
+from wanconv.types.model import Model
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
-from wanconv.types.tensors import Model
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from wanconv.provenance import manifest, twins
 from wanconv.report import Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count
+from wanconv.types.model import Model
 from wanconv.types.progress import Progress, silent, total
-from wanconv.types.tensors import Checkpoint, Model
+from wanconv.types.tensors import Checkpoint
 from wanconv.verification import checksums, hub
 from wanconv.verification.clients import bare_weights, changed_marks, check_client, since
 from wanconv.weights.lora import with_loras

@@ -20,8 +20,9 @@ from wanconv.containers.archive import Archive
 from wanconv.containers.files import MAX_TENSORS, NAMED_WRONGLY, TOO_MUCH, Entry, Header, OpenFile, check_name, what_is
 from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import exact_size
-from wanconv.types.tensors import DTYPES, TensorRef
+from wanconv.types.tensors import TensorRef
 from wanconv.types.text import printable
 
 TYPES: Mapping[str, int] = {"fp32": 0, "fp16": 1, "bf16": 30, "q8_0": 8}  # what is read and written

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from wanconv.containers.files import Entry
 from wanconv.errors import InputError
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import count
-from wanconv.types.tensors import DTYPES, Shape
+from wanconv.types.tensors import Shape
 
 # fmt: off
 TORCH_DTYPES = (

@@ -31,8 +31,9 @@ from wanconv.containers.files import (
 from wanconv.containers.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
 from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import exact_size
-from wanconv.types.tensors import DTYPES, TensorRef
+from wanconv.types.tensors import TensorRef
 
 _MAX_PICKLE = 64_000_000  # bytes; that of UMT5-xxl has 0.03 MB
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"

@@ -23,8 +23,9 @@ from wanconv.containers.files import (
     what_is,
 )
 from wanconv.errors import InputError
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import exact_size
-from wanconv.types.tensors import DTYPES, Shape, TensorRef
+from wanconv.types.tensors import Shape, TensorRef
 from wanconv.types.text import printable
 
 MAX_HEADER = 25_000_000  # bytes; a real Wan shard has 0.2 MB

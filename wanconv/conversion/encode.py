@@ -13,7 +13,9 @@ from wanconv.quantization.codec import Fit, runs
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, Caster, decode
 from wanconv.report import Finding
-from wanconv.types.tensors import DTYPES, ModelTensor, Piece, TensorRef
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import ModelTensor, Piece
+from wanconv.types.tensors import TensorRef
 from wanconv.weights.reader import Reader, Sources, TensorNumbers, invalid_scale, refuse_scale
 from wanconv.weights.source_files import Files, confirm_file
 from wanconv.weights.threads import single_threaded

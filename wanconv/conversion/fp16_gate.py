@@ -14,7 +14,8 @@ from wanconv.models import DENOISERS
 from wanconv.planning import Plan
 from wanconv.results import read_results
 from wanconv.storage.reading import opened, read_at
-from wanconv.types.tensors import Model, TensorRef
+from wanconv.types.model import Model
+from wanconv.types.tensors import TensorRef
 from wanconv.verdict import judge, load_profile
 
 _SAMPLE_NBYTES = 4096

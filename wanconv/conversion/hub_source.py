@@ -27,8 +27,9 @@ from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import Reader
 from wanconv.storage.local import sync_folders
 from wanconv.types.figures import count
+from wanconv.types.model import Model
 from wanconv.types.progress import Advance, Progress, total
-from wanconv.types.tensors import Model, TensorRef
+from wanconv.types.tensors import TensorRef
 from wanconv.weights.source_files import Files, confirm_file
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without

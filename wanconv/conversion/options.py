@@ -15,8 +15,8 @@ from wanconv.models import Expert, identify
 from wanconv.planning import Plan, plan
 from wanconv.recipe import Recipe, load
 from wanconv.report import Finding
+from wanconv.types.model import Model
 from wanconv.types.names import alternatives, suggestion
-from wanconv.types.tensors import Model
 from wanconv.weights.lora import with_loras
 
 

@@ -14,8 +14,8 @@ from wanconv.planning import Plan
 from wanconv.provenance import manifest, twins
 from wanconv.storage.digests import digest_files
 from wanconv.storage.reading import opened
+from wanconv.types.model import Model
 from wanconv.types.progress import Progress, total
-from wanconv.types.tensors import Model
 from wanconv.weights.source_files import Files, FilesHere
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without

@@ -20,7 +20,8 @@ from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
 from wanconv.generation.tasks import Condition, Denoiser, denoiser
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
-from wanconv.types.tensors import Kind, ModelTensor
+from wanconv.types.architecture import Kind
+from wanconv.types.model import ModelTensor
 from wanconv.weights.model import ModelWeights
 
 Weights = Mapping[str, Tensor]

@@ -23,8 +23,8 @@ from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.models import DENOISERS
 from wanconv.types.figures import count
+from wanconv.types.model import Component, Model
 from wanconv.types.progress import Advance, Progress, total
-from wanconv.types.tensors import Component, Model
 from wanconv.verdict import Profile
 from wanconv.weights.model import ModelWeights, Pair
 

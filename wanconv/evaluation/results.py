@@ -25,8 +25,9 @@ from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import decode
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Model, ModelTensor
 from wanconv.types.progress import Advance, unheard
-from wanconv.types.tensors import DTYPES, Model, ModelTensor
 from wanconv.verdict import Profile, coarsest
 from wanconv.weights.model import ModelWeights
 from wanconv.weights.reader import Reader, Sources

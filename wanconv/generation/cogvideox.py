@@ -23,7 +23,7 @@ from wanconv.generation import pictures
 from wanconv.generation.networks import hub_config, hub_names
 from wanconv.layouts import diffusers_cogvideox
 from wanconv.storage.reading import TEXT_NBYTES, parsed_json, read_small
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 
 if TYPE_CHECKING:
     from wanconv.generation.tasks import Denoiser, Limit, Material

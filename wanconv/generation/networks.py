@@ -10,7 +10,8 @@ from wanconv.engine.recorder import Recorder
 from wanconv.layouts import LAYOUTS
 from wanconv.layouts.sizes import heads
 from wanconv.models import targets
-from wanconv.types.tensors import Component, Model, Shape
+from wanconv.types.model import Component, Model
+from wanconv.types.tensors import Shape
 
 
 def sizes(model: Model, name: str) -> tuple[Mapping[str, int], Callable[[str], Shape]]:

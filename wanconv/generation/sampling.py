@@ -22,8 +22,9 @@ from wanconv.generation.networks import hub_config, hub_names
 from wanconv.generation.tasks import Condition, Setting, denoiser
 from wanconv.layouts import source_layout
 from wanconv.models import DENOISERS
+from wanconv.types.architecture import Family
+from wanconv.types.model import Model
 from wanconv.types.progress import Advance, unheard
-from wanconv.types.tensors import Family, Model
 from wanconv.weights.model import ModelWeights
 
 

@@ -21,7 +21,7 @@ from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.wan_s2v import MOTION_FRAMES, MOTION_LATENTS, S2VSizes, Speech, WanS2V
 from wanconv.generation import pictures
 from wanconv.generation.networks import sizes
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 
 if TYPE_CHECKING:
     from wanconv.generation.tasks import Denoiser, Material, Setting

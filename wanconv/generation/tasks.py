@@ -27,7 +27,8 @@ from wanconv.errors import UsageError
 from wanconv.generation import cogvideox, pictures, speech
 from wanconv.generation.networks import sizes
 from wanconv.models import DENOISERS
-from wanconv.types.tensors import Family, Model
+from wanconv.types.architecture import Family
+from wanconv.types.model import Model
 
 LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48, "cogvideox-vae": 16}
 

@@ -10,7 +10,7 @@ from wanconv.layouts.gguf import GGUF
 from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 
 _LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}

@@ -9,7 +9,7 @@ from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_met
 from wanconv.models import DENOISERS, FAMILIES
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import TOKENIZER, leaf_of, of_client
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 
 
 def _documents(model: Model) -> dict[str, Json]:

@@ -12,7 +12,7 @@ from wanconv.layouts.types import Json, Layout, Override, Place, Stored, no_addi
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import leaf_of, of_client
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 
 _VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio
 

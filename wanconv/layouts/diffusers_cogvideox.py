@@ -4,7 +4,7 @@ from wanconv.errors import Refused
 from wanconv.layouts.types import Json
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS, TEXT_TOKENS
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 
 _VERSION = "0.32.0"  # the first release whose CogVideoXTransformer3DModel knows 1.5
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from wanconv.types.tensors import DTYPES
+from wanconv.types.dtypes import DTYPES
 
 # narrowest first; transformers 5.23 modeling_utils.py, _get_dtype: without one, the first tensor's dtype is everyone's
 _NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}

@@ -8,7 +8,7 @@ from wanconv.layouts.comfyui import COMFYUI
 from wanconv.layouts.types import Layout, Override, Stored
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.types.tensors import Kind
+from wanconv.types.architecture import Kind
 
 _FILE_TYPES = {"fp32": 0, "fp16": 1, "q8_0": 7, "bf16": 32}  # what most matrices are: gguf-py LlamaFileType
 _QUANTIZATION_VERSION = "2"  # gguf-py GGML_QUANT_VERSION

@@ -8,7 +8,7 @@ from wanconv.layouts.types import Json, Layout, Stored, Together
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import of_client
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 
 # One of the kernels that read such a file; others of the same number format do as well (fp8-vllm, int8-torchao …).
 _SCHEMES = {"fp8_e4m3fn": "fp8-sgl", "int8": "int8-sgl"}

@@ -4,7 +4,7 @@ from wanconv.layouts.sizes import channels, heads, vace_layers
 from wanconv.layouts.types import Json, Layout, Override, Place
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
-from wanconv.types.tensors import Model
+from wanconv.types.model import Model
 
 _CLASSES = {"wan-vace": "VaceWanModel", "wan-animate": "WanAnimateModel"}
 

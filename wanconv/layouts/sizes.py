@@ -1,7 +1,7 @@
 """Sizes that config files state and tensor shapes do not: channel counts, attention heads, where VACE works."""
 
 from wanconv.errors import Refused
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 
 _HEAD_DIM = 128  # of every released Wan denoiser: Wan-Video/Wan2.2 wan/configs
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wanconv.models import DENOISERS
+from wanconv.types.architecture import Family, Kind, Scheme
+from wanconv.types.model import MarkKind, Model, ModelTensor
 from wanconv.types.names import matches
-from wanconv.types.tensors import Container, Family, Kind, MarkKind, Model, ModelTensor, Packing, Scheme, Shape
+from wanconv.types.packing import Packing
+from wanconv.types.tensors import Container, Shape
 
 Json = Mapping[str, object]
 

@@ -7,7 +7,7 @@ Files saved by newer versions of transformers lack the prefix `vision_model`.
 from dataclasses import replace
 
 from wanconv.models.rows import WB, WHOLE, Row, W, inside, roles
-from wanconv.types.tensors import Architecture, Dead, Role, Spelling
+from wanconv.types.architecture import Architecture, Dead, Role, Spelling
 
 
 def _with_prefix(role: Role) -> Role:

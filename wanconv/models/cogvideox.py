@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wanconv.models.rows import WB, WHOLE, Row, inside, roles
-from wanconv.types.tensors import Architecture, Kind, Scheme, Spelling
+from wanconv.types.architecture import Architecture, Kind, Scheme, Spelling
 
 _SAT = "model.diffusion_model"
 _FINAL = f"{_SAT}.mixins.final_layer"

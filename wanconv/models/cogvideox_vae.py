@@ -7,7 +7,7 @@ and shifted by the latents themselves, through convolutions of their own.
 from collections.abc import Iterator
 
 from wanconv.models.rows import WB, Row, roles
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 _DOWN_WIDTHS = ("c", "2*c", "2*c", "4*c")
 _LATENTS = 16

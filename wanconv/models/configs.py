@@ -8,7 +8,8 @@ from wanconv.models.match import Claim
 from wanconv.models.names import size_of
 from wanconv.models.releases import DENOISERS
 from wanconv.storage.reading import TEXT_NBYTES, brief, parsed_json, read_small
-from wanconv.types.tensors import Checkpoint, Family
+from wanconv.types.architecture import Family
+from wanconv.types.tensors import Checkpoint
 
 _HINT = "download it again; without a config.json, sizes come from the weights"
 # What configs also call a model type: to VACE's own code and VideoX-Fun a VACE denoiser is a T2V one with more blocks

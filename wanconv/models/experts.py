@@ -15,7 +15,9 @@ from wanconv.models.configs import read_json
 from wanconv.models.match import Claim, Fit
 from wanconv.models.releases import FAMILIES
 from wanconv.models.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
-from wanconv.types.tensors import Architecture, Checkpoint, Model, Part
+from wanconv.types.architecture import Architecture
+from wanconv.types.model import Model
+from wanconv.types.tensors import Checkpoint, Part
 
 # diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser
 _FOLDERS: Mapping[str, Expert] = {"transformer_2": "low"}

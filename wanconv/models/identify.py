@@ -14,9 +14,12 @@ from wanconv.models.releases import DENOISERS, FAMILIES
 from wanconv.models.roles import Expert
 from wanconv.models.unknown import Unknown, first_of, refusal, unknown
 from wanconv.quantization.packings import Packed, unpack
+from wanconv.types.architecture import Architecture, Family, Release
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
-from wanconv.types.tensors import DTYPES, Architecture, Checkpoint, Component, Family, Model, Part, Release
+from wanconv.types.model import Component, Model
+from wanconv.types.tensors import Checkpoint, Part
 
 _ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from wanconv.models.names import fill, numbered
 from wanconv.quantization.packings import leaf_of
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 Part = Literal["up", "down", "alpha", "difference", "refused"]
 

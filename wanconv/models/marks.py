@@ -13,7 +13,9 @@ from wanconv.errors import InputError
 from wanconv.models.match import Claim
 from wanconv.models.names import size_of
 from wanconv.models.releases import FAMILIES
-from wanconv.types.tensors import Family, Mark, MarkKind, Part
+from wanconv.types.architecture import Family
+from wanconv.types.model import Mark, MarkKind
+from wanconv.types.tensors import Part
 
 CONFIG = "config"  # of a header's metadata
 _TRANSFORMER = "transformer"  # of that config, what ComfyUI reads

@@ -12,7 +12,9 @@ from math import prod
 from wanconv.models.names import block_of, fill, letter_of, parse_size, shape_of, shape_on_disk
 from wanconv.models.releases import ARCHITECTURES
 from wanconv.quantization.packings import Packed, unpack
-from wanconv.types.tensors import Architecture, Dead, ModelTensor, Part, Piece, Role, Scheme, Shape, Spelling, TensorRef
+from wanconv.types.architecture import Architecture, Dead, Role, Scheme, Spelling
+from wanconv.types.model import ModelTensor, Piece
+from wanconv.types.tensors import Part, Shape, TensorRef
 
 _HOLE = "#"
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from wanconv.types.tensors import Architecture, Family, Kind, Role, Scheme, Shape, Spelling, TensorRef
+from wanconv.types.architecture import Architecture, Family, Kind, Role, Scheme, Spelling
+from wanconv.types.tensors import Shape, TensorRef
 
 Size = int | str
 

@@ -8,7 +8,7 @@ from wanconv.models.umt5 import UMT5
 from wanconv.models.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B, TI2V, VACE, VACE_1_3B
 from wanconv.models.wan_vae import VAE_2_1, VAE_2_2
 from wanconv.models.wav2vec2 import WAV2VEC2
-from wanconv.types.tensors import Architecture, Family, Release
+from wanconv.types.architecture import Architecture, Family, Release
 
 DENOISERS = ("dit", "expert.high", "expert.low")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from wanconv.types.tensors import Kind, Role, Scheme, Spelling
+from wanconv.types.architecture import Kind, Role, Scheme, Spelling
 
 Leaves = tuple[tuple[str, str], ...]
 Size = int | str

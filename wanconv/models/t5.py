@@ -5,7 +5,7 @@ UMT5 without its own relative bias in each block: the first block's is everyone'
 
 from wanconv.models.rows import Row, W, inside, roles
 from wanconv.models.umt5 import DECODER, UMT5
-from wanconv.types.tensors import Architecture, Spelling
+from wanconv.types.architecture import Architecture, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.
 _SHARED = Spelling("shared", aliases=("encoder.embed_tokens",))

@@ -1,7 +1,7 @@
 """The UMT5 text encoder: official names (Wan-Video's .pth) and hub names (transformers' UMT5EncoderModel)."""
 
 from wanconv.models.rows import Row, W, inside, roles
-from wanconv.types.tensors import Architecture, Dead, Spelling
+from wanconv.types.architecture import Architecture, Dead, Spelling
 
 # Files saved by transformers hold either name of the token embedding, or both.
 _SHARED = Spelling("shared", aliases=("encoder.embed_tokens",))

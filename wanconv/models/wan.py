@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from wanconv.models.rows import WB, WHOLE, Row, Size, W, inside, roles
 from wanconv.models.wan_animate import ANIMATE as ANIMATE_ROWS
-from wanconv.types.tensors import Architecture, Dead, Scheme
+from wanconv.types.architecture import Architecture, Dead, Scheme
 
 # fmt: off
 _TEXT_EMBEDDING = inside("text_embedding", ("text_embedding", "condition_embedder.text_embedder"), (

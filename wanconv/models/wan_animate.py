@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from wanconv.models.rows import WB, WHOLE, Row, W, inside
-from wanconv.types.tensors import Spelling
+from wanconv.types.architecture import Spelling
 
 _WIDTHS = ("c", "2*c", "4*c", "8*c", "16*c", "16*c", "16*c", "16*c")
 _CONVS = "motion_encoder.enc.net_app.convs"

@@ -7,7 +7,7 @@ blocks and resamplers of its encoder in one list; its decoder's and the 2.2 VAE'
 from collections.abc import Iterator
 
 from wanconv.models.rows import GAMMA, WB, Row, roles
-from wanconv.types.tensors import Architecture
+from wanconv.types.architecture import Architecture
 
 _DOWN_WIDTHS = (1, 2, 4, 4)
 _UP_WIDTHS = (4, 4, 2, 1)

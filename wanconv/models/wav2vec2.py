@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from wanconv.models.rows import SCHEMES, WB, WHOLE, Row, Size, inside, roles
-from wanconv.types.tensors import Architecture, Role, Spelling
+from wanconv.types.architecture import Architecture, Role, Spelling
 
 # Newer versions of torch and transformers save weight normalisation under other names.
 _GAIN = Spelling(

@@ -22,8 +22,9 @@ from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.storage.reading import read_small
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import count, exact_size, size
-from wanconv.types.tensors import DTYPES, Component, Model
+from wanconv.types.model import Component, Model
 
 
 def plan(

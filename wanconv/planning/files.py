@@ -13,7 +13,8 @@ from wanconv.containers.pth import build_archive
 from wanconv.containers.safetensors import build_header
 from wanconv.containers.writer import Image, Payload
 from wanconv.layouts import Place
-from wanconv.types.tensors import DTYPES, Container, Shape
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.tensors import Container, Shape
 
 _PLAIN = {"format": "pt"}
 

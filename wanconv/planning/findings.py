@@ -11,8 +11,8 @@ from wanconv.quantization.packings import in_full_precision, leaf_of
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.types.figures import count
+from wanconv.types.model import Model, ModelTensor
 from wanconv.types.names import matches
-from wanconv.types.tensors import Model, ModelTensor
 
 _NAMES = ("of its keys names", "of its keys name")
 

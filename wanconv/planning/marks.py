@@ -13,7 +13,8 @@ from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.report import Finding
 from wanconv.types.figures import exact_size
-from wanconv.types.tensors import Component, Container, Mark, Model
+from wanconv.types.model import Component, Mark, Model
+from wanconv.types.tensors import Container
 
 NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
 _KEY_SHOWN, _TEXT_SHOWN = 60, 200  # characters of what a header says

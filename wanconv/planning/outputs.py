@@ -15,7 +15,8 @@ from wanconv.quantization.packings import leaf_of
 from wanconv.report import Finding
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
-from wanconv.types.tensors import Component, Shape
+from wanconv.types.model import Component
+from wanconv.types.tensors import Shape
 
 
 def outputs_of(

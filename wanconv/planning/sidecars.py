@@ -9,7 +9,7 @@ from wanconv.layouts import Json, Layout, Stored, loading_dtype, source_layout
 from wanconv.planning.files import to_json
 from wanconv.planning.marks import without_contrary
 from wanconv.report import Finding
-from wanconv.types.tensors import Component, Model
+from wanconv.types.model import Component, Model
 
 _QUANTIZATION = "quantization_config"  # Hugging Face's key for what the source was: a layout adds what it is now
 _OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the model card

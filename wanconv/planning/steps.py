@@ -14,8 +14,12 @@ from wanconv.planning.types import Step
 from wanconv.quantization import FORMATS
 from wanconv.quantization.packings import leaf_of, multiplied_as
 from wanconv.recipe import Recipe, Rule
+from wanconv.types.architecture import Family
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Component, Model, ModelTensor
 from wanconv.types.names import matches
-from wanconv.types.tensors import DTYPES, Component, Container, Family, Model, ModelTensor, Packing, Part
+from wanconv.types.packing import Packing
+from wanconv.types.tensors import Container, Part
 
 
 def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str]) -> dict[str, Step]:

@@ -11,7 +11,9 @@ from wanconv.layouts import Layout, Stored
 from wanconv.planning.files import Slot
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
-from wanconv.types.tensors import DTYPES, Model, ModelTensor, Packing
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Model, ModelTensor
+from wanconv.types.packing import Packing
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.planning import Plan
 from wanconv.provenance.markdown import inline, line, yaml
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import exact_size
-from wanconv.types.tensors import DTYPES
 
 _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image-to-video", "flf2v": "image-to-video"}
 

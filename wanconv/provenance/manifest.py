@@ -23,8 +23,9 @@ from wanconv.storage.digests import digest_file, digest_files
 from wanconv.storage.local import Written
 from wanconv.storage.reading import fill_at, opened, read_small
 from wanconv.types.figures import exact_size
+from wanconv.types.model import Model
 from wanconv.types.progress import Advance, unheard
-from wanconv.types.tensors import Checkpoint, Model, TensorRef
+from wanconv.types.tensors import Checkpoint, TensorRef
 from wanconv.types.text import printable
 
 NAME = "wanconv.json"

@@ -13,7 +13,8 @@ from wanconv.planning import Output, Plan
 from wanconv.report import Finding, Severity
 from wanconv.storage.local import Written
 from wanconv.storage.reading import opened, read_at
-from wanconv.types.tensors import DTYPES, Component, Model, ModelTensor, Piece
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Component, Model, ModelTensor, Piece
 
 _SAMPLE_NUMEL = 1024
 _FLOATS = {"fp32": "f", "fp16": "e", "bf16": "f"}

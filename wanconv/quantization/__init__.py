@@ -5,7 +5,9 @@ row."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wanconv.types.tensors import DTYPES, Kind, Shape
+from wanconv.types.architecture import Kind
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.tensors import Shape
 
 MAX_ROW = 1 << 18  # elements of a row that takes a scale of its own: what fits a worker's scratch memory
 ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitude, or by the least squared error

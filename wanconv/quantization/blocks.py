@@ -25,7 +25,8 @@ from wanconv.errors import NotFinite
 from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
 from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
-from wanconv.types.tensors import DTYPES, Shape
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.tensors import Shape
 
 _Q8_0 = DTYPES["q8_0"]
 _NEARLY_HALF = (

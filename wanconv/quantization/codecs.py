@@ -8,7 +8,8 @@ from wanconv.quantization.codec import Codec
 from wanconv.quantization.microscaled import Microscaled
 from wanconv.quantization.plain import Plain
 from wanconv.quantization.scaled import Scaled
-from wanconv.types.tensors import DTYPES, Packing
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.packing import Packing
 
 # fmt: off
 _CODECS: Mapping[tuple[str, str], Callable[[], Codec]] = {

@@ -40,7 +40,9 @@ from wanconv.quantization.codec import Fit, Judge, Numbers, Scales, Violation, r
 from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
 from wanconv.quantization.scaled import Scaler, peak_of
-from wanconv.types.tensors import DTYPES, TILE, DType, Shape
+from wanconv.types.dtypes import DTYPES, DType
+from wanconv.types.packing import TILE
+from wanconv.types.tensors import Shape
 
 _E4M3 = DTYPES["fp8_e4m3fn"]
 _E2M1 = DType("e2m1", "", 1, mantissa=1, min_exponent=0, largest=6.0)

@@ -13,7 +13,8 @@ from pathlib import Path
 from wanconv.errors import InputError
 from wanconv.storage.reading import parsed_json
 from wanconv.types.figures import size
-from wanconv.types.tensors import Packing, Part, TensorRef
+from wanconv.types.packing import Packing
+from wanconv.types.tensors import Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"
 _HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors when it loads a file

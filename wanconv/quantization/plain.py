@@ -28,7 +28,8 @@ from torch import Tensor
 from wanconv.errors import NotFinite, Overflow, Refused
 from wanconv.quantization import FORMATS
 from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
-from wanconv.types.tensors import DTYPES, DType, Shape
+from wanconv.types.dtypes import DTYPES, DType
+from wanconv.types.tensors import Shape
 
 # fmt: off
 TORCH_DTYPES = {

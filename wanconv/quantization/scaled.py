@@ -38,7 +38,8 @@ from torch import Tensor
 from wanconv.quantization.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, complete, row_runs
 from wanconv.quantization.plain import CHUNK, NAMES, TORCH_DTYPES, Caster, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
-from wanconv.types.tensors import DTYPES, Shape
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.tensors import Shape
 
 LARGEST = {"fp8_e4m3fn": 448.0, "fp8_e5m2": 57344.0, "int8": 127.0}
 _OCTAVE = tuple((16 + k) / 16 for k in range(16))

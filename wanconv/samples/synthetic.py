@@ -21,9 +21,10 @@ from wanconv.planning import Slot, lay_out
 from wanconv.quantization import FORMATS
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.local import describe_output_error, write_file
+from wanconv.types.architecture import Architecture, Family, Kind, Release
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
-from wanconv.types.tensors import DTYPES, Architecture, Family, Kind, Release
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in

@@ -34,9 +34,9 @@ from typing import Literal
 
 from wanconv.errors import UsageError
 from wanconv.storage.reading import brief, parsed_toml, small_text
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import count, figure
 from wanconv.types.names import alternatives, nearest, suggestion
-from wanconv.types.tensors import DTYPES
 
 Outcome = Literal["PASS", "FAIL", "NOT FINITE", "CANNOT JUDGE"]
 Answer = Outcome | Literal["WARNING"]  # of one check; a warning leaves the verdict as it is

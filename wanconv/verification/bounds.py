@@ -11,8 +11,9 @@ from wanconv.models import DENOISERS, homeless
 from wanconv.quantization.codec import UNSCALED, Violation
 from wanconv.quantization.codecs import Codecs
 from wanconv.report import Cell, Finding, Table
+from wanconv.types.model import Model, ModelTensor
 from wanconv.types.progress import Progress, total
-from wanconv.types.tensors import Model, ModelTensor, Shape
+from wanconv.types.tensors import Shape
 from wanconv.weights.reader import Reader, Sources, invalid_scale
 from wanconv.weights.threads import single_threaded
 

@@ -16,7 +16,8 @@ from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.storage.reading import parsed_json
 from wanconv.types.figures import count
-from wanconv.types.tensors import Component, Model, TensorRef
+from wanconv.types.model import Component, Model
+from wanconv.types.tensors import TensorRef
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:

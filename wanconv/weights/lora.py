@@ -17,10 +17,12 @@ from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
 from wanconv.storage.digests import digest_file
 from wanconv.storage.paths import local_path
 from wanconv.storage.reading import brief, parsed_json
+from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import count
+from wanconv.types.model import Component, Lora, Model, ModelTensor, Patch
 from wanconv.types.names import suggestion
 from wanconv.types.progress import unheard
-from wanconv.types.tensors import DTYPES, Component, Lora, Model, ModelTensor, Patch, TensorRef
+from wanconv.types.tensors import TensorRef
 from wanconv.types.text import printable
 
 _COMPONENTS = {"high": "expert.high", "low": "expert.low"} | {name: name for name in DENOISERS}

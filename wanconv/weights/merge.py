@@ -13,7 +13,9 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite
 from wanconv.quantization.plain import TORCH_DTYPES, decode
-from wanconv.types.tensors import DTYPES, ModelTensor, Patch, TensorRef
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import ModelTensor, Patch
+from wanconv.types.tensors import TensorRef
 
 _ROWS = 16
 _COLUMNS = 2048

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES, decode
-from wanconv.types.tensors import DTYPES, Model, ModelTensor, Shape
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import Model, ModelTensor
+from wanconv.types.tensors import Shape
 from wanconv.weights.reader import Reader, Sources, read_scales
 
 Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the bytes that were read for them

@@ -10,7 +10,9 @@ from wanconv.quantization.codec import RUN, Scales
 from wanconv.quantization.codecs import Codecs
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.storage.reading import fill_at
-from wanconv.types.tensors import DTYPES, ModelTensor, Shape, TensorRef
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.model import ModelTensor
+from wanconv.types.tensors import Shape, TensorRef
 from wanconv.weights.merge import Merger
 from wanconv.weights.source_files import Files, FilesHere
 

@@ -1,0 +1,189 @@
+"""A checkpoint whose every tensor has a role: canonical tensors, components, models."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from wanconv.types.architecture import Architecture, Family, Release, Role, Scheme
+from wanconv.types.dtypes import DTYPES
+from wanconv.types.packing import Packing
+from wanconv.types.tensors import Checkpoint, Part, Shape, TensorRef
+
+MarkKind = Scheme | Literal["header"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of elements of a tensor on disk."""
+
+    ref: TensorRef
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a LoRA adds to a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
+
+    `up` is (rows, rank), `down` (rank, row); further axes are part of the row, as a convolution's are.
+    """
+
+    scale: float
+    down: TensorRef
+    up: TensorRef | None = None
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.up is None else self.down.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose).
+
+    Where it is stored with scales, `packing` says how, the pieces are its payload, and `scales` lies elsewhere, as does
+    the `whole` scale of scales.
+    `patches` are added to its numbers when they are read.
+    """
+
+    name: str
+    role: Role
+    block: int | None
+    shape: Shape
+    pieces: tuple[Piece, ...]
+    transposed: bool = False
+    packing: Packing | None = None
+    scales: TensorRef | None = None
+    patches: tuple[Patch, ...] = ()
+    whole: TensorRef | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.pieces[0].ref.dtype
+
+    @property
+    def numbers(self) -> str:
+        """The dtype of its numbers, read back."""
+        return "fp32" if self.quantized or self.patches else self.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """True where its numbers are products with scales, which stand beside them or in their blocks."""
+        return self.packing is not None or DTYPES[self.dtype].block > 1
+
+    @property
+    def as_it_lies(self) -> bool:
+        """True where its numbers are the bytes on disk, in order."""
+        return not (self.quantized or self.patches or self.transposed)
+
+    @property
+    def stored_as(self) -> str:
+        """The dtype on disk, and what its scales cover where it has some: `int8 row`."""
+        return self.dtype if self.packing is None else f"{self.dtype} {self.packing.scale}"
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        beside = sum(ref.nbytes for ref in (self.scales, self.whole) if ref is not None)
+        return DTYPES[self.dtype].nbytes(self.numel) + beside
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a denoiser's files say of its network that its tensors do not: another network has the same ones.
+
+    `name` is its own, in letters that a file name takes. It is said `by` the header, or by the config.json of a scheme,
+    at `path`, as the fields `said`, whose values are JSON. `base` is what the tensors alone would be.
+    """
+
+    name: str
+    by: MarkKind
+    path: str
+    said: tuple[tuple[str, str], ...]
+    base: str
+
+    @property
+    def where(self) -> str:
+        return f"the header of {self.path}" if self.by == "header" else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One identified network of a model.
+
+    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` what no client reads: (tensor, why).
+    """
+
+    name: str
+    architecture: Architecture
+    scheme: Scheme
+    dims: Mapping[str, int]
+    part: Part
+    tensors: Mapping[str, ModelTensor]
+    fingerprint: str
+    config: Mapping[str, object] | None = None
+    tied: tuple[tuple[TensorRef, str], ...] = ()
+    dead: tuple[tuple[TensorRef, str], ...] = ()
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA that is merged into one component: how many of its tensors it changes, and by which ranks.
+
+    `unmatched` are the keys that name nothing there; `evidence` says what told its component, where the user did not.
+    """
+
+    file: Path
+    sha256: str
+    component: str
+    strength: float
+    changed: int
+    ranks: tuple[int, ...]
+    unmatched: tuple[str, ...] = ()
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
+
+    Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
+
+    `loras` are those that its tensors' patches come from. `skipped` are weight files beside it that are no network of
+    any family, each with what is known of it; they are no parts of the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    family: Family
+    components: Mapping[str, Component]
+    release: Release | None = None
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def mark(self) -> Mark | None:
+        """What its denoisers say that they are; None where they are what their tensors tell."""
+        return next((component.mark for component in self.components.values() if component.mark), None)
+
+    @property
+    def title(self) -> str:
+        """Its own name, or its family's."""
+        return self.family.name if self.mark is None else self.mark.name
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The family's components that it lacks; none where it is another network, of which nobody knows."""
+        if self.mark is not None:
+            return ()
+        return tuple(name for name in self.family.components if name not in self.components)
+
+    @property
+    def tensors(self) -> Mapping[str, ModelTensor]:
+        return {name: tensor for part in self.components.values() for name, tensor in part.tensors.items()}
