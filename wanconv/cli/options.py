@@ -1,6 +1,9 @@
 """Options that commands share, and what is typed into them: sizes, repositories, names to be completed."""
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,13 +47,28 @@ def _check_globs(globs: list[str] | None) -> list[str] | None:
     return globs
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
-Quiet = Annotated[
+_Json = Annotated[bool, typer.Option("--json", help="Print the report, or the error, as JSON on stdout.")]
+_Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing unless something is wrong.", callback=_set_quiet)
 ]
-Verbose = Annotated[
+_Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print every line of long lists.", callback=_set_verbose)
 ]
+_REPORT = {"json": _Json, "quiet": _Quiet, "verbose": _Verbose}
+
+
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command that takes the options of its report, too: they act as they are parsed, before it runs."""
+
+    @wraps(command)
+    def run(**options: object) -> None:
+        command(**{name: value for name, value in options.items() if name not in _REPORT})
+
+    own = signature(command)
+    added = [Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for name, kind in _REPORT.items()]
+    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {**command.__annotations__, **_REPORT}
+    return run
 
 
 Shown = Annotated[
