@@ -87,7 +87,7 @@ def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: 
     try:
         return plan(model, recipe, layout, shard_nbytes)
     except Refused as refusal:
-        others = [one for one in LAYOUTS.values() if one is not layout and _takes(model, recipe, one)]
+        others = [one for one in LAYOUTS.values() if one != layout and _takes(model, recipe, one)]
         if not others or not _takes(model, load("keep"), layout):
             raise
         names = alternatives([one.name for one in others])

@@ -305,7 +305,7 @@ def _told(model: Model, other: Model) -> Model:
 def _sizes(model: Model, like: Component) -> Mapping[str, int]:
     """Returns the sizes that a model knows of a component like this one."""
     component = model.components.get(like.name)
-    if component is None or component.architecture is not like.architecture:
+    if component is None or component.architecture != like.architecture:
         return {}
     if like.name in DENOISERS and "heads" not in like.dims:
         return {**component.dims, "heads": heads(model, component)}
@@ -348,7 +348,7 @@ def cannot_judge(candidate: Model, reference: Model | None) -> list[str]:
         for which, model in (("the candidate", candidate), ("the reference", reference))
         if model is not None and model.mark is not None
     ]
-    if reference is not None and reference.family is not candidate.family:
+    if reference is not None and reference.family != candidate.family:
         reasons.append(f"the candidate is {candidate.family.name}, and the reference {reference.family.name}")
     if reference is not None:
         reasons += _different_sizes(candidate, reference)

@@ -11,9 +11,20 @@ from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.types.model import Component, Model
+from wanconv.types.registry import pickle_by_name
 
 _LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+
+
+def layout_named(name: str) -> Layout:
+    """Returns a layout; raises LookupError where there is none of this name."""
+    if name not in LAYOUTS:
+        raise LookupError(f"wanconv knows no layout {name!r}")
+    return LAYOUTS[name]
+
+
+pickle_by_name(Layout, layout_named)
 COMFYUI_GENERATIONS: Mapping[str, Layout] = {"native": COMFYUI, "legacy": COMFYUI_LEGACY}
 
 __all__ = [
@@ -26,6 +37,7 @@ __all__ = [
     "Place",
     "Stored",
     "Together",
+    "layout_named",
     "loading_dtype",
     "source_layout",
 ]

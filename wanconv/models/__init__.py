@@ -4,7 +4,7 @@ from wanconv.models.experts import expert_named, expert_unless_dense
 from wanconv.models.identify import identify
 from wanconv.models.marks import CONFIG, header_config, quoted, read_since
 from wanconv.models.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES
+from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES, architecture_named, family_named
 from wanconv.models.roles import FIELDS, Expert
 from wanconv.quantization.packings import (
     TOKENIZER,
@@ -33,10 +33,12 @@ __all__ = [
     "Expert",
     "Packed",
     "Target",
+    "architecture_named",
     "beside",
     "expand",
     "expert_named",
     "expert_unless_dense",
+    "family_named",
     "fill",
     "fingerprint",
     "header_config",

@@ -220,7 +220,7 @@ def expert_unless_dense(model: Model) -> str | None:
         return None
     for family in FAMILIES:
         sizes = [release.dims for release in family.releases]
-        if family.components.get("expert.high") is dit.architecture and (
+        if family.components.get("expert.high") == dit.architecture and (
             model.release is None or model.release.dims in sizes
         ):
             return family.name
@@ -238,11 +238,11 @@ def _boundary_ratio(checkpoint: Checkpoint, part: Part) -> object:
 
 
 def _has_experts(architecture: Architecture) -> bool:
-    return any(family.components.get("expert.high") is architecture for family in FAMILIES)
+    return any(family.components.get("expert.high") == architecture for family in FAMILIES)
 
 
 def _is_dense(architecture: Architecture) -> bool:
-    return any(family.components.get("dit") is architecture for family in FAMILIES)
+    return any(family.components.get("dit") == architecture for family in FAMILIES)
 
 
 def _is_of_a_dense_size(fit: Fit) -> bool:
@@ -252,7 +252,7 @@ def _is_of_a_dense_size(fit: Fit) -> bool:
         for family in FAMILIES
         for name in ("dit", "expert.high")
         for release in family.releases
-        if family.components.get(name) is fit.architecture
+        if family.components.get(name) == fit.architecture
         and all(release.dims[key] == size for key, size in fit.dims.items())
     }
     return of_its_size == {"dit"}

@@ -90,7 +90,7 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
 
 
 def _is_denoiser(fit: Fit) -> bool:
-    return any(family.components.get(name) is fit.architecture for family in FAMILIES for name in DENOISERS)
+    return any(family.components.get(name) == fit.architecture for family in FAMILIES for name in DENOISERS)
 
 
 def _family(checkpoint: Checkpoint, denoisers: Sequence[Claim], architectures: Sequence[Architecture]) -> Family:
@@ -106,7 +106,7 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[Claim], architectures: S
     found = [
         family
         for family in FAMILIES
-        if all(family.components.get(claim.component) is claim.fit.architecture for claim in denoisers)
+        if all(family.components.get(claim.component) == claim.fit.architecture for claim in denoisers)
     ]
     if found:
         return found[0] if len(found) == 1 else _told_apart(found, checkpoint, denoisers[0])
@@ -130,9 +130,9 @@ def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: Claim
 
 def _component_of(family: Family, part: Part, fit: Fit) -> str:
     for name, architecture in family.components.items():
-        if architecture is fit.architecture:
+        if architecture == fit.architecture:
             return name
-    slots = {name for other in FAMILIES for name, network in other.components.items() if network is fit.architecture}
+    slots = {name for other in FAMILIES for name, network in other.components.items() if network == fit.architecture}
     slot = min(slots)  # a network other than a denoiser has the same place in every family
     used = family.components.get(slot)
     raise InputError(

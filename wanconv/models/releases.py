@@ -1,5 +1,7 @@
 """Families of models, what they are made of, and the sizes that were published."""
 
+from collections.abc import Sequence
+
 from wanconv.models import cogvideox
 from wanconv.models.clip import CLIP
 from wanconv.models.cogvideox_vae import VAE as COGVIDEOX_VAE
@@ -9,6 +11,7 @@ from wanconv.models.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B
 from wanconv.models.wan_vae import VAE_2_1, VAE_2_2
 from wanconv.models.wav2vec2 import WAV2VEC2
 from wanconv.types.architecture import Architecture, Family, Release
+from wanconv.types.registry import Value, pickle_by_name
 
 DENOISERS = ("dit", "expert.high", "expert.low")
 
@@ -180,3 +183,24 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, VACE, S2V, ANIMATE, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
     *(cogvideox.T2V, cogvideox.I2V, cogvideox.T2V_1_5, cogvideox.I2V_1_5, T5, COGVIDEOX_VAE),
 )
+
+
+def family_named(name: str) -> Family:
+    """Returns a family; raises LookupError where there is none of this name."""
+    return _named(FAMILIES, name, "family")
+
+
+def architecture_named(name: str) -> Architecture:
+    """Returns an architecture; raises LookupError where there is none of this name."""
+    return _named(ARCHITECTURES, name, "architecture")
+
+
+def _named(table: Sequence[Value], name: str, what: str) -> Value:
+    for value in table:
+        if value.name == name:
+            return value
+    raise LookupError(f"wanconv knows no {what} {name!r}")
+
+
+pickle_by_name(Family, family_named)
+pickle_by_name(Architecture, architecture_named)

@@ -39,7 +39,7 @@ def beside(
         elif sidecar in configs:
             owner = configs[sidecar]
             path = _config_path(layout, owner)
-            if (source is layout or _keeps(layout, owner)) and path is not None and owner.config is not None:
+            if (source == layout or _keeps(layout, owner)) and path is not None and owner.config is not None:
                 config, contrary = without_contrary(owner, sidecar)
                 findings += contrary
                 documents[path] = {key: value for key, value in config.items() if key != _QUANTIZATION}
@@ -47,7 +47,7 @@ def beside(
                 same = unchanged or _restated(owner.config, dtypes[owner.name]) == owner.config
                 if same and not contrary and not additions[owner.name] and _QUANTIZATION not in owner.config:
                     copies[path] = model.checkpoint.root / sidecar  # byte for byte
-        elif source is layout:
+        elif source == layout:
             copies[sidecar] = model.checkpoint.root / sidecar
         elif (target := _moved(sidecar, source, layout)) is None:
             if os.path.basename(sidecar) in attached:  # a tensor now

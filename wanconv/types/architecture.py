@@ -1,4 +1,7 @@
-"""What networks and families are: roles, their names in each scheme, sizes."""
+"""What networks and families are: roles, their names in each scheme, sizes.
+
+Values are equal where they hold the same; architectures and families are pickled as their names (`types/registry.py`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ class Spelling:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Role:
     """One row of a vocabulary: `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
 
@@ -41,8 +44,11 @@ class Role:
     shape: tuple[int | str, ...]
     spellings: Mapping[Scheme, Spelling | None]
 
+    def __hash__(self) -> int:
+        return hash(self.name)
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True)
 class Dead:
     """A tensor that files of one scheme may hold and no client reads: it is left out of every output.
 
@@ -54,8 +60,11 @@ class Dead:
     shape: tuple[int | str, ...]
     why: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """The vocabulary of one network in every naming scheme that exists for it.
 
@@ -73,6 +82,9 @@ class Architecture:
     schemes: tuple[Scheme, ...] = ("official", "hub")
     dead: tuple[Dead, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -88,7 +100,7 @@ class Release:
         return self.dims["heads"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 
@@ -105,3 +117,6 @@ class Family:
     boundary: float | None = None
     told_by: tuple[str, object] | None = None
     breaks_in_fp16: str = ""
+
+    def __hash__(self) -> int:
+        return hash(self.name)

@@ -66,8 +66,8 @@ def _stranger(model: Model, source: Model) -> Finding | None:
     """Returns a failure where the two are different networks: one sentence instead of one for every tensor."""
     ours, theirs = model.components, source.components
     shared = ours.keys() & theirs.keys()
-    two_families = model.family is not source.family and all(set(DENOISERS) & part.keys() for part in (ours, theirs))
-    if shared and not two_families and all(ours[name].architecture is theirs[name].architecture for name in shared):
+    two_families = model.family != source.family and all(set(DENOISERS) & part.keys() for part in (ours, theirs))
+    if shared and not two_families and all(ours[name].architecture == theirs[name].architecture for name in shared):
         return None
     message = (
         f"is no source of this: it is {source.family.name} ({', '.join(theirs)}), "
