@@ -143,7 +143,7 @@ def test_saved_results_are_judged_under_other_thresholds_without_a_run(
     assert quick(converted, source, out=tmp_path).exit_code == 0
     strict = tmp_path / "strict.toml"
     text = Path(wanconv.__file__).parent.joinpath("verdict", "profiles", "quick.toml").read_text()
-    strict.write_text(text.replace("bf16 = 1e-2", "bf16 = 1e-6"))
+    strict.write_text(f"{text}\n[noise_relative_l2]\nbf16 = 1e-6\n")
     shutil.rmtree(copy(converted, tmp_path / "copy"))  # nothing but the results is read
     report = recheck(tmp_path / "results.json", str(strict))
     assert (report.exit_code, report.figures["verdict"]) == (6, "FAIL")

@@ -179,7 +179,25 @@ def test_the_profiles_are_three_from_quick_to_full() -> None:
     assert profiles() == ("quick", "standard", "full")
 
 
-TEXT = (resources.files("wanconv.verdict") / "profiles" / "quick.toml").read_text(encoding="utf-8")
+LIMITS = """
+[noise_relative_l2]
+fp16 = 1e-3
+bf16 = 1e-2
+
+[weight_relative_l2]
+exact = 0.0
+"""
+TEXT = (resources.files("wanconv.verdict") / "profiles" / "quick.toml").read_text(encoding="utf-8") + LIMITS
+
+
+def test_a_limit_that_a_profile_does_not_state_is_the_formats_own(tmp_path: Path) -> None:
+    path = tmp_path / "strict.toml"
+    path.write_text(TEXT.replace("bf16 = 1e-2", "bf16 = 1e-4"))
+    ours, shipped = load_profile(str(path)), load_profile("quick")
+    assert ours.noise_relative_l2 == {**shipped.noise_relative_l2, "bf16": 1e-4}
+    assert ours.block_relative_l2 == shipped.block_relative_l2
+    assert (shipped.noise_relative_l2["nvfp4"], shipped.block_relative_l2["nvfp4"]) == (0.15, 0.3)
+    assert (shipped.weight_relative_l2["exact"], shipped.component_relative_l2["q8_0"]) == (0.0, 0.04)
 
 
 def test_a_profile_of_ones_own_is_a_path(tmp_path: Path) -> None:
@@ -200,10 +218,10 @@ def test_a_profile_of_ones_own_is_a_path(tmp_path: Path) -> None:
         ('size = "128x128"', 'size = "128"', "run.size must be as 128x128"),
         ('"first", ', '"last", ', "run.probes must be timesteps, 1 to 999, or first, boundary, below_boundary"),
         ('"first", ', "1000, ", "run.probes must be timesteps, 1 to 999, or first, boundary, below_boundary"),
-        ("fp16 = 1e-3", 'fp16 = "small"', "noise_relative_l2 must hold a number per format, finite and not negative"),
-        ("fp16 = 1e-3", "fp16 = nan", "noise_relative_l2 must hold a number per format, finite and not negative"),
-        ("exact = 0.0", "exact = inf", "weight_relative_l2 must hold a number per format, finite and not negative"),
-        ("exact = 0.0", "exact = -1.0", "weight_relative_l2 must hold a number per format, finite and not negative"),
+        ("fp16 = 1e-3", 'fp16 = "small"', "noise_relative_l2 must hold numbers by format, finite and not negative"),
+        ("fp16 = 1e-3", "fp16 = nan", "noise_relative_l2 must hold numbers by format, finite and not negative"),
+        ("exact = 0.0", "exact = inf", "weight_relative_l2 must hold numbers by format, finite and not negative"),
+        ("exact = 0.0", "exact = -1.0", "weight_relative_l2 must hold numbers by format, finite and not negative"),
         ("fail = 1.0", "fail = nan", "headroom.fail is missing or wrong"),
         ("fail = 1.0", "fail = true", "headroom.fail is missing or wrong"),
         ("warn = 4.0", "warn = -4.0", "headroom.warn is missing or wrong"),

@@ -14,16 +14,42 @@ ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitu
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest relative L2 errors that rounding to a format explains, where a profile does not say otherwise.
+
+    Of a teacher-forced `noise` prediction, of what a `block` adds when it is given the reference's input, of each
+    stored `weight`, and of what a text encoder or a VAE as a `component` gives.
+    """
+
+    noise: float
+    block: float
+    weight: float
+    component: float
+
+
+EXACT = Limits(noise=1e-5, block=1e-5, weight=0.0, component=1e-5)  # of formats that hold every value of the source
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """A `storage` dtype, rounded to nearest even; None stores the source's own dtype, byte for byte.
 
     `scales` are what one scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
     `tensor`, each `row` of axis 0, or each `block` of a row; `auto` leaves it to the layout.
+
+    What a verdict takes from it: `limits`, None where rounding to it is never lossy enough to be judged;
+    `significand_bits` where the storage is no float, so that formats can be ordered from coarse to fine; `linear_only`
+    for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
+    zero.
     """
 
     name: str
     storage: str | None
     scales: tuple[str, ...] = ("none",)
+    limits: Limits | None = None
+    significand_bits: int | None = None
+    linear_only: bool = False
+    flushed_share: float = 0.01
 
     def stored(self, source: str) -> str:
         """Returns the dtype on disk of a tensor whose source dtype is `source`."""
@@ -60,17 +86,37 @@ class Format:
 
 _SCALED = ("tensor", "row", "auto")
 # fmt: off
+_FP16  = Limits(noise=1e-3,   block=1e-3,   weight=2e-3,   component=2e-3)
+_BF16  = Limits(noise=1e-2,   block=1e-2,   weight=5e-3,   component=2e-2)
+_E4M3  = Limits(noise=8e-2,   block=8e-2,   weight=1e-1,   component=1.6e-1)
+_E5M2  = Limits(noise=1.6e-1, block=1.6e-1, weight=2e-1,   component=3.2e-1)
+_INT8  = Limits(noise=3e-2,   block=3e-2,   weight=5e-2,   component=6e-2)
+_Q8_0  = Limits(noise=2e-2,   block=2e-2,   weight=2.5e-2, component=4e-2)
+_MXFP8 = Limits(noise=8e-2,   block=8e-2,   weight=5e-2,   component=1.6e-1)
+_NVFP4 = Limits(noise=1.5e-1, block=3e-1,   weight=1.5e-1, component=3e-1)
 _FORMATS = (
     Format("fp32",       "fp32"),
-    Format("bf16",       "bf16"),
-    Format("fp16",       "fp16"),
-    Format("fp8_e4m3fn", "fp8_e4m3fn", ("none", *_SCALED)),
-    Format("fp8_e5m2",   "fp8_e5m2",   ("none", *_SCALED)),
-    Format("int8",       "int8",       _SCALED),
-    Format("q8_0",       "q8_0"),
-    Format("mxfp8",      "mxfp8",      ("block",)),
-    Format("nvfp4",      "nvfp4",      ("block",)),
+    Format("bf16",       "bf16",       limits=_BF16),
+    Format("fp16",       "fp16",       limits=_FP16),
+    Format("fp8_e4m3fn", "fp8_e4m3fn", ("none", *_SCALED), _E4M3, linear_only=True),
+    Format("fp8_e5m2",   "fp8_e5m2",   ("none", *_SCALED), _E5M2, linear_only=True),
+    Format("int8",       "int8",       _SCALED,    _INT8,  significand_bits=6, linear_only=True),
+    Format("q8_0",       "q8_0",       ("none",),  _Q8_0,  significand_bits=6),
+    Format("mxfp8",      "mxfp8",      ("block",), _MXFP8, significand_bits=3),
+    # The least number is a twelfth of a block's largest: 7 % of Gaussian ones are nearer to 0.
+    Format("nvfp4",      "nvfp4",      ("block",), _NVFP4, significand_bits=1, flushed_share=0.25),
     Format("keep",       None),
 )
 # fmt: on
 FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
+
+
+def stored_as(dtype: str) -> Format | None:
+    """Returns the format whose numbers a dtype on disk holds; None where no recipe writes it."""
+    return next((one for one in _FORMATS if one.storage == dtype), None)
+
+
+def significand_bits(dtype: str) -> int:
+    """Returns how many bits of a number's significand a dtype on disk keeps, its leading one aside."""
+    known = stored_as(dtype)
+    return known.significand_bits if known and known.significand_bits is not None else DTYPES[dtype].mantissa or 0

@@ -24,7 +24,7 @@ Results are one JSON object, schema wanconv.validation/1:
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from math import inf, isfinite
@@ -33,6 +33,7 @@ from types import UnionType
 from typing import Literal
 
 from wanconv.errors import UsageError
+from wanconv.quantization import EXACT, FORMATS, Format, Limits, significand_bits, stored_as
 from wanconv.storage.reading import brief, parsed_toml, small_text
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.figures import count, figure
@@ -45,19 +46,14 @@ EXIT_CODES: Mapping[Outcome, int] = {"PASS": 0, "CANNOT JUDGE": 1, "NOT FINITE":
 _WORST: Sequence[Outcome] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "PASS")
 
 Results = Mapping[str, object]
-_FLUSHED = 0.01  # the share of numbers that may become zero
-_FLUSHED_IN = {
-    "nvfp4": 0.25
-}  # whose least number is a twelfth of a block's largest: 7 % of Gaussian ones are nearer to 0
 AMPLE = 10_000  # times: of more room than this, nobody asks how much
 PROBES = ("first", "boundary", "below_boundary")
-_BITS = {"int8": 6, "q8_0": 6, "mxfp8": 3, "nvfp4": 1}  # of what is no float by itself: as a mantissa of so many
-_NARROW = frozenset(("fp8_e4m3fn", "fp8_e5m2", "int8"))
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What to run, and how far apart two models may be. Relative L2 limits are by storage format of the candidate."""
+    """What to run, and how far apart two models may be. Relative L2 limits are by storage format of the candidate: the
+    formats' own, which a profile may replace."""
 
     name: str
     summary: str
@@ -125,14 +121,28 @@ def load_profile(name: str) -> Profile:
     return _parse(name, (resources.files("wanconv.verdict") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-_EXAMPLE = f"take {resources.files('wanconv') / 'profiles' / 'quick.toml'} as an example"
+_EXAMPLE = f"take {resources.files('wanconv.verdict') / 'profiles' / 'quick.toml'} as an example"
 
 # Every key of a profile, and what its value is: a type, or what all of a table's values are.
 _KEYS: Mapping[str, Mapping[str, type | UnionType]] = {
     "run": {"steps": int, "frames": int, "size": str, "probes": list, "video": bool, "accumulators": bool},
     "headroom": {"fail": int | float, "warn": int | float},
 }
-_LIMITS = ("noise_relative_l2", "block_relative_l2", "weight_relative_l2", "component_relative_l2")
+# A table of limits of a profile, which replace some of the formats' own: what they are about.
+_LIMITS: Mapping[str, Callable[[Limits], float]] = {
+    "noise_relative_l2": lambda limits: limits.noise,
+    "block_relative_l2": lambda limits: limits.block,
+    "weight_relative_l2": lambda limits: limits.weight,
+    "component_relative_l2": lambda limits: limits.component,
+}
+_UNKNOWN = Format("exact", None)
+
+
+def _limits(table: Mapping[str, Mapping[str, float]], name: str) -> Mapping[str, float]:
+    """Returns the limits of a profile by format: each format's own, unless the profile has another."""
+    of = _LIMITS[name]
+    own = {each.name: of(each.limits) for each in FORMATS.values() if each.limits is not None}
+    return {"exact": of(EXACT), **own, **table.get(name, {})}
 
 
 def _parse(name: str, text: str) -> Profile:
@@ -152,10 +162,10 @@ def _parse(name: str, text: str) -> Profile:
         probes=tuple(run["probes"]),
         video=run["video"],
         accumulators=run["accumulators"],
-        noise_relative_l2=table["noise_relative_l2"],
-        block_relative_l2=table["block_relative_l2"],
-        component_relative_l2=table["component_relative_l2"],
-        weight_relative_l2=table["weight_relative_l2"],
+        noise_relative_l2=_limits(table, "noise_relative_l2"),
+        block_relative_l2=_limits(table, "block_relative_l2"),
+        component_relative_l2=_limits(table, "component_relative_l2"),
+        weight_relative_l2=_limits(table, "weight_relative_l2"),
         headroom_fail=headroom["fail"],
         headroom_warn=headroom["warn"],
     )
@@ -176,9 +186,9 @@ def _problems(table: Mapping[str, object]) -> list[str]:
             f"{section}.{key} is missing or wrong" for key, kind in keys.items() if not _is(values.get(key), kind)
         ]
     for section in _LIMITS:
-        limits = table.get(section)
+        limits = table.get(section, {})
         if not isinstance(limits, Mapping) or not all(_is(limit, int | float) for limit in limits.values()):
-            found.append(f"{section} must hold a number per format, finite and not negative")
+            found.append(f"{section} must hold numbers by format, finite and not negative")
         elif unknown := sorted(limits.keys() - DTYPES.keys() - {"exact"}):
             found.append(f"{section}: there is no format {brief(', '.join(unknown))[1:-1]}")
     run = table.get("run")
@@ -230,7 +240,7 @@ def coarsest(formats: Sequence[tuple[str, str]]) -> str:
     lossy = [stored for source, stored in formats if not DTYPES[stored].holds(DTYPES[source])]
     if not lossy:
         return "exact"
-    return min(lossy, key=lambda name: _BITS.get(name, DTYPES[name].mantissa or 0))
+    return min(lossy, key=significand_bits)
 
 
 def _section(results: Results, name: str) -> list[Mapping[str, object]]:
@@ -263,14 +273,15 @@ def _stored(row: Mapping[str, object], limits: Mapping[str, float]) -> Check:
     bad, flushed = row.get("first_not_finite"), _number(row.get("flushed_share")) or 0.0
     if bad is not None:
         return Check("storage", "NOT FINITE", None, None, where, f"the file holds {bad}: every product with it is lost")
-    if key in _NARROW and row.get("kind") != "linear":
+    known = stored_as(key)
+    if known is not None and known.linear_only and row.get("kind") != "linear":
         message = f"a {row.get('kind')} in {key}: clients compute these in 16 bits or more, and few load them so"
         return Check("storage", "FAIL", value, limits.get(key), where, message)
     if key not in limits:
         return Check("storage", "CANNOT JUDGE", value, None, where, f"the profile has no limit for {key}")
     if value is None or value > limits[key]:
         return Check("storage", "FAIL", value, limits[key], where, f"further from its source than {key} explains")
-    if flushed > _FLUSHED_IN.get(key, _FLUSHED):
+    if flushed > (known or _UNKNOWN).flushed_share:
         return Check("storage", "WARNING", value, limits[key], where, f"{flushed:.1%} of its numbers became zero")
     return Check("storage", "PASS", value, limits[key], where, f"relative L2 of a tensor, held to {key}")
 
