@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from wanconv import errors
+from wanconv.quantization import FORMATS
+from wanconv.types.dtypes import DTYPES
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" not in path.parts)
@@ -116,6 +118,25 @@ def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: 
 )
 def test_imports_down_and_within_a_room_are_free(module: str, source: str) -> None:
     assert floor_faults(module, source) == []
+
+
+# Rooms whose subject formats are, and tables of what a file or a client has; the demo names recipes.
+KNOW_FORMATS = ("quantization", "types", "containers", "layouts", "commands.demo")
+
+
+def test_no_other_room_names_a_quantized_format_or_asks_for_blocks() -> None:
+    stored = [each for each in FORMATS.values() if each.storage is not None]
+    quantized = tuple(each.name for each in stored if len(each.scales) > 1 or DTYPES[str(each.storage)].blocked)
+    assert len(quantized) == 6
+    found = [
+        f"{module}:{node.lineno}"
+        for path in MODULES
+        if room_of(module := module_name(path)) not in KNOW_FORMATS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(quantized))
+        or (isinstance(node, ast.Compare) and ast.unparse(node).endswith(".block > 1"))
+    ]
+    assert found == []
 
 
 def test_every_module_opens_with_its_docstring() -> None:

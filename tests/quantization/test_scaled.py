@@ -9,7 +9,8 @@ from torch import Tensor
 from wanconv.errors import NotFinite
 from wanconv.quantization import FORMATS, MAX_ROW
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.quantization.scaled import LARGEST, Scaler, bound, decode, encode, scales_of
+from wanconv.quantization.rounding import LARGEST, scales_of
+from wanconv.quantization.scaled import Scaler, bound, decode, encode
 
 SCALED = sorted(name for name, each in FORMATS.items() if "row" in each.scales)
 GRANULARITIES = ["tensor", "row"]

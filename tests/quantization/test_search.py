@@ -9,7 +9,8 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite
 from wanconv.quantization.plain import TORCH_DTYPES
-from wanconv.quantization.scaled import FACTORS, LARGEST, Scaler, bound, candidates, decode, encode, scales_of
+from wanconv.quantization.rounding import FACTORS, LARGEST, candidates, scales_of
+from wanconv.quantization.scaled import Scaler, bound, decode, encode
 
 SCALED = sorted(FACTORS)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -223,7 +223,7 @@ def _tensor(row: _Row, path: Path, start: int) -> TensorRef:
         known = "F32, F16, BF16 and Q8_0"
         raise InputError(f"{where} is {kind}", f"wanconv reads {known}: use such a file, or the original weights")
     count = numel(row.shape, where)
-    if dtype.block > 1 and (not row.shape or row.shape[-1] % dtype.block):
+    if dtype.blocked and (not row.shape or row.shape[-1] % dtype.block):
         raise InputError(f"{where} is {dtype.name}, and its rows are no multiples of {dtype.block}", _WRITER)
     return TensorRef(row.name, dtype.name, row.shape, path, start + row.offset, dtype.nbytes(count))
 

@@ -78,7 +78,7 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
     odd = [
         ref.name
         for (role, _), (ref, spelling) in fit.found.items()
-        if (ref.name in packed or DTYPES[ref.dtype].block > 1)
+        if (ref.name in packed or DTYPES[ref.dtype].blocked)
         and (role.kind != "linear" or spelling.of > 1 or spelling.transposed)
     ]
     if odd:

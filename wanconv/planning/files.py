@@ -46,7 +46,7 @@ def not_held(container: Container, dtype: str) -> str:
     """Returns why a file of this kind cannot hold a dtype; empty where it can."""
     if container == "gguf":
         return "" if dtype in gguf.TYPES else f"GGUF files hold {', '.join(gguf.TYPES)} alone"
-    return f"only GGUF files hold {dtype}" if DTYPES[dtype].block > 1 else ""
+    return "" if DTYPES[dtype].code else f"only GGUF files hold {dtype}"
 
 
 def to_json(value: Mapping[str, object]) -> bytes:

@@ -6,6 +6,7 @@ from wanconv.layouts import Layout
 from wanconv.models import DENOISERS, expert_named, expert_unless_dense
 from wanconv.planning.marks import marks_of, older_clients
 from wanconv.planning.types import Step
+from wanconv.quantization import FORMATS
 from wanconv.quantization.packings import beside as beside_name
 from wanconv.quantization.packings import in_full_precision, leaf_of
 from wanconv.recipe import Recipe
@@ -128,14 +129,15 @@ def _second_steps(steps: Sequence[Step]) -> list[Finding]:
     before = [step for step in steps if step.tensor.quantized]
     findings = []
     for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):
-        was = next(step.tensor.stored_as for step in before if step.tensor.name == names[0])
+        first = next(step for step in before if step.tensor.name == names[0])
+        was = first.tensor.stored_as
         if not label:
             findings.append(
                 Finding("note", some(names), f"was {was} and stays so: payload and scales are carried over")
             )
             continue
         message = f"was {was}: that precision is lost already, and {label} adds its own error, up to half a step"
-        message += " where it does not clip" if label.startswith("int8") and label.endswith("mse") else ""
+        message += " where it does not clip" if FORMATS[first.format].clips and first.rounding != "nearest" else ""
         findings.append(Finding("warning", some(names), message, "convert the checkpoint that it was made from"))
     return findings
 

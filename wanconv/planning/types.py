@@ -48,7 +48,7 @@ class Step:
         has one scale for all rows, the target may have it in each."""
         if self.tensor.patches:
             return False
-        if DTYPES[self.dtype].block > 1:
+        if DTYPES[self.dtype].blocked:
             return self.dtype == self.tensor.dtype
         ours, theirs = self.packing, self.tensor.packing
         if ours is None or theirs is None or ours.format != theirs.format:

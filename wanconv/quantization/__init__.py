@@ -40,7 +40,7 @@ class Format:
     What a verdict takes from it: `limits`, None where rounding to it is never lossy enough to be judged;
     `significand_bits` where the storage is no float, so that formats can be ordered from coarse to fine; `linear_only`
     for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
-    zero.
+    zero. `clips` where a search may choose a scale that does not reach the largest numbers.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Format:
     significand_bits: int | None = None
     linear_only: bool = False
     flushed_share: float = 0.01
+    clips: bool = False
 
     def stored(self, source: str) -> str:
         """Returns the dtype on disk of a tensor whose source dtype is `source`."""
@@ -68,7 +69,7 @@ class Format:
             # Through float32 it would round twice, and the bound of verify is exact in float32 only.
             return "fp64 is only stored by keep: a cast of it would be rounded twice"
         block = DTYPES[self.storage].block
-        if block > 1 and (kind != "linear" or len(shape) != 2 or not all(shape) or shape[1] % block):
+        if DTYPES[self.storage].blocked and (kind != "linear" or len(shape) != 2 or not all(shape) or shape[1] % block):
             what = f"{kind} of shape {list(shape)}"
             return f"only the 2-D weight of a linear layer takes it, in rows of whole blocks of {block}: this is {what}"
         if scale == "block" and shape[0] % block:
@@ -100,7 +101,7 @@ _FORMATS = (
     Format("fp16",       "fp16",       limits=_FP16),
     Format("fp8_e4m3fn", "fp8_e4m3fn", ("none", *_SCALED), _E4M3, linear_only=True),
     Format("fp8_e5m2",   "fp8_e5m2",   ("none", *_SCALED), _E5M2, linear_only=True),
-    Format("int8",       "int8",       _SCALED,    _INT8,  significand_bits=6, linear_only=True),
+    Format("int8",       "int8",       _SCALED,    _INT8,  significand_bits=6, linear_only=True, clips=True),
     Format("q8_0",       "q8_0",       ("none",),  _Q8_0,  significand_bits=6),
     Format("mxfp8",      "mxfp8",      ("block",), _MXFP8, significand_bits=3),
     # The least number is a twelfth of a block's largest: 7 % of Gaussian ones are nearer to 0.

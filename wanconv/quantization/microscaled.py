@@ -39,7 +39,8 @@ from wanconv.errors import NotFinite
 from wanconv.quantization.codec import Fit, Judge, Numbers, Scales, Violation, runs
 from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
-from wanconv.quantization.scaled import Scaler, peak_of
+from wanconv.quantization.rounding import peak_of
+from wanconv.quantization.scaled import Scaler
 from wanconv.types.dtypes import DTYPES, DType
 from wanconv.types.packing import TILE
 from wanconv.types.tensors import Shape

@@ -40,7 +40,7 @@ TORCH_DTYPES = {
     "q8_0": torch.uint8, "mxfp8": torch.uint8, "nvfp4": torch.uint8,  # the bytes of their blocks
 }
 # fmt: on
-NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if DTYPES[name].block == 1}
+NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if not DTYPES[name].blocked}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _EXPONENT = 0x7F800000  # a float32's exponent bits; alone they read as 2 ** exponent, or 0 for a subnormal
 CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache

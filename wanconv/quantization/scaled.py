@@ -35,18 +35,14 @@ from math import inf, isfinite, isnan
 import torch
 from torch import Tensor
 
-from wanconv.quantization.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, complete, row_runs
+from wanconv.quantization.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, row_runs
 from wanconv.quantization.plain import CHUNK, NAMES, TORCH_DTYPES, Caster, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
+from wanconv.quantization.rounding import FACTORS, LARGEST, STRATEGIES, candidates, chosen, scales_of
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.tensors import Shape
 
-LARGEST = {"fp8_e4m3fn": 448.0, "fp8_e5m2": 57344.0, "int8": 127.0}
-_OCTAVE = tuple((16 + k) / 16 for k in range(16))
-FACTORS = {"fp8_e4m3fn": _OCTAVE, "fp8_e5m2": _OCTAVE, "int8": tuple((320 - k * k) / 320 for k in range(17))}
-_SMALLEST_SCALE = 2.0**-100
 _SLACK = 1 + 2.0**-13
-_EQUAL = 1 + 2.0**-24
 
 
 class Scaler:
@@ -220,74 +216,16 @@ class Scaled:
 
     def _factors(self, fit: Fit, row: int, count: int, numbers: Numbers) -> Tensor:
         """Returns the scales of rows [row, row + count), or the only one, found from `row` on."""
-
-        def peaks(run: Tensor, start: int) -> Tensor:
-            return self._scaler.peaks(run, numbers.name, start)
-
-        def search(run: Tensor, start: int) -> Tensor:
-            return self._scaler.search(run, peaks(run, start), self._storage)
-
-        if not self._by_row:
-            return fit.once("scale", lambda: self._whole(fit, row, numbers))
-        if fit.rounding == "mse":
-            return fit.rows("scales", row, count, numbers, search)
-        return scales_of(fit.rows("peaks", row, count, numbers, peaks), self._storage)
-
-    def _whole(self, fit: Fit, row: int, numbers: Numbers) -> Tensor:
-        peak = peak_of(fit, row, numbers, self._scaler)
-        if fit.rounding != "mse":
-            return scales_of(peak, self._storage)
-        grid = candidates(peak, self._storage)
-
-        def errors(run: Tensor, start: int) -> Tensor:
-            return self._scaler.squared_errors(run, grid, self._storage)
-
-        table, rows = fit.table("errors", torch.empty(grid.shape[1], dtype=torch.float64)), fit.shape[0]
-        complete(table, row, rows - row, numbers, errors)
-        complete(table, 0, row, numbers, errors)
-        fit.forget("errors")
-        return chosen(grid, table.sum(0, keepdim=True))
-
-
-def peak_of(fit: Fit, row: int, numbers: Numbers, scaler: Scaler) -> Tensor:
-    """Returns the largest |w| of a whole weight, measured from `row` on and then from its start: threads that begin
-    where they write share the work without waiting for each other."""
-
-    def peaks(run: Tensor, start: int) -> Tensor:
-        return scaler.peaks(run, numbers.name, start)
-
-    def find() -> Tensor:
-        rows = fit.shape[0]
-        fit.rows("peaks", row, rows - row, numbers, peaks)
-        return fit.rows("peaks", 0, rows, numbers, peaks).max().view(1)
-
-    return fit.once("peak", find)
+        rounding = STRATEGIES[fit.rounding](self._scaler, self._storage)
+        if self._by_row:
+            return rounding.of_rows(fit, row, count, numbers)
+        return fit.once("scale", lambda: rounding.of_weight(fit, row, numbers))
 
 
 def _of_rows(factors: Tensor, start: int, count: int, columns: int) -> Tensor:
     """Returns the scales of a run of row_runs(), or the only one."""
     row = start // columns
     return factors if factors.numel() == 1 else factors[row : row + max(1, count // columns)]
-
-
-def scales_of(peaks: Tensor, storage: str) -> Tensor:
-    """Returns the float32 scale of each peak, the largest |w| that a scale covers."""
-    scales = (peaks / LARGEST[storage]).clamp_(min=_SMALLEST_SCALE)
-    return scales.masked_fill_(peaks == 0, 1.0)
-
-
-def candidates(peaks: Tensor, storage: str) -> Tensor:
-    """Returns the scales that rounding `mse` chooses from, (peaks, factors); the first is scales_of()."""
-    return (scales_of(peaks, storage).view(-1, 1) * torch.tensor(FACTORS[storage])).clamp_(min=_SMALLEST_SCALE)
-
-
-def chosen(scales: Tensor, errors: Tensor) -> Tensor:
-    """Returns of each row of candidates() the one with the least squared error, the first of equal ones.
-
-    Errors are float64 sums, and equal to 24 bits: the order in which a machine adds does not decide.
-    """
-    best = (errors <= errors.amin(1, keepdim=True) * _EQUAL).int().argmax(1, keepdim=True)
-    return scales.gather(1, best).view(-1)
 
 
 def encode(weight: Tensor, storage: str, scale: str, name: str, rounding: str = "nearest") -> tuple[Tensor, Tensor]:

@@ -29,6 +29,11 @@ class DType:
         return nbytes // self.itemsize * self.block
 
     @property
+    def blocked(self) -> bool:
+        """True where several numbers are coded together, with a scale of their own."""
+        return self.block > 1
+
+    @property
     def is_float(self) -> bool:
         return self.mantissa is not None
 

@@ -71,7 +71,7 @@ class ModelTensor:
     @property
     def quantized(self) -> bool:
         """True where its numbers are products with scales, which stand beside them or in their blocks."""
-        return self.packing is not None or DTYPES[self.dtype].block > 1
+        return self.packing is not None or DTYPES[self.dtype].blocked
 
     @property
     def as_it_lies(self) -> bool:
