@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -118,6 +118,39 @@ def test_an_import_sideways_or_up_or_from_nowhere_is_found(module: str, source: 
 )
 def test_imports_down_and_within_a_room_are_free(module: str, source: str) -> None:
     assert floor_faults(module, source) == []
+
+
+# What moves numbers; everything else, so every room up to planning that decides and reads headers, is free of torch.
+WITH_TORCH = {"engine", "generation", "evaluation", "metrics", "quantization", "weights"}
+WITH_TORCH_ALONE = {"wanconv.conversion.encode", "wanconv.samples.synthetic", "wanconv.verification.bounds"}
+FREE_OF_TORCH = {"wanconv.quantization", "wanconv.quantization.packings", "wanconv.weights", "wanconv.weights.lora"}
+
+
+def loads(module: str, direct: Mapping[str, set[str]], known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Returns what importing a module imports: modules of wanconv, packages above them, and the tops of libraries."""
+    parts = module.split(".")
+    for name in (".".join(parts[:count]) for count in range(1, len(parts) + 1)):
+        if name in direct and name not in known:
+            known |= {name}
+            for other in direct[name]:
+                known = loads(other, direct, known) | {other.partition(".")[0]}
+    return known
+
+
+def test_what_decides_and_reads_headers_imports_no_torch() -> None:
+    direct = {}
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        first = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        name = module_name(path)
+        direct[name.removesuffix(".__init__")] = set(imports(name, ast.unparse(first)))
+    heavy = {module for module in direct if "torch" in loads(module, direct)}
+    assert {module for module in heavy if room_of(module) not in WITH_TORCH} == WITH_TORCH_ALONE
+    assert not heavy & FREE_OF_TORCH
+    rooms = [room for floor in FLOORS[: FLOOR["planning"] + 1] for room in floor if room not in WITH_TORCH]
+    assert {"storage", "containers", "models", "layouts", "recipe", "verdict", "planning"} <= set(rooms)
+    script = "import sys, " + ", ".join(f"wanconv.{room}" for room in rooms) + "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 # Rooms whose subject formats are, and tables of what a file or a client has; the demo names recipes.
