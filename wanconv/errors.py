@@ -13,13 +13,44 @@
     └── Interrupted     130  interrupted    stopped by the user; the message is the command that goes on
 
 The number is the exit code. `REGISTRY` lists the codes; a test holds this table and the classes together.
+
+A message names an argument as Python writes it, in backticks: "choose another `out`, or `overwrite=True` to replace
+it" is what a caller of the library reads. `wanconv/cli/flags.py` makes "choose another --out, or --force …" of it.
 """
 
+import json
+import re
 from collections.abc import Iterator, Sequence
+
+# a call, or a name with or without a value: quoted texts, so that a file's name in one cannot end it, or True
+_TEXT = r'"(?:[^"\\]|\\.)*"'
+NAMED = re.compile(rf"`(?P<name>[a-z]\w*)(?:=(?P<value>\[{_TEXT}(?:, {_TEXT})*\]|{_TEXT}|True))?`", re.DOTALL)
+
+
+def argument(name: str, value: str | Sequence[str]) -> str:
+    """Return an argument with the value to give it, for a message.
+
+    Args:
+        name: The parameter of the library's function, such as "exclude".
+        value: Its text, or several texts where it takes a list.
+
+    Returns:
+        The argument as Python writes it, in backticks: `exclude=["*.bin"]`.
+    """
+    return f"`{name}={json.dumps(value if isinstance(value, str) else list(value), ensure_ascii=False)}`"
+
+
+def named(*texts: str) -> Iterator[str]:
+    """Yield the names of what stands in backticks in texts, in their order."""
+    for text in texts:
+        yield from (match["name"] for match in NAMED.finditer(text))
 
 
 class WanconvError(Exception):
-    """`message` says what and where, `hint` starts with what to do; `details` are further lines (ten are shown)."""
+    """`message` says what and where, `hint` starts with what to do; `details` are further lines (ten are shown).
+
+    Arguments stand in them as Python writes them (see above); the command line shows its options.
+    """
 
     code = "error"
     exit_code = 1
@@ -29,6 +60,11 @@ class WanconvError(Exception):
         self.message = message
         self.hint = hint
         self.details = tuple(details)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments that message and hint name, such as "overwrite", each once."""
+        return tuple(dict.fromkeys(named(self.message, self.hint)))
 
 
 class UsageError(WanconvError):

@@ -14,7 +14,7 @@ from wanconv.types.architecture import Kind
 from wanconv.types.names import alternatives, check, matches, nearest, suggestion
 
 SCHEMA = 1
-_SCHEMA = "wanconv recipes --schema prints it"
+_SCHEMA = "wanconv `recipe.schema_page()` prints it"
 _LAST_BLOCK = 1000  # far beyond every network
 _MOST_RULES = 2000  # one for each linear weight of the largest family
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")

@@ -12,7 +12,7 @@ from wanconv.errors import InputError
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 
 SCHEMA = "wanconv.validation/1"
-_HINT = "give the results.json that validate -o wrote"
+_HINT = "give the results.json that `Validation.write_report` wrote"
 
 
 def _is_text(value: object) -> bool:

@@ -106,11 +106,11 @@ def test_a_lone_expert_is_what_its_folder_its_name_or_the_user_says(tiny: Callab
         UsageError, match="is one of two experts, and neither folder nor file name says which"
     ) as raised:
         inspect(lone)
-    assert raised.value.hint == "say --expert high or --expert low"
+    assert raised.value.hint == 'say `expert="high"` or `expert="low"`'
     told = inspect(lone, expert="high")
     assert [row[0] for row in told.tables[0].rows] == ["expert.high"]
-    assert ("expert.high", "its role comes from --expert high") in [(one.where, one.message) for one in told.findings]
-    with pytest.raises(UsageError, match=r"--expert high contradicts the folder name low_noise_model"):
+    assert ("expert.high", 'its role comes from `expert="high"`') in [(one.where, one.message) for one in told.findings]
+    with pytest.raises(UsageError, match=r'`expert="high"` contradicts the folder name low_noise_model'):
         inspect(source, expert="high")
 
 

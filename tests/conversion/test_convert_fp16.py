@@ -48,8 +48,9 @@ def test_fp16_is_refused_where_it_is_known_to_break(family: str, tiny: Tiny, tmp
         "when computed in it (zai-org/CogVideo issues 593 and 637)"
     )
     assert raised.value.hint == (
-        "choose bf16; or prove it safe with --report, the results.json of validate SRC --numerics fp16 -o DIR; "
-        "or say --allow-unsafe-fp16"
+        "choose bf16; or prove it safe with `report`, the results.json of "
+        '`validate(SRC, numerics="fp16").write_report(DIR)`; '
+        "or say `allow_unsafe_fp16=True`"
     )
 
 
@@ -146,7 +147,7 @@ def test_a_file_that_is_no_report_is_unreadable(content: str, tiny: Tiny, tmp_pa
 def test_a_report_of_a_source_says_nothing_of_what_a_lora_makes_of_it(tiny: Tiny, tmp_path: Path) -> None:
     source = tiny("cogvideox-5b")
     options = Options("fp16", out=tmp_path / "out", report=saved(tmp_path, source), loras=("lora.safetensors",))
-    with pytest.raises(UsageError, match=r"^--report is of the source as it is, and --lora changes it$"):
+    with pytest.raises(UsageError, match=r"^`report` is of the source as it is, and `loras` changes it$"):
         preview(source, options)
 
 
@@ -160,8 +161,8 @@ def test_a_report_is_not_held_against_numbers_that_are_not_here(
         with pytest.raises(UsageError) as raised:
             verb("hf://owner/name", options)
         assert hub.log == []
-    assert raised.value.message == "--report is held against the source's numbers, and hf://owner/name is not here"
-    assert raised.value.hint == "wanconv download it first; or say --allow-unsafe-fp16"
+    assert raised.value.message == "`report` is held against the source's numbers, and hf://owner/name is not here"
+    assert raised.value.hint == "wanconv download it first; or say `allow_unsafe_fp16=True`"
 
 
 def test_one_other_number_is_another_source(tiny: Tiny, tmp_path: Path) -> None:

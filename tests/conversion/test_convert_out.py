@@ -102,7 +102,7 @@ def test_a_damaged_out_is_said_to_be_damaged_and_force_writes_it_again(
     tiny.poke(out / WEIGHTS, "blocks.1.ffn.0.weight", 7, 2.0)
     with pytest.raises(DigestMismatch, match="holds this conversion, but damaged") as caught:
         convert(source, options)
-    assert caught.value.hint == "--force writes it again"
+    assert caught.value.hint == "`overwrite=True` writes it again"
     assert any("dit/blocks.1.ffn.up.weight: its bytes" in line for line in caught.value.details)
     report = convert(source, replace(options, force=True))
     assert is_whole(out, report)
@@ -205,7 +205,7 @@ def test_an_out_from_a_source_with_another_sidecar_is_refused(source: Path, opti
     (source / "vocabulary.txt").write_text("old")
     convert(source, options)
     (source / "vocabulary.txt").write_text("new")
-    with pytest.raises(UsageError, match="its source, --base-model or --lora has changed"):
+    with pytest.raises(UsageError, match="its source, `base_model` or `loras` has changed"):
         convert(source, options)
     assert is_whole(tmp_path / "out", convert(source, replace(options, force=True)))
     assert (tmp_path / "out" / "vocabulary.txt").read_text() == "new"

@@ -308,7 +308,7 @@ def test_a_file_that_is_not_the_one_whose_header_was_read_is_refused(
     with pytest.raises(InputError) as raised:
         stream(options)
     assert raised.value.message == f"hf://owner/name@{hub.head}/{file} is not the file whose header was read"
-    assert raised.value.hint == "--force starts over; or try the other hub"
+    assert raised.value.hint == "`overwrite=True` starts over; or try the other hub"
     assert there(options) == ["out.partial"]
     hub.faults = Faults()
     stream(replace(options, force=True))
@@ -547,7 +547,7 @@ def test_files_of_others_in_a_repository_are_not_fetched_and_globs_that_match_no
     asked = replace(options, exclude=("*.onnx", "README.txt"))
     report = stream(asked)
     told = {(one.severity, one.where, one.message) for one in report.findings}
-    assert ("note", "loras/style.safetensors", "left out: a LoRA, which --lora merges") in told
+    assert ("note", "loras/style.safetensors", "left out: a LoRA, which `loras` merges") in told
     idle = ("warning", "*.onnx", "excludes nothing: no file has such a path or name")
     assert [one for one in told if "excludes nothing" in one[2]] == [idle]
     assert "loras/style.safetensors" not in whole_fetches(hub)

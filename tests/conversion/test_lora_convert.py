@@ -228,10 +228,10 @@ def test_another_lora_or_strength_is_another_conversion(source: Path, tmp_path: 
     assert convert(source, options).figures["outcome"] == "written"
     assert convert(source, options).figures["outcome"] == "was there already and is as it should be"
     for other in ((f"{file}:0.6",), (), (str(file), str(lora(tmp_path, "b.safetensors", 1)))):
-        with pytest.raises(UsageError, match="or its source, --base-model or --lora has changed"):
+        with pytest.raises(UsageError, match="or its source, `base_model` or `loras` has changed"):
             convert(source, replace(options, loras=other))
     lora(tmp_path, seed=2)
-    with pytest.raises(UsageError, match="or its source, --base-model or --lora has changed"):
+    with pytest.raises(UsageError, match="or its source, `base_model` or `loras` has changed"):
         convert(source, options)
 
 
@@ -273,15 +273,15 @@ def test_the_proof_asks_for_the_same_loras(source: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError) as alone:
         proof(out, source)
     assert alone.value.message == f"{out} holds merged LoRAs, and cannot be compared with its source without them"
-    assert alone.value.hint == "give them with their paths: --lora dit=style.safetensors:0.5"
+    assert alone.value.hint == 'give them with their paths: `loras=["dit=style.safetensors:0.5"]`'
     other = lora(tmp_path, "other.safetensors", 1)
     for wrong in ((file,), (f"{other}:0.5",), (f"{file}:0.5", other)):
         with pytest.raises(UsageError, match="was made with other LoRAs, or other strengths, than are given") as caught:
             proof(out, source, *wrong)
-        assert caught.value.hint == "it holds --lora dit=style.safetensors:0.5"
-    with pytest.raises(UsageError, match="plain holds no merged LoRA, and --lora is given"):
+        assert caught.value.hint == 'it holds `loras=["dit=style.safetensors:0.5"]`'
+    with pytest.raises(UsageError, match="plain holds no merged LoRA, and `loras` is given"):
         proof(tmp_path / "plain", source, file)
-    with pytest.raises(UsageError, match="--lora is about the source, and there is none"):
+    with pytest.raises(UsageError, match="`loras` is about the source, and there is none"):
         verify(out, Check(loras=(str(file),)))
 
 

@@ -297,7 +297,7 @@ def test_an_encoding_that_was_not_asked_for_is_refused(hub: Hub, options: Option
 def test_a_gated_model_says_where_to_ask(hub: Hub, options: Options) -> None:
     hub.faults.gated = True
     error = refused(options, InputError, "answers 403: not allowed")
-    assert "--token" in error.hint
+    assert "token" in error.arguments
 
 
 def test_a_file_that_is_gone_is_told(hub: Hub, options: Options) -> None:

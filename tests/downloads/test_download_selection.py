@@ -89,7 +89,7 @@ def test_every_place_of_every_layout_has_its_owner() -> None:
     [
         (Wish(only=("unet",)), "there is no component 'unet'"),
         (Wish(only=("audio_encoder",)), "has no file of audio_encoder$"),
-        (Wish(only=("vae",), include=("*.md",)), "no file of vae that --include and --exclude leave"),
+        (Wish(only=("vae",), include=("*.md",)), "no file of vae that `include` and `exclude` leave"),
         (Wish(include=("*.gguf",)), "no file of the repository is wanted"),
     ],
 )

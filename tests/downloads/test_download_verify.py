@@ -141,7 +141,7 @@ def test_a_folder_of_unknown_origin_is_compared_with_the_hub_that_is_named(model
 
 
 def test_one_file_has_no_list_at_a_hub(pristine: Path) -> None:
-    with pytest.raises(UsageError, match="--hub is about folders"):
+    with pytest.raises(UsageError, match="`hub` is about folders"):
         verify(pristine / VAE, Options(hub="recorded"))
 
 

@@ -158,7 +158,7 @@ def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) ->
     with pytest.raises(InputError) as raised:
         inspect_remote("hf://owner/name")
     message = f"hf://owner/name@{hub.head}/{name} has 64 MB (64,000,001 bytes); an index has at most 64 MB"
-    assert (raised.value.message, raised.value.hint) == (message, "leave it out with --exclude, or try the other hub")
+    assert (raised.value.message, raised.value.hint) == (message, "leave it out with `exclude`, or try the other hub")
     assert not [request for request in hub.payload_requests() if name in request.path]
     assert inspect_remote("hf://owner/name", exclude=(name,)).figures["family"] == A14B
 

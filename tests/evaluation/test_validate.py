@@ -278,8 +278,8 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_runs(converted: 
 @pytest.mark.parametrize(
     ("release", "options", "message"),
     [
-        ("wan2.1-t2v-1.3b", {"image": Path("a.png")}, "wan2.1-t2v is not given --image: it takes a prompt alone"),
-        ("wan2.2-ti2v-5b", {"last_image": Path("a.png")}, "wan2.2-ti2v-5b is not given --last-image: it takes --image"),
+        ("wan2.1-t2v-1.3b", {"image": Path("a.png")}, "wan2.1-t2v is not given `image`: it takes a prompt alone"),
+        ("wan2.2-ti2v-5b", {"last_image": Path("a.png")}, "wan2.2-ti2v-5b is not given `last_image`: it takes `image`"),
     ],
 )
 def test_a_file_that_the_model_does_not_look_at_is_refused(

@@ -228,7 +228,7 @@ def test_what_is_absent_is_a_note_and_no_reason_not_to_judge(
             {"size": (96, 80)},
             "9 frames of 96x80 cannot be generated: the model's positions end at 96x64",
         ),
-        ("cogvideox-5b", {"image": Path("a.png")}, "cogvideox-5b is not given --image: it takes a prompt alone"),
+        ("cogvideox-5b", {"image": Path("a.png")}, "cogvideox-5b is not given `image`: it takes a prompt alone"),
     ],
 )
 def test_what_cannot_be_run_is_refused(

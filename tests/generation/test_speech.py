@@ -219,8 +219,8 @@ def test_another_sound_changes_what_is_measured(source: Path, converted: Path, t
     [
         (S2V, {"frames": 5}, "5 frames cannot be generated: the number has to be 4 n"),
         (S2V, {"size": (64, 80)}, "multiples of 64"),
-        (S2V, {"last_image": SPEECH}, "wan2.2-s2v-14b is not given --last-image: it takes --image and --audio"),
-        ("wan2.1-t2v-1.3b", {"audio": SPEECH}, "wan2.1-t2v is not given --audio: it takes a prompt alone"),
+        (S2V, {"last_image": SPEECH}, "wan2.2-s2v-14b is not given `last_image`: it takes `image` and `audio`"),
+        ("wan2.1-t2v-1.3b", {"audio": SPEECH}, "wan2.1-t2v is not given `audio`: it takes a prompt alone"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -139,7 +139,7 @@ def test_what_the_marker_cannot_say_is_refused(recipe: str, what: str, tiny: Tin
 
 @pytest.mark.parametrize("layout", [None, "diffusers", "comfyui-legacy"])
 def test_the_generation_is_one_of_comfyui(layout: str | None, tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--comfyui-generation is about --layout comfyui, and ") as raised:
+    with pytest.raises(UsageError, match=r'^`comfyui_generation` is about `layout="comfyui"`, and ') as raised:
         convert(tiny(T2V), replace(LEGACY, layout=layout, out=tmp_path / "out"))
     assert raised.value.exit_code == 2
 

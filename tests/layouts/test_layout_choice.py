@@ -34,7 +34,7 @@ def test_what_is_converted_without_a_layout_is_that_of_the_chosen_layout(
 def test_a_recipe_that_several_clients_read_is_refused_with_their_layouts(tiny: Callable[..., Path]) -> None:
     with pytest.raises(Refused, match=r"^the official layout does not take this recipe") as raised:
         prepare(tiny(T2V), Options("int8-row"))
-    assert raised.value.hint == "choose another --layout, which takes this recipe: diffusers, comfyui or lightx2v"
+    assert raised.value.hint == "choose another `layout`, which takes this recipe: diffusers, comfyui or lightx2v"
     for layout in ("diffusers", "comfyui", "lightx2v"):
         assert prepare(tiny(T2V), Options("int8-row", layout=layout)).layout.name == layout
 
@@ -42,13 +42,13 @@ def test_a_recipe_that_several_clients_read_is_refused_with_their_layouts(tiny: 
 def test_a_layout_that_is_named_is_never_replaced(tiny: Callable[..., Path]) -> None:
     with pytest.raises(Refused, match=r"^the diffusers layout does not take this recipe") as raised:
         prepare(tiny(T2V), Options("gguf-q8_0", layout="diffusers"))
-    assert raised.value.hint == "choose another --layout, which takes this recipe: gguf"
+    assert raised.value.hint == "choose another `layout`, which takes this recipe: gguf"
 
 
 def test_where_no_layout_takes_a_recipe_none_is_advised(tiny: Callable[..., Path]) -> None:
     with pytest.raises(Refused, match=r"only GGUF files hold q8_0$") as raised:
         prepare(tiny("cogvideox-2b"), Options("gguf-q8_0"))
-    assert raised.value.hint == "choose another --recipe"
+    assert raised.value.hint == "choose another `recipe`"
     with pytest.raises(Refused, match=r"^recipe cogvideox-int8 is for cogvideox") as raised:
         prepare(tiny(T2V), Options("cogvideox-int8"))
     assert raised.value.hint == "choose another recipe: wanconv recipes"

@@ -225,7 +225,7 @@ def test_a_file_with_other_bytes_is_refused(name: str, backbone: Backbone, tmp_p
 
 
 def test_a_file_that_is_absent_is_told_with_its_origin(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^--lpips needs .*\.pth, which cannot be read: No such file") as caught:
+    with pytest.raises(InputError, match=r"^`lpips` needs .*\.pth, which cannot be read: No such file") as caught:
         Backbone(tmp_path).read()
     assert caught.value.hint == "get it: https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
@@ -264,11 +264,11 @@ def test_the_results_and_the_page_hold_lpips_and_are_judged_again(
 @pytest.mark.parametrize(
     ("changes", "message", "hint"),
     [
-        ({"against": None}, "--lpips compares clips, and without --against there are none", "name a reference"),
+        ({"against": None}, "`lpips` compares clips, and without `against` there are none", "name a reference"),
         (
             {"profile": "quick"},
-            "--lpips compares clips, and under profile quick there are none",
-            "use --profile standard",
+            "`lpips` compares clips, and under profile quick there are none",
+            'use `profile="standard"`',
         ),
     ],
 )

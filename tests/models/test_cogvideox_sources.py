@@ -61,7 +61,8 @@ def test_the_vae_of_a_training_checkpoint_is_told_and_all_else_is_converted_with
         "wanconv reads no such"
     )
     assert (
-        raised.value.hint == "--exclude vae/3d-vae.pt, and take the VAE of zai-org's diffusers folders: it is the same"
+        raised.value.hint
+        == '`exclude=["vae/3d-vae.pt"]`, and take the VAE of zai-org\'s diffusers folders: it is the same'
     )
     convert(source, Options("keep", layout="diffusers", out=out, exclude=("vae/3d-vae.pt",)))
     assert (out / "transformer").is_dir()
@@ -75,7 +76,7 @@ def test_a_training_checkpoint_is_no_layout_to_write(tmp_path: Path) -> None:
         "cogvideox-5b has no official layout: its own code reads training checkpoints, "
         "which wanconv reads and does not write"
     )
-    assert raised.value.hint == "choose another --layout: diffusers, comfyui"
+    assert raised.value.hint == "choose another `layout`: diffusers, comfyui"
 
 
 @pytest.mark.parametrize("family", COGVIDEOX, ids=lambda family: family.name)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import copy
 
+from wanconv.cli.flags import as_flags
 from wanconv.commands import convert, publish, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
@@ -23,7 +24,7 @@ NAME = "it's $(touch pwned) & `id` [1] *.safetensors"
 
 def arguments(hint: str, option: str) -> list[str]:
     """Returns what a shell would take for the value of an option in a hint, each time that it stands there."""
-    words = shlex.split(hint)
+    words = shlex.split(as_flags(hint))
     return [value for word, value in pairwise(words) if word == option]
 
 
@@ -50,7 +51,7 @@ def test_the_loras_of_a_manifest_are_quoted_for_the_shell(
 def test_a_lora_whose_expert_is_open_is_quoted_for_the_shell(lora: Path, tiny: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="says which expert") as raised:
         prepare(tiny("wan2.2-t2v-a14b"), Options("bf16", loras=(str(lora),)))
-    words = raised.value.hint.replace(",", " ,")
+    words = as_flags(raised.value.hint).replace(",", " ,")
     assert arguments(words, "--lora") == [f"high={lora}", f"low={lora}"]
 
 

@@ -272,7 +272,7 @@ def test_a_lone_denoiser_that_may_be_an_expert_is_said_to_be_one_unless_somethin
 
 def test_the_flag_names_the_role_of_a_lone_denoiser_even_beside_shared_components() -> None:
     model = identify(folder(tiny_part("a.safetensors", I2V), tiny_part("vae.pth", VAE_2_1)), expert="low")
-    assert (model.family.name, model.evidence) == ("wan2.2-i2v-a14b", {"expert.low": "--expert low"})
+    assert (model.family.name, model.evidence) == ("wan2.2-i2v-a14b", {"expert.low": '`expert="low"`'})
     assert model.absent == ("expert.high", "text_encoder")
     assert identify(folder(tiny_part("a.safetensors", T2V)), expert="high").family.name == "wan2.2-t2v-a14b"
     assert identify(folder(tiny_part("a.safetensors", T2V))).family.name == "wan2.1-t2v"
@@ -281,7 +281,7 @@ def test_the_flag_names_the_role_of_a_lone_denoiser_even_beside_shared_component
 def test_a_lone_expert_without_evidence_needs_the_flag() -> None:
     error = refusal(UsageError, folder(tiny_part("a.safetensors", I2V)))
     assert error.message == "a.safetensors is one of two experts, and neither folder nor file name says which"
-    assert error.hint == "say --expert high or --expert low"
+    assert error.hint == 'say `expert="high"` or `expert="low"`'
 
 
 def test_two_experts_without_evidence_are_refused() -> None:
@@ -311,12 +311,12 @@ def test_one_expert_with_evidence_and_one_without_are_refused() -> None:
 )
 def test_the_flag_is_refused_where_there_is_no_lone_expert(parts: tuple[Part, ...], found: str) -> None:
     error = refusal(UsageError, folder(*parts), expert="high")
-    assert error.message == f"--expert high names the role of a lone Wan 2.2 expert, but /models/wan holds {found}"
+    assert error.message == f'`expert="high"` names the role of a lone Wan 2.2 expert, but /models/wan holds {found}'
 
 
 def test_the_flag_must_not_contradict_the_folder() -> None:
     error = refusal(UsageError, folder(tiny_part("low_noise_model/a.safetensors", T2V)), expert="high")
-    assert "--expert high contradicts the folder name low_noise_model" in error.message
+    assert '`expert="high"` contradicts the folder name low_noise_model' in error.message
 
 
 def test_folder_and_file_name_must_not_contradict_each_other() -> None:

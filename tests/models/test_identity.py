@@ -178,7 +178,7 @@ def test_a_client_that_does_not_read_it_is_refused(
     assert caught.value.message.endswith(
         f"in the header of model.safetensors, which the client of {layout} does not read: it would compute {base}"
     )
-    assert caught.value.hint == "choose another --layout: comfyui, comfyui-legacy, gguf"
+    assert caught.value.hint == "choose another `layout`: comfyui, comfyui-legacy, gguf"
     assert not (tmp_path / "out").exists()
     report = verify(source, Options(client=layout))
     assert report.exit_code == 1
@@ -443,7 +443,7 @@ def test_a_diffusers_folder_is_called_what_its_config_says(
     with pytest.raises(Refused) as caught:
         convert(source, Job("bf16", layout="comfyui", out=tmp_path / "other"))
     assert f"it says of itself that it is {name}" in caught.value.message
-    hint = "choose another --layout: diffusers; or --exclude transformer/config.json, which makes it wan2.1-t2v"
+    hint = 'choose another `layout`: diffusers; or `exclude=["transformer/config.json"]`, which makes it wan2.1-t2v'
     assert caught.value.hint == hint
     report = convert(
         source, Job("bf16", layout="comfyui", out=tmp_path / "other", exclude=("transformer/config.json",))

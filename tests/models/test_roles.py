@@ -92,9 +92,9 @@ def test_a_name_that_says_something_else_or_both_is_asked_for(name: str) -> None
     assert expert_named(name) is None
     with pytest.raises(UsageError) as asked:
         identify(lone(f"{name}.safetensors"))
-    assert asked.value.hint == "say --expert high or --expert low"
+    assert asked.value.hint == 'say `expert="high"` or `expert="low"`'
     told = identify(lone(f"{name}.safetensors"), expert="low")
-    assert told.evidence == {"expert.low": "--expert low"}
+    assert told.evidence == {"expert.low": '`expert="low"`'}
 
 
 def test_words_end_at_separators_at_capitals_and_between_letters_and_digits() -> None:
@@ -133,7 +133,7 @@ def test_a_dense_denoiser_stays_dense_and_a_note_says_what_else_it_may_be(name: 
 def test_where_an_expert_is_meant_and_not_which_is_asked_for_though_it_may_be_dense(name: str, network: str) -> None:
     with pytest.raises(UsageError, match="may be one of two experts") as asked:
         identify(lone(f"{name}.safetensors", network))
-    assert asked.value.hint == "say --expert high or --expert low; a dense denoiser needs another name"
+    assert asked.value.hint == 'say `expert="high"` or `expert="low"`; a dense denoiser needs another name'
     assert role(identify(lone(f"{name}.safetensors", network), expert="high")) == "expert.high"
 
 
@@ -209,9 +209,9 @@ def test_a_contradiction_is_refused_and_both_are_quoted(network: str) -> None:
         "file name x_HIGH_fp16.safetensors says high",
         "header's model_type Wan2_2-T2V-A14B-HIGH says high",
     )
-    assert refused.value.hint == "rename the file or its folder, or say --expert high or --expert low"
+    assert refused.value.hint == 'rename the file or its folder, or say `expert="high"` or `expert="low"`'
     told = identify(checkpoint, expert="high")
-    assert told.evidence == {"expert.high": "--expert high, against the folder name LowNoise"}
+    assert told.evidence == {"expert.high": '`expert="high"`, against the folder name LowNoise'}
 
 
 def test_the_flag_does_not_outvote_witnesses_that_agree() -> None:

@@ -95,4 +95,4 @@ def test_what_another_tool_quantized_is_named_so(tail: str, what: str) -> None:
 def test_a_lora_is_called_one() -> None:
     error = refusal({f"blocks.0.self_attn.q.{tail}": (4, 4) for tail in ("lora_A.weight", "lora_B.weight", "alpha")})
     assert error.message == "a.safetensors is a LoRA, not a model"
-    assert "--lora" in error.hint
+    assert "loras=" in error.hint

@@ -48,7 +48,7 @@ def test_a_lone_vace_denoiser_is_dense_unless_its_name_or_the_flag_says_otherwis
     dense = identify(lone())
     assert (dense.family.name, expert_unless_dense(dense)) == ("wan2.1-vace", "wan2.2-vace-fun-a14b")
     told = identify(lone(), expert="low")
-    assert (told.family.name, told.evidence) == ("wan2.2-vace-fun-a14b", {"expert.low": "--expert low"})
+    assert (told.family.name, told.evidence) == ("wan2.2-vace-fun-a14b", {"expert.low": '`expert="low"`'})
     small = identify(folder(part("a.safetensors", expand(VACE, "official", RELEASES["wan2.1-vace-1.3b"].dims))))
     assert expert_unless_dense(small) is None
 

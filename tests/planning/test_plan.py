@@ -91,7 +91,7 @@ def test_a_family_without_a_home_in_a_layout_is_refused_with_the_reason(tiny: Ca
     assert raised.value.message == (
         "wan2.2-s2v-14b has no diffusers layout: diffusers has no model or pipeline for the audio-driven Wan 2.2 S2V"
     )
-    assert raised.value.hint == "choose another --layout; the source's own is official"
+    assert raised.value.hint == "choose another `layout`; the source's own is official"
 
 
 def test_all_refusals_come_at_once(tiny: Callable[..., Path]) -> None:

@@ -80,7 +80,7 @@ def test_what_breaks_the_schema_is_named(text: str, problem: str) -> None:
     with pytest.raises(UsageError, match=r"^recipe mine breaks the schema$") as raised:
         parse("mine", text)
     assert [line for line in raised.value.details if problem in line] == list(raised.value.details)
-    assert raised.value.hint == "wanconv recipes --schema prints it"
+    assert raised.value.hint == "wanconv `recipe.schema_page()` prints it"
 
 
 def test_everything_that_breaks_the_schema_is_named_at_once() -> None:

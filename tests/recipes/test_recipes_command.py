@@ -49,7 +49,7 @@ def test_a_lone_expert_gets_its_role_from_the_flag(tiny: Callable[..., Path], tm
     shutil.copy(tiny("wan2.2-i2v-a14b") / "low_noise_model" / "diffusion_pytorch_model.safetensors", lone)
     with pytest.raises(UsageError, match="is one of two experts") as asked:
         explain("bf16", lone)
-    assert asked.value.hint == "say --expert high or --expert low"
+    assert asked.value.hint == 'say `expert="high"` or `expert="low"`'
     assert explain("bf16", lone, expert="low").tables[1].rows[0][0] == "expert.low"
     done = command.run("recipes", "bf16", "--on", lone, "--expert", "low", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -94,4 +94,4 @@ def test_the_schema_is_asked_for_alone(more: list[str], capsys: pytest.CaptureFi
 def test_a_recipe_that_breaks_the_schema_is_told_where_it_is_printed(hint: str) -> None:
     with pytest.raises(UsageError) as raised:
         recipes.parse("mine", hint)
-    assert raised.value.hint == "wanconv recipes --schema prints it"
+    assert raised.value.hint == "wanconv `recipe.schema_page()` prints it"

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import copy
 
+from wanconv.cli.flags import as_flags
 from wanconv.commands import convert, verify
 from wanconv.commands.inspect import inspect
 from wanconv.containers import open_checkpoint
@@ -63,7 +64,7 @@ def test_a_glob_takes_paths_names_and_what_is_below_folders(path: str, glob: str
 def test_the_options_that_leave_files_out_leave_out_no_others(
     paths: list[str], kept: list[str], expected: list[str]
 ) -> None:
-    words = shlex.split(excluding(paths, kept))
+    words = shlex.split(as_flags(excluding(paths, kept)))
     globs = [value for word, value in itertools.pairwise(words) if word == "--exclude"]
     assert globs == expected
     assert all(excluded_by(path, globs) for path in paths[:4])
@@ -117,7 +118,7 @@ def models(comfyui: Path, tmp_path: Path) -> Path:
 def test_files_of_others_beside_a_model_are_left_out_with_a_note(models: Path, tmp_path: Path) -> None:
     expected = [
         ("note", "controlnet/canny.safetensors", "left out: no network that wanconv knows"),
-        ("note", "loras/style.safetensors", "left out: a LoRA, which --lora merges"),
+        ("note", "loras/style.safetensors", "left out: a LoRA, which `loras` merges"),
         ("note", "upscale_models/4x.pth", "left out: no network that wanconv knows"),
     ]
     found = [(one.severity, one.where, one.message) for one in inspect(models).findings]
@@ -136,7 +137,7 @@ def test_files_of_others_without_a_model_are_an_error_that_names_them(models: Pa
     shutil.rmtree(models / "diffusion_models")
     with pytest.raises(Unrecognised, match=r"3 files fit none$") as raised:
         identify(open_checkpoint(models))
-    words = shlex.split(raised.value.hint)
+    words = shlex.split(as_flags(raised.value.hint))
     globs = [words[number + 1] for number, word in enumerate(words) if word == "--exclude"]
     assert globs == ["controlnet/canny.safetensors", "loras/style.safetensors", "upscale_models/4x.pth"]
     assert identify(open_checkpoint(models, globs)).components.keys() == {"text_encoder", "vae"}
@@ -166,7 +167,7 @@ def test_what_may_be_a_network_of_the_model_is_never_left_out(
     spoilt(models, change)
     with pytest.raises(Unrecognised, match="vae/") as raised:
         identify(open_checkpoint(models))
-    words = shlex.split(raised.value.hint)
+    words = shlex.split(as_flags(raised.value.hint))
     assert "vae" not in identify(open_checkpoint(models, [words[words.index("--exclude") + 1]])).components
 
 
@@ -174,7 +175,7 @@ def test_a_file_beside_a_model_that_cannot_be_read_is_named_with_the_way_to_leav
     (models / "upscale_models" / "broken.safetensors").write_bytes(b"<html>")
     with pytest.raises(InputError, match="is a web page") as raised:
         open_checkpoint(models)
-    words = shlex.split(raised.value.hint)
+    words = shlex.split(as_flags(raised.value.hint))
     glob = words[words.index("--exclude") + 1]
     assert glob == "upscale_models/broken.safetensors"
     assert prepare(models, Options("bf16", exclude=(glob,))).images
@@ -185,6 +186,6 @@ def test_two_of_a_kind_are_told_apart_by_the_options_that_leave_one_out(models: 
     shutil.copy(file, models / "vae" / "it's another.safetensors")
     with pytest.raises(InputError, match=r"are both vae$") as raised:
         identify(open_checkpoint(models))
-    words = shlex.split(raised.value.hint.replace(";", " ;"))
+    words = shlex.split(as_flags(raised.value.hint).replace(";", " ;"))
     glob = words[words.index("--exclude") + 1]
     assert identify(open_checkpoint(models, [glob])).components.keys() == {"dit", "text_encoder", "vae"}

@@ -353,7 +353,7 @@ def test_keys_that_name_nothing_are_listed_and_may_be_allowed(dit: Path, tmp_pat
     error = refused(dit, Refused, file)
     assert error.message == f"{file} for dit: 3 of its 15 keys name no tensor there"
     assert error.details == tuple(sorted(keys.keys() - spelled(pairs()).keys()))
-    assert "--lora-allow-unmatched merges the others alone" in error.hint
+    assert "`lora_allow_unmatched=True` merges the others alone" in error.hint
     assert merged(dit, file, allow=True).keys() == {f"{module}.weight" for module in pairs()}
     model = with_loras(identify(open_checkpoint(dit)), [file], True)
     assert model.loras[0].unmatched == error.details
@@ -501,7 +501,7 @@ def test_experts_are_named_by_the_user_or_the_file(tiny: Tiny, tmp_path: Path) -
     assert {name.partition("/")[0] for name, one in changed.tensors.items() if one.patches} == {"expert.high"}
     with pytest.raises(UsageError, match="which expert it is for") as open_:
         placed(model, plain)
-    assert open_.value.hint.startswith(f"say --lora high={plain} or --lora low={plain}")
+    assert open_.value.hint.startswith(f'say `loras=["high={plain}"]` or `loras=["low={plain}"]`')
     with pytest.raises(UsageError, match=r"is for dit, and .* holds expert\.high, expert\.low"):
         placed(model, f"dit={plain}")
     with pytest.raises(UsageError, match=r"is given twice for expert\.high"):
@@ -543,7 +543,9 @@ def test_a_lora_that_speaks_of_both_experts_or_of_none_is_asked_for(tiny: Tiny, 
     both = write(tmp_path, spelled(pairs()), "wan_low_high_noise.safetensors")
     with pytest.raises(UsageError, match=r"speaks of expert\.high and expert\.low") as asked:
         placed(model, both)
-    assert asked.value.hint == f"say --lora high={both} or --lora low={both}, or both where one file serves both"
+    assert (
+        asked.value.hint == f'say `loras=["high={both}"]` or `loras=["low={both}"]`, or both where one file serves both'
+    )
     for name in ("a_slow_noise", "A14B_lowVRAM", "highlora", "low_step"):
         with pytest.raises(UsageError, match="neither its name nor a word before it says"):
             placed(model, write(tmp_path, spelled(pairs()), f"{name}.safetensors"))
@@ -568,7 +570,7 @@ def test_a_lone_expert_takes_what_is_not_the_other_ones(tiny: Tiny, tmp_path: Pa
     assert placed(model, plain) == [("expert.high", "")]
     with pytest.raises(UsageError, match=r"speaks of expert\.low, and .* holds expert\.high") as other:
         placed(model, low)
-    assert other.value.hint == f"say which it is for: --lora high={low}"
+    assert other.value.hint == f'say which it is for: `loras=["high={low}"]`'
     assert placed(model, f"high={low}") == [("expert.high", "")]
     with pytest.raises(UsageError, match=r"is for expert\.low, and .* holds expert\.high"):
         placed(model, f"low={plain}")
@@ -606,16 +608,16 @@ def test_a_text_is_a_component_a_file_and_a_strength(tmp_path: Path, monkeypatch
         ("a:inf", "inf"),
         ("high=a:0,8", "0,8"),
     ):
-        with pytest.raises(UsageError, match=f"^--lora {text}: '{tail}' is no strength$") as caught:
+        with pytest.raises(UsageError, match=f"^`loras` {text}: '{tail}' is no strength$") as caught:
             parse(text)
         assert caught.value.hint == "write it as FILE, FILE:0.8 or high=FILE:0.8"
     for text in ("", " ", ":1", "high=", "low=:0.8"):
-        with pytest.raises(UsageError, match=f"^--lora{' ' * bool(text.strip())}{text.strip()}: the path is empty$"):
+        with pytest.raises(UsageError, match=f"^`loras`{' ' * bool(text.strip())}{text.strip()}: the path is empty$"):
             parse(text)
     for text in ("s3://bucket/x.safetensors:0.8", "high=https://host/x.safetensors"):
         address = text.removeprefix("high=")
         scheme = address.partition("://")[0]
-        with pytest.raises(UsageError, match=f"^--lora {text}: {scheme}:// is not supported yet: {address}$"):
+        with pytest.raises(UsageError, match=f"^`loras` {text}: {scheme}:// is not supported yet: {address}$"):
             parse(text)
 
 

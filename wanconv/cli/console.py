@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 
+from wanconv.cli.flags import flags_in_error, flags_in_report
 from wanconv.cli.streams import own_errors
 from wanconv.cli.tables import STYLES, figure_lines, table_lines, wrap
 from wanconv.cli.text import json_text, quoted, safe_error, safe_report
@@ -36,6 +37,7 @@ SETTINGS = Settings()
 
 def show(report: Report) -> NoReturn:
     """Prints a report and ends the process with its exit code."""
+    report = flags_in_report(report)
     if SETTINGS.json:
         _print_json(report)
     else:
@@ -112,7 +114,7 @@ def _print_line(console: Console, label: str, style: str, text: str, fix: str = 
 
 def fail(error: WanconvError) -> NoReturn:
     """Prints an error – what and where, details, then a hint – and ends the process with its exit code."""
-    _print_error(error)
+    _print_error(flags_in_error(error))
     sys.exit(error.exit_code)
 
 

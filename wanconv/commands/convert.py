@@ -78,8 +78,8 @@ def preview_remote(
 def _check_remote(repository: str, options: Options) -> None:
     """Raises UsageError for what is known to be wrong before the hub is asked."""
     if options.report is not None:
-        message = f"--report is held against the source's numbers, and {repository} is not here"
-        raise UsageError(message, "wanconv download it first; or say --allow-unsafe-fp16")
+        message = f"`report` is held against the source's numbers, and {repository} is not here"
+        raise UsageError(message, "wanconv download it first; or say `allow_unsafe_fp16=True`")
     if options.out is not None:
         check_target(options.out)
         replacing.check_place(target_folder(Path(), options))
@@ -105,7 +105,7 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
         free = free_nbytes(out)
     if free < needed:
         message = "{} are needed and {} are free".format(*sizes(needed, free))
-        findings.append(Finding("failure", str(out), message, "free space, or another --out"))
+        findings.append(Finding("failure", str(out), message, "free space, or another `out`"))
     return Report(
         "convert",
         f"plan: {source} → {out}",
@@ -159,7 +159,9 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     key = manifest.plan_key(made, options.base_model)
     if (finished := _finished(made, origin, out, key, options, progress)) is not None:
         origin.end(progress)
-        proof = Finding("note", str(out), origin.compared, "wanconv verify --against compares every element")
+        proof = Finding(
+            "note", str(out), origin.compared, "wanconv `verify(out, against=source)` compares every element"
+        )
         return _report(
             finished, out, [proof, *finished.notes, *finished.findings], "was there already and is as it should be"
         )
@@ -287,7 +289,7 @@ def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Opti
     if needed > free:
         room, wanted = sizes(free, needed)
         message = f"{folder.parent} has {room} free, and {wanted} are needed"
-        raise OutputError(message, "free space or choose another --out")
+        raise OutputError(message, "free space or choose another `out`")
 
 
 def _identity(made: Plan) -> dict[str, object]:
@@ -315,7 +317,7 @@ def _refuse_source(model: Model, source: Path, out: Path) -> None:
         target = _real(folder)
         inside = source.is_dir() and root in target.parents
         if inside or any(target == path or target in path.parents for path in own):
-            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an --out beside the source")
+            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an `out` beside the source")
 
 
 def _reads(made: Plan) -> list[Path]:
@@ -343,11 +345,11 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     """Returns the plan as OUT holds it, verified, or None where OUT is still to be written. Else raises."""
     with writing(out):
         if out.is_symlink():
-            raise UsageError(f"{out} is a link", "name the folder itself with --out")
+            raise UsageError(f"{out} is a link", "name the folder itself with `out`")
         if options.force or replacing.is_free(out):
             return None
         others = replacing.others_in(out)
-    way_out = others.hint if others else "choose another --out, or --force to replace it"
+    way_out = others.hint if others else "choose another `out`, or `overwrite=True` to replace it"
     try:
         known = manifest.read(out)
     except InputError:
@@ -357,7 +359,7 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     if known["plan"] != key:
         raise UsageError(
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
-            "or its source, --base-model or --lora has changed",
+            "or its source, `base_model` or `loras` has changed",
             way_out,
             others.details if others else (),
         )
@@ -365,7 +367,7 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     if failures := manifest.check_files(out, known, tell):
         raise DigestMismatch(
             f"{out} holds this conversion, but damaged",
-            "--force writes it again",
+            "`overwrite=True` writes it again",
             [f"{failure.where}: {failure.message}" for failure in failures],
         )
     made = _as_recorded(made, out, options.shard_nbytes)

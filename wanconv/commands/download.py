@@ -62,7 +62,7 @@ def preview(repository: str, options: Options) -> Report:
     findings = _skipped(job)
     if needed > free:
         message = "{} are needed and {} are free".format(*sizes(needed, free))
-        findings.append(Finding("failure", str(job.root), message, "free space, or another --local-dir", "output"))
+        findings.append(Finding("failure", str(job.root), message, "free space, or another `local_dir`", "output"))
     figures = _figures(job) | {"to_download_nbytes": needed, "disk_free_nbytes": free}
     title = f"plan: {job.snapshot.repository} → {job.root}"
     exit_code = OutputError.exit_code if needed > free else 0
@@ -81,7 +81,7 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
         if needed > free:
             room, more = sizes(free, needed)
             message = f"{job.root} has {room} free, and {more} are needed"
-            raise OutputError(message, "free space, choose another --local-dir, or take less with --only or --include")
+            raise OutputError(message, "free space, choose another `local_dir`, or take less with `only` or `include`")
         download_record.write(job.root, _merged(job, before))
         tell = total(progress, "downloading", sum(file.nbytes for file in missing))
         _fetch_all(job, missing, options, tell)
@@ -107,7 +107,7 @@ def _prepare(repository: str, options: Options) -> _Job:
     wanted, reasons = select(listing.files, options.wish)
     check_names((file.path for file in wanted), listing.uri)
     if root.exists() and not root.is_dir():
-        raise UsageError(f"{folder} is no folder", "choose another --local-dir")
+        raise UsageError(f"{folder} is no folder", "choose another `local_dir`")
     for file in wanted:
         check_way(root, file.path)
     by_path = {file.path: file for file in listing.files}
@@ -121,7 +121,7 @@ def _record_of(job: _Job) -> Snapshot | None:
     record = download_record.read(job.root)
     if record is not None and (record.hub, record.repository) != (job.snapshot.hub, job.snapshot.repository):
         message = f"{job.root} holds a download of {record.hub}://{record.repository}"
-        raise UsageError(message, "choose another folder with --local-dir")
+        raise UsageError(message, "choose another folder with `local_dir`")
     return record
 
 
@@ -148,7 +148,7 @@ def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progr
     if foreign := [file.path for file in there if file not in right and file.path not in ours and not options.force]:
         raise UsageError(
             f"{job.root} has {count(len(foreign), 'file')} with other bytes than {job.snapshot.uri}",
-            "choose another --local-dir, or --force to replace them",
+            "choose another `local_dir`, or `overwrite=True` to replace them",
             foreign,
         )
     return right
@@ -229,7 +229,7 @@ def _skipped(job: _Job) -> list[Finding]:
     for file, why in job.skipped.values():
         groups.setdefault(why, []).append(file)
     return [
-        Finding("note", f"{count(len(files), 'file')} skipped", f"{why}: {_examples(files)}", "--include takes them")
+        Finding("note", f"{count(len(files), 'file')} skipped", f"{why}: {_examples(files)}", "`include` takes them")
         for why, files in groups.items()
     ] + without_match(job.unmatched)
 

@@ -141,7 +141,7 @@ def _check(options: Options) -> None:
     if kind not in ("cpu", "cuda") or (kind == "cpu" and number) or (number and not number.isdecimal()):
         raise UsageError(f"there is no device {options.device!r}", "name cpu, cuda or cuda:N")
     if int(number or 0) >= count:
-        raise UsageError(f"there is no device {options.device!r}: torch sees {count} of its kind", "use --device cpu")
+        raise UsageError(f"there is no device {options.device!r}: torch sees {count} of its kind", 'use `device="cpu"`')
     if options.out is not None:
         _refuse_others(options.out)
         try:
@@ -182,9 +182,9 @@ def _perceptual(options: Options, profile: Profile) -> "Perceptual | None":
     if options.lpips is None:
         return None
     if options.against is None or not profile.video:
-        why = "without --against" if options.against is None else f"under profile {profile.name}"
-        hint = "name a reference" if options.against is None else "use --profile standard"
-        raise UsageError(f"--lpips compares clips, and {why} there are none", hint)
+        why = "without `against`" if options.against is None else f"under profile {profile.name}"
+        hint = "name a reference" if options.against is None else 'use `profile="standard"`'
+        raise UsageError(f"`lpips` compares clips, and {why} there are none", hint)
     return options.lpips.read()
 
 

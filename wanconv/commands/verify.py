@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import named_layout
-from wanconv.errors import REGISTRY, InputError, UsageError
+from wanconv.errors import REGISTRY, InputError, UsageError, argument
 from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
@@ -95,7 +94,7 @@ def _source(path: Path, options: Options, known: manifest.Json | None) -> Model 
     with the same LoRAs merged. Raises UsageError where they are not the same."""
     if options.against is None:
         if options.loras:
-            raise UsageError("--lora is about the source, and there is none", "name it: --against SRC")
+            raise UsageError("`loras` is about the source, and there is none", "name it: `against` SRC")
         return None
     expert, exclude = (None, ()) if known is None else manifest.source_options(known)
     model = identify(open_checkpoint(options.against, exclude), expert or options.expert)
@@ -112,9 +111,9 @@ def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[m
     if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
         return
     words = [f"{one['component']}={one['file']}:{one['strength']}" for one in recorded]
-    again = " ".join(f"--lora {quote(word)}" for word in words)
+    again = argument("loras", words)
     if not recorded:
-        raise UsageError(f"{path} holds no merged LoRA, and --lora is given", "leave it out")
+        raise UsageError(f"{path} holds no merged LoRA, and `loras` is given", "leave it out")
     if not given:
         message = f"{path} holds merged LoRAs, and cannot be compared with its source without them"
         raise UsageError(message, f"give them with their paths: {again}")
@@ -152,7 +151,9 @@ def _check_digests(path: Path, known: manifest.Json | None, options: Options, pr
             files[line.origin] = files.get(line.origin, 0) + 1
     if not files and not any(finding.severity == "failure" for finding in findings):
         message = "no digest is known: headers and cover are all that is checked"
-        findings.append(Finding("warning", str(path), message, "give a list with --sums, or a repository with --hub"))
+        findings.append(
+            Finding("warning", str(path), message, "give a list with `checksums`, or a repository with `hub`")
+        )
     words = (
         ", ".join(f"{count(number, 'file')} by {origin}" for origin, number in sorted(files.items())) or "none known"
     )
@@ -163,7 +164,7 @@ def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
     """Returns a warning for each weight file of which nobody says a digest, where there are digests of others."""
     told = {finding.where for finding in digests.findings}
     return [
-        Finding("warning", name, "no digest of it is known", "give a list that has it, with --sums")
+        Finding("warning", name, "no digest of it is known", "give a list that has it, with `checksums`")
         for name in checkpoint.weight_files
         if digests.compared and name not in digests.compared | told
     ]
@@ -178,7 +179,7 @@ def _listed(path: Path, options: Options) -> checksums.DigestList:
         named += checksums.placed(read, path) if path.is_dir() else read
     if options.hub is not None:
         if not path.is_dir():
-            raise UsageError(f"{path} is one file, and --hub is about folders", "give the folder")
+            raise UsageError(f"{path} is one file, and `hub` is about folders", "give the folder")
         return checksums.DigestList(*hub.compare(path, options.hub, options.token, options.patience)) + named
     if not path.is_dir():
         about = checksums.about_file(named, path)

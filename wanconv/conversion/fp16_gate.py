@@ -36,7 +36,7 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
     ]
     if not family.breaks_in_fp16 or not stored:
         if report is not None:
-            message = "--report is for denoisers that break in fp16, and this plan stores none of those in it"
+            message = "`report` is for denoisers that break in fp16, and this plan stores none of those in it"
             raise UsageError(message, "leave it out")
         return
     if allowed:
@@ -44,13 +44,15 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
     if report is None:
         raise Refused(
             f"recipe {made.recipe.name} stores the denoiser of {family.name} in fp16, and {family.breaks_in_fp16}",
-            "choose bf16; or prove it safe with --report, the results.json of validate SRC --numerics fp16 -o DIR; "
-            "or say --allow-unsafe-fp16",
+            "choose bf16; or prove it safe with `report`, the results.json of "
+            '`validate(SRC, numerics="fp16").write_report(DIR)`; '
+            "or say `allow_unsafe_fp16=True`",
         )
     if doubt := next(_doubts(report, made.model), None):
         raise Refused(
             f"{report} does not prove that {made.model.checkpoint.root} survives fp16: {doubt}",
-            "run wanconv validate SRC --numerics fp16 -o DIR on this source, and hand in its results.json",
+            'run wanconv `validate(SRC, numerics="fp16").write_report(DIR)` on this source, '
+            "and hand in its results.json",
         )
 
 

@@ -120,7 +120,7 @@ class Streamed:
         for path in made.model.checkpoint.weight_files:
             if digests.get(path) is None or self._remote[path].algorithm != "sha256":
                 message = f"{folder} does not say which digest its source's {path} had"
-                raise UsageError(message, "choose another --out, or --force to write it again")
+                raise UsageError(message, "choose another `out`, or `overwrite=True` to write it again")
             if digests[path] != self._remote[path].digest:
                 raise other_numbers(folder, f"for instance in {path}")
 
@@ -203,12 +203,12 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         snapshot = mirror.snapshot
         if before is not None and (before.hub, before.repository) != (snapshot.hub, snapshot.repository):
             message = f"{root} holds a download of {before.hub}://{before.repository}"
-            raise UsageError(message, "move it away, or choose another --out")
+            raise UsageError(message, "move it away, or choose another `out`")
         if foreign := [
             file.path for file in snapshot.files if file.path not in mine and _size(root / file.path) is not None
         ]:
             message = f"{root} has {count(len(foreign), 'file')} that no download put there"
-            raise UsageError(message, "move them away, or choose another --out", foreign)
+            raise UsageError(message, "move them away, or choose another `out`", foreign)
         download_record.write(root, snapshot)
         yield origin
 

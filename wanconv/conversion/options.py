@@ -9,7 +9,7 @@ from typing import Literal
 from wanconv.containers import open_checkpoint
 from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.conversion import fp16_gate
-from wanconv.errors import InputError, Refused, UsageError
+from wanconv.errors import InputError, Refused, UsageError, argument
 from wanconv.layouts import COMFYUI, COMFYUI_GENERATIONS, LAYOUTS, Layout, source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import Plan, plan
@@ -58,9 +58,10 @@ def _wanted_layout(options: Options) -> Layout | None:
     if options.comfyui_generation is None:
         return None if options.layout is None else named_layout(options.layout)
     if options.layout != COMFYUI.name:
+        comfyui = argument("layout", COMFYUI.name)
         about = "no layout is named" if options.layout is None else f"this is {options.layout}"
-        message = f"--comfyui-generation is about --layout {COMFYUI.name}, and {about}"
-        raise UsageError(message, f"say --layout {COMFYUI.name}, or leave --comfyui-generation out")
+        message = f"`comfyui_generation` is about {comfyui}, and {about}"
+        raise UsageError(message, f"say {comfyui}, or leave `comfyui_generation` out")
     return COMFYUI_GENERATIONS[options.comfyui_generation]
 
 
@@ -69,9 +70,9 @@ def prepare(source: Path, options: Options) -> Plan:
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
     if options.loras and options.report:
-        raise UsageError("--report is of the source as it is, and --lora changes it", "leave one of them out")
+        raise UsageError("`report` is of the source as it is, and `loras` changes it", "leave one of them out")
     if options.base_model is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.base_model, re.ASCII):
-        raise UsageError(f"--base-model {options.base_model!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
+        raise UsageError(f"`base_model` {options.base_model!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
     model = identify(open_checkpoint(source, options.exclude), options.expert)
     if options.loras:
         model = with_loras(model, options.loras, options.lora_allow_unmatched)
@@ -95,7 +96,7 @@ def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: 
             made = plan(model, recipe, others[0], shard_nbytes)
             message = f"chosen, for no other layout takes {recipe.name}: {refusal.message}"
             return replace(made, notes=(Finding("note", names, message),))
-        hint = f"choose another --layout, which takes this recipe: {names}"
+        hint = f"choose another `layout`, which takes this recipe: {names}"
         raise Refused(refusal.message, hint, refusal.details) from None
 
 

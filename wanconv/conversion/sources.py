@@ -139,7 +139,7 @@ class Here:
 
 def other_numbers(folder: Path, where: str) -> UsageError:
     message = f"{folder} was made from other numbers, {where}: its source has changed"
-    return UsageError(message, "choose another --out, or --force to write it again")
+    return UsageError(message, "choose another `out`, or `overwrite=True` to write it again")
 
 
 def _read_ahead(made: Plan) -> None:

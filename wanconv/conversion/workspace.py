@@ -218,7 +218,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[
     with writing(folder):
         replacing.check_place(folder, reads)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another --out")
+            raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another `out`")
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -237,7 +237,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    busy = UsageError(f"another wanconv is writing {folder}", "wait for it, or choose another --out")
+    busy = UsageError(f"another wanconv is writing {folder}", "wait for it, or choose another `out`")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -269,11 +269,11 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
         return workspace
     if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
         if workspace.found is None and not _listed(folder):
-            raise UsageError(f"{folder} is in the way: wanconv did not make it", "move it, or choose another --out")
+            raise UsageError(f"{folder} is in the way: wanconv did not make it", "move it, or choose another `out`")
         if not force:
             raise UsageError(
                 f"{folder} was left by another conversion, or its source has changed since",
-                "--force starts over; or choose another --out",
+                "`overwrite=True` starts over; or choose another `out`",
             )
     workspace.start()
     return workspace

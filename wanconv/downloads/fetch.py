@@ -55,7 +55,7 @@ def check_way(root: Path, path: str) -> None:
         wanted = stat.S_ISREG if depth == len(parts) else stat.S_ISDIR
         if not wanted(mode):
             what = "a link" if stat.S_ISLNK(mode) else "in the way"
-            raise UsageError(f"{here} is {what}", "move it away, or choose another folder with --local-dir")
+            raise UsageError(f"{here} is {what}", "move it away, or choose another folder with `local_dir`")
 
 
 def part_path(target: Path, file: RemoteFile) -> Path:

@@ -34,7 +34,7 @@ _STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their ow
 _WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
 _ALL_WHOLE_NBYTES = 500_000_000  # of them together; a released model has some 40 MB
 _JOBS = 8
-_HINT = "try again; --exclude leaves files out"
+_HINT = "try again; `exclude` leaves files out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _check_sidecars(files: Iterable[RemoteFile], where: str) -> None:
         message = (
             f"{where} has {exact_size(nbytes)} in small files; of a model that is not here, at most {most} are read"
         )
-        raise InputError(message, "leave some out with --exclude, or download the model first")
+        raise InputError(message, "leave some out with `exclude`, or download the model first")
 
 
 def _is_small(file: RemoteFile) -> bool:
@@ -115,7 +115,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
         reader = Reader(mirror.patience, stop)
         try:
             if file.path.endswith(INDEX):
-                hint = "leave it out with --exclude, or try the other hub"
+                hint = "leave it out with `exclude`, or try the other hub"
                 check_size(mirror.root / file.path, file.nbytes, hint)
             if file.path.endswith(INDEX) or (file.nbytes <= whole_nbytes and not file.path.endswith(WEIGHTS)):
                 address = mirror.hub.address(mirror.snapshot, file.path)

@@ -68,13 +68,13 @@ def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], M
     owned = {name for file in wanted for name in owners(file.path)}
     if absent := [word for word in wish.only if not owned & _components((word,))]:
         known = sorted({name for file in files for name in owners(file.path)})
-        hint = f"choose among {', '.join(known)}" if known else "leave --only out"
+        hint = f"choose among {', '.join(known)}" if known else "leave `only` out"
         globs = wish.include or wish.exclude
-        left = " that --include and --exclude leave" if globs else ""
-        hint = "check --include and --exclude" if globs else hint
+        left = " that `include` and `exclude` leave" if globs else ""
+        hint = "check `include` and `exclude`" if globs else hint
         raise UsageError(f"the repository has no file of {', '.join(absent)}{left}", hint)
     if not wanted:
-        raise UsageError("no file of the repository is wanted", "check --include and --exclude")
+        raise UsageError("no file of the repository is wanted", "check `include` and `exclude`")
     return wanted, skipped
 
 
@@ -127,9 +127,9 @@ def _components(words: Sequence[str]) -> set[str]:
 def _why_not(path: str, twice: Set[tuple[str, str]], wish: Wish, only: set[str]) -> str:
     """Returns why a file is not wanted; empty where it is."""
     if excluded_by(path, wish.exclude) is not None:
-        return "--exclude"
+        return "`exclude`"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):
-        return "not in --include"
+        return "not in `include`"
     if not wish.include and (why := _of_no_use(path, twice)):
         return why
     mine = owners(path)

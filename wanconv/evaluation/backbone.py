@@ -65,7 +65,7 @@ def _read(folder: Path, pin: Pin) -> "Mapping[str, Tensor]":
             _check(file, path, pin)
             state: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        message = f"--lpips needs {path}, which cannot be read: {error.strerror}"
+        message = f"`lpips` needs {path}, which cannot be read: {error.strerror}"
         raise InputError(message, f"get it: {pin.origin}") from error
     return state
 

@@ -201,7 +201,7 @@ class Measurement:
             for name, count in exercised(self.setting.grid.timesteps, self.setting.task.boundary).items()
             if not count
         ]
-        self.rows.notes += [f"the free run never reached {name}: ask for more --steps" for name in starved]
+        self.rows.notes += [f"the free run never reached {name}: ask for more steps" for name in starved]
         start = sampling.noise(self.setting)
         wanted = (
             ("reference", self.reference, start),

@@ -248,8 +248,8 @@ def check_inputs(family: Family, files: Mapping[Input, Path]) -> None:
 
 
 def option(name: Input) -> str:
-    """Returns the option that hands an input over."""
-    return f"--{name.replace('_', '-')}"
+    """Returns the argument that hands an input over."""
+    return f"`{name}`"
 
 
 def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> dict[Picture, Image.Image]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import InputError, UsageError, argument
 from wanconv.models.configs import read_json
 from wanconv.models.match import Claim, Fit
 from wanconv.models.releases import FAMILIES
@@ -21,7 +21,7 @@ from wanconv.types.tensors import Checkpoint, Part
 
 # diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser
 _FOLDERS: Mapping[str, Expert] = {"transformer_2": "low"}
-_ASK = "say --expert high or --expert low"
+_ASK = 'say `expert="high"` or `expert="low"`'
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +88,21 @@ def _told(
     if len(matched) != 1 or not _has_experts(matched[0][1].architecture):
         found = ", ".join(f"{part.path} ({fit.architecture.name})" for part, fit in matched) or "no denoiser"
         raise UsageError(
-            f"--expert {expert} names the role of a lone Wan 2.2 expert, but {checkpoint.root} holds {found}",
-            "leave --expert out",
+            f"{argument('expert', expert)} names the role of a lone Wan 2.2 expert, "
+            f"but {checkpoint.root} holds {found}",
+            "leave `expert` out",
         )
     part, fit = matched[0]
     heard = hear(witnesses[part.path])
     if heard.contradiction:
         against = [witness.what for witness in witnesses[part.path] if witness.said.clear not in (None, expert)]
-        return Claim(f"expert.{expert}", part, fit, f"--expert {expert}, against the {against[0]}")
+        return Claim(f"expert.{expert}", part, fit, f"{argument('expert', expert)}, against the {against[0]}")
     if heard.expert not in (None, expert):
         raise UsageError(
-            f"--expert {expert} contradicts the {heard.evidence}, which says {heard.expert}",
-            f"say --expert {heard.expert}, or rename the file",
+            f"{argument('expert', expert)} contradicts the {heard.evidence}, which says {heard.expert}",
+            f"say {argument('expert', heard.expert)}, or rename the file",
         )
-    return Claim(f"expert.{expert}", part, fit, f"--expert {expert}")
+    return Claim(f"expert.{expert}", part, fit, argument("expert", expert))
 
 
 def _role(witnesses: Sequence[Witness], fit: Fit) -> Heard:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from wanconv.errors import Unrecognised
+from wanconv.errors import Unrecognised, named
 from wanconv.models.lora_names import TAILS
 from wanconv.models.match import Fit, fits
 from wanconv.models.releases import ARCHITECTURES
@@ -55,9 +55,10 @@ def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
     names = list(part.tensors)
     if names and all(name.endswith(_LORA_TAILS) for name in names):
         error = Unrecognised(
-            f"{part.path} is a LoRA, not a model", "merge it into its model: wanconv convert MODEL --lora FILE"
+            f"{part.path} is a LoRA, not a model",
+            "merge it into its model: wanconv `plan(MODEL, recipe, loras=[FILE])`",
         )
-        return Unknown(part, error, "a LoRA, which --lora merges", foreign=True)
+        return Unknown(part, error, "a LoRA, which `loras` merges", foreign=True)
     for tail, what in _QUANTIZED:
         if any(name.endswith(tail) for name in names):
             return _own(part, f"{part.path} is {what}, which wanconv does not read", "take the file it was made from")
@@ -187,7 +188,7 @@ def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
         options = excluding(foreign, kept)
         leave = f"leave out what is not of the model: {options}"
         hint = leave if hint == _KNOWN else f"{hint}; {'or' if found[0].foreign else 'and'} {leave}"
-    elif matched and "--exclude" not in hint:
+    elif matched and "exclude" not in named(hint):
         options = excluding([file for one in found for file in one.part.files], kept)
         hint += f"; or leave out what is not of the model: {options}"
     return Unrecognised(message, hint, (*first.details, *others))

@@ -60,7 +60,7 @@ def plan(
         )
         findings = [*findings_of(model, recipe, layout, list(held.steps.values())), *held.findings, *left_out]
     if shard_nbytes and layout.shard_nbytes is None:
-        sentence = f"the {layout.name} layout has one file per component: --shard-size changes nothing"
+        sentence = f"the {layout.name} layout has one file per component: `shard_nbytes` changes nothing"
         findings.append(Finding("warning", layout.name, sentence))
     if refusals:
         raise _all_of(refusals)
@@ -124,7 +124,7 @@ def _no_layout(model: Model, layout: Layout, reason: str) -> Refused:
     own = source_layout(model)
     homes = [name for name, one in LAYOUTS.items() if model.family.name not in (one.refused or {})]
     advice = f"; the source's own is {own.name}" if own.name in homes else f": {', '.join(homes)}"
-    return Refused(f"{model.family.name} has no {layout.name} layout: {reason}", f"choose another --layout{advice}")
+    return Refused(f"{model.family.name} has no {layout.name} layout: {reason}", f"choose another `layout`{advice}")
 
 
 def _place(model: Model, component: Component, layout: Layout) -> Place:
@@ -159,7 +159,7 @@ def _tokenizer_beside(path: Path) -> bytes:
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             most = size(TOKENIZER_NBYTES)
             message = f"{path} has {exact_size(nbytes)}, and a tokenizer that becomes a tensor at most {most}"
-            raise InputError(message, "leave it out with --exclude: it is no tokenizer of this model")
+            raise InputError(message, "leave it out with `exclude`: it is no tokenizer of this model")
         return read_small(path, TOKENIZER_NBYTES)
 
 

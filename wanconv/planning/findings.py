@@ -104,7 +104,7 @@ def roles_of(model: Model) -> list[Finding]:
     if model.mark is None and (family := expert_unless_dense(model)) is not None:
         message = f"taken for the denoiser of {model.family.name}: nothing here tells it from an expert of {family}, "
         message += "whose names and shapes are the same"
-        findings.append(Finding("note", "dit", message, "--expert high or --expert low says that it is one"))
+        findings.append(Finding("note", "dit", message, '`expert="high"` or `expert="low"` says that it is one'))
     return findings
 
 

@@ -6,9 +6,8 @@ describes how its tensors are stored is written anew by the layout, or is no lon
 
 import os
 from collections.abc import Mapping
-from shlex import quote
 
-from wanconv.errors import Refused
+from wanconv.errors import Refused, argument
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
 from wanconv.report import Finding
@@ -95,9 +94,9 @@ def refused_mark(model: Model, layout: Layout) -> Refused | None:
     if mark is None or not unread_mark(model, layout):
         return None
     homes = ", ".join(name for name, one in LAYOUTS.items() if mark.by in one.marks)
-    hint = f"choose another --layout: {homes}"
+    hint = f"choose another `layout`: {homes}"
     if mark.by != "header":
-        hint += f"; or --exclude {quote(mark.path)}, which makes it {mark.base}"
+        hint += f"; or {argument('exclude', [mark.path])}, which makes it {mark.base}"
     said = f"it says of itself that it is {mark.name}, by {quoted(mark)} in {mark.where}"
     return Refused(
         f"{model.title} has no {layout.name} layout: {said}, which the client of {layout.name} does not read: "

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from glob import escape
 from pathlib import Path
-from shlex import quote
 
-from wanconv.errors import Refused
+from wanconv.errors import Refused, argument
 from wanconv.layouts import Layout, Stored
 from wanconv.models import Target, targets
 from wanconv.planning.files import Slot
@@ -115,4 +114,4 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
 def without(component: Component) -> str:
     """Returns the options that leave a component out."""
     folder = component.part.folder
-    return f"--exclude {quote(f'{escape(folder)}/*')}" if folder else excluding(component.part.files)
+    return argument("exclude", [f"{escape(folder)}/*"]) if folder else excluding(component.part.files)

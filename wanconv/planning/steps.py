@@ -69,7 +69,7 @@ def steps_of(model: Model, recipe: Recipe, layout: Layout, overflowing: frozense
     if unread:
         raise Refused(
             f"the {layout.name} layout does not take this recipe: {'; '.join(unread)}",
-            "choose another --recipe",
+            "choose another `recipe`",
             [some(names) for names in unread.values()],
         )
     return {name: _as_before(step, model.components[name.partition("/")[0]].part) for name, step in steps.items()}

@@ -4,9 +4,10 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
-from shlex import quote
 
-_MOST = 4  # options in one hint
+from wanconv.errors import argument
+
+_MOST = 4  # globs in one hint
 
 
 def excluded_by(path: str, globs: Collection[str]) -> str | None:
@@ -31,7 +32,7 @@ def unmatched(globs: Iterable[str], paths: Collection[str]) -> tuple[str, ...]:
 
 
 def excluding(paths: Sequence[str], kept: Collection[str] = ()) -> str:
-    """Returns the options that leave files out and none of those `kept`: for a shell, one for each file or, where
+    """Returns the argument that leaves files out and none of those `kept`: one glob for each file or, where
     there are many, for each folder that holds nothing else."""
     if len(paths) > _MOST:
         homes = {os.path.dirname(path) for path in kept}
@@ -44,7 +45,7 @@ def excluding(paths: Sequence[str], kept: Collection[str] = ()) -> str:
     else:
         globs = [_whole(path) for path in paths]
     more = f" and {len(globs) - _MOST} more" if len(globs) > _MOST else ""
-    return " ".join(f"--exclude {quote(glob)}" for glob in globs[:_MOST]) + more
+    return argument("exclude", globs[:_MOST]) + more
 
 
 def _whole(path: str) -> str:

@@ -69,7 +69,7 @@ def bare_weights(model: Model) -> list[Finding]:
             if bare:
                 weights, have = count(len(of_it), "weight"), "has" if len(bare) == 1 else "have"
                 message = f"{len(bare)} of {weights} in {dtype} {have} no scales: plain casts, or theirs were lost"
-                findings.append(Finding("warning", some(bare), message, "prove them: verify --against the source"))
+                findings.append(Finding("warning", some(bare), message, "prove them: verify `against` the source"))
     return findings
 
 
@@ -168,4 +168,4 @@ def _parsed(text: str | None) -> object:
 
 
 def _failure(where: str, message: str) -> Finding:
-    return Finding("failure", where, message, "convert it for that client: --layout", CheckFailed.code)
+    return Finding("failure", where, message, "convert it for that client: `layout`", CheckFailed.code)

@@ -55,5 +55,5 @@ def _recorded(root: Path, record: Snapshot | None) -> Reference:
     for hub, cache in _CACHES.items():
         if match := cache.search(os.path.realpath(root)):
             return Reference(hub, match["repository"].replace("--", "/", 1), match["revision"])
-    hint = "name it: --hub hf://OWNER/NAME or --hub ms://OWNER/NAME"
+    hint = 'name it: `hub="hf://OWNER/NAME"` or `hub="ms://OWNER/NAME"`'
     raise UsageError(f"nothing in {root} says which repository it is from", hint)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
-from shlex import quote
 
 from wanconv.containers import Header, read_header
 from wanconv.containers.files import explained
-from wanconv.errors import InputError, NotFinite, Refused, UsageError
+from wanconv.errors import InputError, NotFinite, Refused, UsageError, argument
 from wanconv.models import DENOISERS
 from wanconv.models.experts import Witness, hear, twin, witnesses_of
 from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
@@ -45,7 +44,7 @@ def parse(text: str) -> Wanted:
     """Returns what `[COMPONENT=]FILE[:strength]` means; a file that is there by its whole name has no strength."""
     word, equals, rest = text.partition("=")
     component = _COMPONENTS.get(word) if equals else None
-    name, where = rest if component else text, f"--lora {text}".rstrip()
+    name, where = rest if component else text, f"`loras` {text}".rstrip()
     whole = local_path(name, where)
     head, colon, tail = name.rpartition(":")
     if not colon or os.path.lexists(whole):
@@ -56,7 +55,7 @@ def parse(text: str) -> Wanted:
         strength = float("nan")
     file = local_path(head, where)
     if not isfinite(strength):
-        raise UsageError(f"--lora {text}: {tail!r} is no strength", _FORM)
+        raise UsageError(f"`loras` {text}: {tail!r} is no strength", _FORM)
     return Wanted(file, strength, component)
 
 
@@ -86,7 +85,7 @@ def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Mod
         header, sha256 = read[wanted.file]
         if any(one.sha256 == sha256 and one.component == component.name for one in found):
             raise UsageError(
-                f"--lora {wanted.file} is given twice for {component.name}",
+                f"`loras` {wanted.file} is given twice for {component.name}",
                 "give it once, with the sum as its strength",
             )
         try:
@@ -126,19 +125,19 @@ def _component(
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
-        message = f"--lora {wanted.file}: there is no such file, and {word!r} is no component"
+        message = f"`loras` {wanted.file}: there is no such file, and {word!r} is no component"
         raise UsageError(message, suggestion(word, _COMPONENTS, _FORM))
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
             has = ", ".join(component.name for component in denoisers) or "no denoiser"
             raise UsageError(
-                f"--lora {wanted.file} is for {wanted.component}, and {model.checkpoint.root} holds {has}",
+                f"`loras` {wanted.file} is for {wanted.component}, and {model.checkpoint.root} holds {has}",
                 "name a component that is there, or none",
             )
         return model.components[wanted.component], ""
     if not denoisers:
         raise UsageError(
-            f"--lora {wanted.file}: {model.checkpoint.root} holds no denoiser", "give the model that the LoRA is for"
+            f"`loras` {wanted.file}: {model.checkpoint.root} holds no denoiser", "give the model that the LoRA is for"
         )
     if denoisers[0].name == "dit":
         return denoisers[0], ""
@@ -153,7 +152,7 @@ def _expert(
     held = {component.name: component for component in denoisers}
     heard, name = hear(witnesses), ""
     if heard.contradiction:
-        message = f"--lora {file}: what says which expert it is for contradicts itself"
+        message = f"`loras` {file}: what says which expert it is for contradicts itself"
         raise UsageError(message, _say(file, held), heard.contradiction)
     named = sorted({f"expert.{expert}" for witness in witnesses for expert in witness.said.weights})
     if heard.expert is not None:
@@ -162,13 +161,13 @@ def _expert(
             return held[name], heard.evidence
     if (name and name not in held) or len(named) > 1:
         raise UsageError(
-            f"--lora {file}: its name speaks of {' and '.join(named)}, and "
+            f"`loras` {file}: its name speaks of {' and '.join(named)}, and "
             f"{model.checkpoint.root} holds {', '.join(held)}",
             _say(file, held),
         )
     if len(denoisers) > 1:
         raise UsageError(
-            f"--lora {file}: neither its name nor a word before it says which expert it is for", _say(file, held)
+            f"`loras` {file}: neither its name nor a word before it says which expert it is for", _say(file, held)
         )
     return denoisers[0], ""
 
@@ -181,7 +180,7 @@ def _witnesses(file: Path, header: Header, names: Sequence[str]) -> list[Witness
 def _say(file: Path, held: Collection[str]) -> str:
     """Returns how to say which expert a LoRA is for."""
     words = [f"{name.rpartition('.')[2]}={file}" for name in held]
-    forms = [f"--lora {quote(word)}" for word in words]
+    forms = [argument("loras", [word]) for word in words]
     if len(forms) == 1:
         return f"say which it is for: {forms[0]}"
     return f"say {' or '.join(forms)}, or both where one file serves both"
@@ -189,7 +188,7 @@ def _say(file: Path, held: Collection[str]) -> str:
 
 def _open(file: Path) -> tuple[Header, str]:
     if not printable(str(file)):
-        raise InputError(f"--lora {str(file)!r} holds characters that no path should have", "rename the file")
+        raise InputError(f"`loras` {str(file)!r} holds characters that no path should have", "rename the file")
     if file.suffix != ".safetensors":
         with explained(file):
             file.stat()
@@ -218,7 +217,7 @@ def _patches(
         names = ("key names", "keys names" if len(unmatched) == 1 else "keys name")
         message = f"{where}: {len(unmatched)} of its {count(len(header.tensors), *names)} no tensor there"
         raise Refused(
-            message, "check which model it was made for; --lora-allow-unmatched merges the others alone", unmatched
+            message, "check which model it was made for; `lora_allow_unmatched=True` merges the others alone", unmatched
         )
     alpha = _metadata_alpha(header, wanted.file)
     made: dict[str, list[Patch]] = {}

@@ -57,7 +57,9 @@ def confirm_file(part: Part, file: Path, where: Path) -> None:
     a .pth file that torch reads the same; raises InputError."""
     tensors = {name: ref for name, ref in part.tensors.items() if ref.file == file}
     if where != file and not _says_the_same(file, where, tensors.values()):
-        raise InputError(f"{file} is not the file whose header was read", "--force starts over; or try the other hub")
+        raise InputError(
+            f"{file} is not the file whose header was read", "`overwrite=True` starts over; or try the other hub"
+        )
     if part.container == "pth":
         pth.confirm(where, tensors)
 

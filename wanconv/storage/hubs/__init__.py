@@ -6,7 +6,7 @@ Importing a hub brings its client; `open_hub` imports the one that is asked for.
 import re
 from dataclasses import dataclass
 
-from wanconv.errors import UsageError
+from wanconv.errors import UsageError, argument
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
 from wanconv.storage.places import unsupported
@@ -37,13 +37,13 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
     if match is None or ".." in match["repository"] or match["scheme"] not in (None, "hf", "ms"):
         raise UsageError(f"{text!r} is no repository", _FORM)
     if source is not None and source not in _SOURCES:
-        otherwise = "give --source hf or --source modelscope"
+        otherwise = 'give `source="hf"` or `source="modelscope"`'
         raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))
     hub = match["scheme"] or _SOURCES[source or "hf"]
     if source is not None and hub != _SOURCES[source]:
-        raise UsageError(f"{text} and --source {source} name two hubs", "leave one of them out")
+        raise UsageError(f"{text} and {argument('source', source)} name two hubs", "leave one of them out")
     if match["revision"] and revision and match["revision"] != revision:
-        raise UsageError(f"{text} and --revision {revision} name two revisions", "leave one of them out")
+        raise UsageError(f"{text} and {argument('revision', revision)} name two revisions", "leave one of them out")
     return Reference(hub, match["repository"], match["revision"] or revision)
 
 

@@ -81,7 +81,7 @@ class HuggingFace:
         return Address(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
 
     def _gated(self, repository: str) -> InputError:
-        hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give --token"
+        hint = f"accept its conditions at {self._endpoint}/{repository}, then set {self.token_name} or give `token`"
         return InputError(f"{repository} on {self.title} is gated", hint)
 
     def _absent(self, repository: str) -> InputError:
@@ -90,7 +90,7 @@ class HuggingFace:
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
-            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
+            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give `token`")
         if is_offline_mode():
             raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs

@@ -97,7 +97,7 @@ class ModelScope:
         return secrets if self._token else {}
 
     def _denied(self, repository: str) -> InputError:
-        hint = f"set {self.token_name}, or give --token"
+        hint = f"set {self.token_name}, or give `token`"
         return InputError(f"{repository} on {self.title} needs a token that is allowed to do this", hint)
 
     def _absent(self, repository: str, revision: str) -> InputError:
@@ -106,7 +106,7 @@ class ModelScope:
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
         if not self._token:
-            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give --token")
+            raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give `token`")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
         client = HubApi(endpoint=self._endpoint, token=self._token)
         guarded_modelscope(client, self._endpoint, self._patience)

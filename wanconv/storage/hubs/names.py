@@ -23,7 +23,7 @@ def check_names(paths: Iterable[str], where: str) -> None:
     faults += [] if faults else _collisions(paths)
     if faults:
         message = f"{where} lists {count(len(faults), 'file')} under names that are not safe to write"
-        raise InputError(message, "do not trust this repository; --exclude leaves files out", faults)
+        raise InputError(message, "do not trust this repository; `exclude` leaves files out", faults)
 
 
 def _fault(path: str) -> str:

@@ -109,7 +109,7 @@ def _check_status(response: requests.Response, at_home: bool) -> None:
     if status in BUSY or (status == 403 and not at_home):  # a signed address that has run out is signed anew
         raise Passing(f"{url} answers {reason(response)}", retry_after(response.headers.get("Retry-After")))
     if status in (401, 403):
-        hint = "accept the model's conditions on its page, and give a token that may read it (--token)"
+        hint = "accept the model's conditions on its page, and give a token that may read it (`token`)"
         raise InputError(f"{url} answers {status}: not allowed", hint)
     if status == 404:
         raise InputError(f"{url} does not exist", "its revision may be gone: run the same command again")

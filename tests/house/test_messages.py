@@ -1,0 +1,112 @@
+"""What wanconv says: the library names its own arguments, and the command line turns each into one of its options."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from wanconv.cli.app import app
+from wanconv.cli.flags import COMMANDS, FLAGS, SAME, as_flags, flags_in_error
+from wanconv.errors import InputError, Refused, UsageError, argument, named
+
+ROOT = Path(__file__).resolve().parents[2]
+BELOW_CLI = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "cli" not in path.parts)
+OPTION = re.compile(r"(?<![\w\-\\)])(?:--(?:[a-z][\w-]*|$)|-[a-z](?![\w\[]))")
+
+# What is a command line by itself: in a model card, in the demo's page, of pip, and in what numbers are named by.
+COMMAND_LINES = {
+    "wanconv/provenance/card.py",
+    "wanconv/commands/demo.py",
+    "wanconv/evaluation/backbone.py",
+}
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields line and text of every string constant that is not a docstring, the parts of f-strings among them."""
+    tree = ast.parse(path.read_text())
+    documented = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.lineno, node.value
+
+
+def options_in(path: Path) -> list[str]:
+    where = path.relative_to(ROOT).as_posix()
+    if where in COMMAND_LINES:
+        return []
+    return [f"{where}:{line}: {text}" for line, text in texts(path) if OPTION.search(text)]
+
+
+def options_of_commands() -> set[str]:
+    command = typer.main.get_command(app)
+    commands = getattr(command, "commands")  # noqa: B009  # of Typer's own group class
+    return {name for one in commands.values() for parameter in one.params for name in parameter.opts}
+
+
+def test_no_message_below_the_command_line_names_an_option() -> None:
+    assert len(BELOW_CLI) > 150
+    assert [line for path in BELOW_CLI for line in options_in(path)] == []
+
+
+def test_the_search_for_options_finds_one(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text('"""--docstring"""\nraise ValueError(f"choose another {1} --out", "or -o")\n')
+    found = [text for _, text in texts(tmp_path / "a.py") if OPTION.search(text)]
+    assert sorted(found) == [" --out", "or -o"]
+
+
+def test_every_argument_that_a_message_names_is_an_option_of_a_command() -> None:
+    known = options_of_commands()
+    assert {FLAGS.get(name, f"--{name.replace('_', '-')}") for name in [*FLAGS, *SAME]} <= known
+    spoken = {
+        name
+        for path in BELOW_CLI
+        if path.name != "errors.py" and path.relative_to(ROOT).as_posix() not in COMMAND_LINES
+        for _, text in texts(path)
+        for name in named(text)
+    }
+    assert {"overwrite", "out", "exclude", "layout"} <= spoken
+    assert spoken - set(FLAGS) - SAME == {"gunzip"}  # a command of the system
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("choose another `out`, or `overwrite=True` to replace it", "choose another --out, or --force to replace it"),
+        ('say `expert="high"` or `expert="low"`', "say --expert high or --expert low"),
+        ("`shard_nbytes` changes nothing", "--shard-size changes nothing"),
+        (argument("exclude", ["a b/*", "c"]), "--exclude 'a b/*' --exclude c"),
+        (argument("loras", ["high=x`y.safetensors"]), "--lora 'high=x`y.safetensors'"),
+        (argument("exclude", ["\x1b[2J"]), "--exclude $'\\033[2J'"),
+        ("fetch it: `git lfs pull`, `gunzip`, `unknown`", "fetch it: `git lfs pull`, `gunzip`, `unknown`"),
+        ('a file named `out="\\x"`', 'a file named `out="\\x"`'),
+    ],
+)
+def test_an_argument_becomes_an_option(said: str, shown: str) -> None:
+    assert as_flags(said) == shown
+
+
+@pytest.mark.parametrize("call", COMMANDS)
+def test_a_call_that_a_message_advises_becomes_a_command(call: str) -> None:
+    assert as_flags(f"run wanconv {call} now") == f"run wanconv {COMMANDS[call]} now"
+    assert any(call in text for path in BELOW_CLI for _, text in texts(path))
+
+
+def test_an_error_keeps_its_kind_and_names_options_in_all_of_its_lines() -> None:
+    error = flags_in_error(Refused("`out` is full", "give `token`", ["without `lora_allow_unmatched`"]))
+    assert (type(error), error.message, error.hint) == (Refused, "--out is full", "give --token")
+    assert error.details == ("without --lora-allow-unmatched",)
+
+
+def test_an_error_says_which_arguments_it_is_about() -> None:
+    error = UsageError("`out` is taken", "choose another `out`, or `overwrite=True`")
+    assert error.arguments == ("out", "overwrite")
+    assert InputError("a file is damaged").arguments == ()
