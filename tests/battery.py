@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -63,6 +64,8 @@ class Scale:
     """of 14B width"""
     torches: int
     """versions beside this one"""
+    every_call: bool
+    """of those that may fail; else the first, the second, the fourth, the eighth …"""
     every_error: bool
     """of a call, EIO and ENOSPC; else one after the other"""
     every_system_error: bool
@@ -81,6 +84,7 @@ SCALES = {
         flips=40,
         blocks=1,
         torches=0,
+        every_call=False,
         every_error=False,
         every_system_error=False,
     ),
@@ -95,6 +99,7 @@ SCALES = {
         flips=200,
         blocks=2,
         torches=0,
+        every_call=True,
         every_error=True,
         every_system_error=False,
     ),
@@ -109,10 +114,16 @@ SCALES = {
         flips=2_000,
         blocks=40,
         torches=2,
+        every_call=True,
         every_error=True,
         every_system_error=True,
     ),
 }
+
+
+def calls(scale: Scale) -> Iterator[int]:
+    """Yields the numbers of the calls that are to fail, without end."""
+    return count(1) if scale.every_call else (1 << number for number in count())
 
 
 @dataclass(frozen=True, slots=True)

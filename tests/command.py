@@ -1,19 +1,50 @@
-"""Runs `wanconv` as a user does: a process of its own."""
+"""Runs `wanconv` as a user does: in this process, or where the process is what is tested, in one of its own."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 COMMAND = (sys.executable, "-m", "wanconv")
 
 
+def call(*arguments: object, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command in this process, which has the libraries already: what it says, and its exit code.
+
+    Its environment comes too late for what libraries read when they are imported, such as the addresses of hubs.
+    """
+    from wanconv.cli.run import run as command_line  # no torch, and still too much for tests that do not call it
+
+    words = list(map(str, arguments))
+    with pytest.MonkeyPatch.context() as patch, chdir(cwd):
+        patch.setattr(sys, "argv", ["wanconv", *words])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+            try:
+                command_line(words)
+            except SystemExit as ending:
+                code = int(ending.code or 0)
+    return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
+
+
+def call_all(commands: Sequence[Sequence[str]], cwd: Path) -> "list[Done]":
+    """Returns what became of each command in this process, one after the other."""
+    done = [call(*arguments, cwd=cwd) for arguments in commands]
+    return [Done(one.returncode, one.stdout, one.stderr) for one in done]
+
+
 def run(*arguments: object, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command in a process of its own, started anew: its environment, its memory, its imports, its end."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
@@ -91,41 +122,6 @@ def run_all(commands: Sequence[Sequence[str]], cwd: Path, imports: Sequence[str]
         capture_output=True,
         text=True,
         timeout=300,
-        check=True,
-    )
-    return [Done(*result) for result in json.loads(done.stdout)]
-
-
-# Loads the command line and its libraries once and runs every command in that one process.
-_IN_TURN = """
-import contextlib, io, json, sys
-from wanconv.cli import main
-
-results = []
-for arguments in json.load(sys.stdin):
-    sys.argv = ["wanconv", *arguments]
-    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
-        try:
-            main()
-        except SystemExit as ending:
-            code = ending.code
-    results.append([code, output.getvalue(), errors.getvalue()])
-print(json.dumps(results))
-"""
-
-
-def run_in_turn(commands: Sequence[Sequence[str]], cwd: Path) -> list[Done]:
-    """Returns what became of each command, in one process for them all: for many that share their libraries' start.
-
-    What each cost is not known.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_TURN],
-        cwd=cwd,
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        timeout=600,
         check=True,
     )
     return [Done(*result) for result in json.loads(done.stdout)]

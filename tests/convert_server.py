@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +142,18 @@ def _done(request: dict[str, Any], out: Path) -> "Report":
     return convert(Path(source), Options(**options, out=out))
 
 
-def _serve() -> None:
+SHARED = (  # torch above all, for the children to share
+    "wanconv.commands.convert",
+    "wanconv.commands.download",
+    "wanconv.conversion.encode",
+    "wanconv.storage.hubs.huggingface",
+)
 
+
+def _serve() -> None:
+    for module in SHARED:
+        import_module(module)
+    assert "torch" in sys.modules
     for line in sys.stdin:
         read, report = os.pipe()
         pid = os.fork()

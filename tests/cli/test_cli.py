@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import COMMAND, run
+from command import COMMAND, call, run
 
 from wanconv import __version__, recipe
 from wanconv.cli.app import app
@@ -80,7 +80,7 @@ def test_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_names_the_options_and_ends_with_examples(verb: str, tmp_path: Path) -> None:
-    done = run(verb, "--help", cwd=tmp_path, COLUMNS="120")
+    done = call(verb, "--help", cwd=tmp_path, COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, "")
     assert [
         option for option in OPTIONS.get(verb, ("--json", "--quiet", "--verbose")) if option not in done.stdout
@@ -170,7 +170,7 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
 def test_a_wrong_command_is_told_in_a_sentence_and_a_hint(
     arguments: str, message: str, hint: str, source: Path
 ) -> None:
-    done = run(*arguments.split(), cwd=source.parent)
+    done = call(*arguments.split(), cwd=source.parent)
     assert (done.returncode, done.stdout) == (2, "")
     first, *_, last = done.stderr.splitlines()
     assert first.startswith("error[usage]: ")
@@ -191,14 +191,14 @@ def test_a_removed_current_folder_is_told_in_a_sentence(source: Path, tmp_path: 
 
 def test_a_tilde_that_the_shell_has_left_is_the_home_folder(source: Path, tmp_path: Path) -> None:
     Path(shutil.copytree(source, tmp_path / "model"))
-    done = run("convert", "~/model", "-r", "bf16", "--out=~/out", "--dry-run", cwd=source.parent, HOME=str(tmp_path))
+    done = call("convert", "~/model", "-r", "bf16", "--out=~/out", "--dry-run", cwd=source.parent, HOME=str(tmp_path))
     assert done.stdout.splitlines()[0] == f"plan: {tmp_path}/model → {tmp_path}/out"
-    done = run("inspect", "~nobody-of-that-name", cwd=source.parent)
+    done = call("inspect", "~nobody-of-that-name", cwd=source.parent)
     assert done.stderr.startswith("error[unreadable]: ~nobody-of-that-name does not exist")
 
 
 def test_options_may_be_spelled_with_underscores(source: Path) -> None:
-    done = run("convert", source, "--recipe=bf16", "--dry_run", "--base_model", "a/b_c", cwd=source.parent)
+    done = call("convert", source, "--recipe=bf16", "--dry_run", "--base_model", "a/b_c", cwd=source.parent)
     assert done.returncode == 0
     assert done.stdout.startswith("plan: ")
 
@@ -213,7 +213,7 @@ def test_options_may_be_spelled_with_underscores(source: Path) -> None:
         ("convert source -r keep -n", 0),
         ("convert source -r keep -o converted", 0),
         ("verify whole --against source", 0),
-        ("demo --dir demo --progress none", 0),
+        pytest.param("demo --dir demo --progress none", 0, marks=pytest.mark.exhaustive),
         ("verify source --sums wrong.md5", 4),
         ("inspect nowhere", 3),
         ("convert source -r nothing", 2),
@@ -225,7 +225,7 @@ def test_options_may_be_spelled_with_underscores(source: Path) -> None:
 )
 def test_json_is_one_document_on_stdout_whatever_happens(arguments: str, exit_code: int, source: Path) -> None:
     (source.parent / "wrong.md5").write_text("0" * 32 + "  config.json\n")
-    done = run(*arguments.split(), "--json", cwd=source.parent)
+    done = call(*arguments.split(), "--json", cwd=source.parent)
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert (done.returncode, report["exit_code"], report["ok"]) == (exit_code, exit_code, exit_code == 0)
     assert report["schema"] == "wanconv.report/1"
@@ -238,14 +238,14 @@ def test_json_is_one_document_on_stdout_whatever_happens(arguments: str, exit_co
 
 @pytest.mark.parametrize("arguments", ["recipes", "inspect .", "convert . -r bf16 -n", "verify ."])
 def test_quiet_prints_nothing_when_all_is_well(arguments: str, source: Path) -> None:
-    done = run(*arguments.split(), "-q", cwd=source)
+    done = call(*arguments.split(), "-q", cwd=source)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_quiet_prints_failures(source: Path, tmp_path: Path) -> None:
     sums = tmp_path / "wrong.md5"
     sums.write_text("0" * 32 + "  config.json\n")
-    done = run("verify", source, "-q", "--sums", sums, cwd=tmp_path)
+    done = call("verify", source, "-q", "--sums", sums, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("failure config.json: md5 is ")
 
@@ -253,13 +253,13 @@ def test_quiet_prints_failures(source: Path, tmp_path: Path) -> None:
 def test_ten_lines_of_a_long_list_are_shown_and_all_with_v(source: Path, tmp_path: Path) -> None:
     sums = tmp_path / "missing.md5"
     sums.write_text("".join("0" * 32 + f"  file{number}\n" for number in range(12)))
-    short, long = (run("verify", source, "--sums", sums, *more, cwd=tmp_path) for more in ([], ["-v"]))
+    short, long = (call("verify", source, "--sums", sums, *more, cwd=tmp_path) for more in ([], ["-v"]))
     assert (short.stderr.count("is missing"), long.stderr.count("is missing")) == (10, 12)
     assert "… and 2 more (-v shows them)" in short.stderr
 
 
 def test_results_go_to_stdout_and_findings_to_stderr(source: Path) -> None:
-    done = run("verify", source, cwd=source.parent)
+    done = call("verify", source, cwd=source.parent)
     assert "408" not in done.stdout
     assert "tensors, every one known" in done.stdout
     assert done.stderr.startswith("warning ")
@@ -310,7 +310,7 @@ def test_a_terminal_gets_colour_and_progress_and_no_color_is_honoured(source: Pa
 
 
 def test_elsewhere_there_is_no_progress_and_no_escape_sequence(source: Path, list_of_all: Path) -> None:
-    done = run("verify", source, "--sums", list_of_all, cwd=source)
+    done = call("verify", source, "--sums", list_of_all, cwd=source)
     assert done.returncode == 4
     assert "\x1b" not in done.stdout + done.stderr
     assert "checking digests" not in done.stderr
@@ -341,7 +341,7 @@ def test_closed_output_is_no_traceback(source: Path) -> None:
 @pytest.mark.parametrize("name", ["[red]", ":smile:", "-under_score ü"])
 def test_a_path_is_printed_as_it_is(name: str, source: Path, tmp_path: Path) -> None:
     (tmp_path / name).symlink_to(source)
-    done = run("inspect", f"./{name}", cwd=tmp_path)
+    done = call("inspect", f"./{name}", cwd=tmp_path)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, name)
 
 
@@ -356,11 +356,11 @@ def test_a_file_name_that_is_no_text_is_no_traceback(source: Path, tmp_path: Pat
 
 def test_settings_come_from_the_environment(source: Path) -> None:
     environment = {"WANCONV_RECIPE": "fp32", "WANCONV_LAYOUT": "diffusers", "WANCONV_JOBS": "1"}
-    done = run("convert", source, "-n", "--json", cwd=source.parent, **environment)
+    done = call("convert", source, "-n", "--json", cwd=source.parent, **environment)
     figures = json.loads(done.stdout)["figures"]
     assert figures["recipe"].startswith("fp32: ")
     assert figures["layout"].startswith("diffusers ")
-    more = run("convert", source, "-n", "--json", cwd=source.parent, **environment | {"WANCONV_JOBS": "3"})
+    more = call("convert", source, "-n", "--json", cwd=source.parent, **environment | {"WANCONV_JOBS": "3"})
     assert json.loads(more.stdout)["figures"]["conversion_memory_nbytes"] > figures["conversion_memory_nbytes"]
 
 
@@ -372,7 +372,7 @@ def completions(line: str, cwd: Path) -> set[str]:
         "COMP_WORDS": " ".join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
-    return set(run(cwd=cwd, **environment).stdout.split())
+    return set(call(cwd=cwd, **environment).stdout.split())
 
 
 def test_the_shell_completes_commands_recipes_and_layouts(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_an_interrupted_convert_names_the_command_that_finishes_it(
     number: signal.Signals, long_job: Path, tmp_path: Path
 ) -> None:
@@ -426,7 +426,7 @@ def test_an_interrupted_convert_names_the_command_that_finishes_it(
     resume = last.removeprefix("hint: run the same command to go on: ")
     assert shlex.split(resume) == ["wanconv", *arguments]
     assert not (tmp_path / "a folder").exists()
-    done = run(*shlex.split(resume)[1:], cwd=tmp_path)
+    done = call(*shlex.split(resume)[1:], cwd=tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "a folder" / "wanconv.json").exists()
 

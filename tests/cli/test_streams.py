@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from command import COMMAND
+from covering import covering, some
 
 FULL = "error[output]: the report cannot be printed: No space left on device\nhint: free space where the output goes\n"
-COMMANDS = {"--help": 0, "recipes": 0, "recipes nothing": 2, "recipes --json": 0, "recipes nothing --json": 2}
+COMMANDS = {"recipes": 0, "--help": 0, "recipes nothing": 2, "recipes --json": 0, "recipes nothing --json": 2}
 
 
 def ended(line: str, cwd: Path) -> tuple[int, str, str]:
@@ -22,18 +23,11 @@ def ended(line: str, cwd: Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
-    """Returns how each command ends where every stream is open."""
-    folder = tmp_path_factory.mktemp("plain")
-    return {command: ended(f"{shlex.join(COMMAND)} {command}", folder) for command in COMMANDS}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", some(list(COMMANDS), 4))
 def test_no_stream_changes_what_a_command_does_or_keeps_back_what_the_others_can_take(
-    command: str, plain: dict[str, tuple[int, str, str]], tmp_path: Path
+    command: str, tmp_path: Path
 ) -> None:
-    code, output, errors = plain[command]
+    code, output, errors = ended(f"{shlex.join(COMMAND)} {command}", tmp_path)
     assert code == COMMANDS[command]
     assert output or errors
     line = f"{shlex.join(COMMAND)} {command}"
@@ -59,7 +53,7 @@ def test_a_failed_check_stays_one_where_its_reader_is_gone(tiny: Callable[..., P
     assert ended(line, tmp_path)[0] == 4
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", some(["<&- >&- 2>&-", "2>&-"], 2))
 def test_a_message_goes_into_no_weight_file_where_streams_are_closed(
     closed: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -127,8 +121,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", INTERRUPTED)
+@covering(("moment", "number"), list(INTERRUPTED), [signal.SIGINT, signal.SIGTERM], strength=1)
 def test_an_interrupt_ends_with_130_or_0_and_no_traceback(moment: str, number: signal.Signals, tmp_path: Path) -> None:
     script = HOOKS.replace("{number}", str(int(number))).replace("{hook}", INTERRUPTED[moment])
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -186,7 +179,7 @@ print(codes)
 """
 
 
-@pytest.mark.parametrize("code", [4, 130])
+@pytest.mark.parametrize("code", some([4, 130], 2))
 def test_an_interrupt_at_any_instruction_of_main_is_no_end_by_signal(code: int, tmp_path: Path) -> None:
     script = EVERYWHERE.replace("{code}", str(code))
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Done, run_in_turn
+from command import Done, run_all
 from rich.text import Text
 from validation_samples import as_json, cannot_judge
 
@@ -346,7 +346,7 @@ def shown(
             patch.setenv(name, endpoint)
         patch.setenv("HF_HUB_OFFLINE", "0")
         patch.setenv("COLUMNS", "200")
-        done = run_in_turn([*commands.values(), *([*words, "--json"] for words in commands.values())], root)
+        done = run_all([*commands.values(), *([*words, "--json"] for words in commands.values())], root)
     names = list(commands)
     return dict(zip(names, done, strict=False)), dict(zip(names, done[len(names) :], strict=True))
 

@@ -15,6 +15,7 @@ from wanconv.commands import demo
 from wanconv.errors import UsageError
 
 
+@pytest.mark.exhaustive
 def test_the_demo_asks_no_network_and_says_where_to_look_and_may_be_run_again(tmp_path: Path) -> None:
     """It converts, verifies, validates, breaks and compares; what a stopped run left is made again."""
     folder = tmp_path / "a folder"

@@ -18,6 +18,8 @@ from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.report import Finding
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Place(NamedTuple):
     """Bytes of a file, and the tensor that they hold ("" for headers and sidecars)."""

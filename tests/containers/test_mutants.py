@@ -18,6 +18,7 @@ from wanconv.errors import InputError, Refused, UsageError, WanconvError
 from wanconv.models import FAMILIES
 from wanconv.verdict import judge, load_profile
 
+pytestmark = pytest.mark.exhaustive
 Slot = tuple[Any, Any]  # a container, and where in it
 Record = Callable[[str, object], None]
 

@@ -348,6 +348,7 @@ def test_confirm_sees_a_wrong_name_shape_dtype_and_place(tmp_path: Path) -> None
             confirm(other, tensors)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_mutant_is_refused_or_read_as_torch_reads_it(
     part: int, scale: Scale, in_memory: Path, record_property: Callable[[str, object], None]

@@ -232,6 +232,7 @@ def mutant(seed: int) -> bytes:
     return struct.pack("<Q", max(length, 0)) + raw + payload
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_mutant_is_refused_or_read_as_the_library_reads_it(
     part: int, scale: Scale, in_memory: Path, record_property: Callable[[str, object], None]

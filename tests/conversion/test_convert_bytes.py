@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from covering import covering
 
 from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options
@@ -62,11 +63,11 @@ def test_neither_the_place_nor_the_spelling_of_source_and_out_show_in_the_bytes(
     assert contents(Path("somewhere else/../link"), Path("relative"), options) == expected
 
 
-@pytest.mark.parametrize("stops", [[0.1, 0.5, 0.95], [0.99]])
-@pytest.mark.parametrize(("recipe", "layout"), RECIPES[1:])
+@covering(("case", "stops"), RECIPES[1:], [(0.1, 0.5, 0.95), (0.99,)], strength=1)
 def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
-    source: Path, tmp_path: Path, recipe: str, layout: str, stops: Sequence[float]
+    source: Path, tmp_path: Path, case: tuple[str, str], stops: Sequence[float]
 ) -> None:
+    recipe, layout = case
     recipe = tiny.searched(tmp_path) if recipe == "searched" else recipe
     options = Options(recipe, layout=layout, out=tmp_path / "out", block_nbytes=1 << 16)
     expected = contents(source, tmp_path / "whole", options)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import tiny
-from battery import PARTS, Scale
+from battery import PARTS, Scale, calls
 from convert_server import CALLS, Server
+from covering import covering
 from hub.server import files_below, running
 
 from wanconv.commands.convert import convert
@@ -31,6 +32,7 @@ _LINE_NBYTES = len(json.dumps(["0" * 32, 100, "0" * 32])) + 1
 OPTIONS: dict[str, Any] = {"recipe": "fp16", "jobs": 2, "block_nbytes": 1 << 18}
 BLOCK, JOBS = 1 << 18, 2
 ADDRESS = "hf://owner/name"
+ERRORS, KILL = ("EIO", "ENOSPC"), ("SIGKILL",)
 LARGE: dict[str, Any] = {"recipe": "bf16", "jobs": JOBS, "block_nbytes": BLOCK}
 
 
@@ -72,26 +74,25 @@ def check_whole(case: Case, out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
-def failures(whats: list[str], every: bool) -> Iterator[tuple[int, str]]:
-    """Yields the first call and how it fails, the second …: in every way, or in one after the other."""
-    for number in count(1):
-        for what in whats if every else [whats[number % len(whats)]]:
+def failures(whats: Sequence[str], every: bool, numbers: Iterator[int]) -> Iterator[tuple[int, str]]:
+    """Yields a call and how it fails, and the next …: in every way, or in one after the other."""
+    for turn, number in enumerate(numbers):
+        for what in whats if every else [whats[turn % len(whats)]]:
             yield number, what
 
 
-@pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
-@pytest.mark.parametrize("call", CALLS)
+@covering(("whats", "call"), [KILL, ERRORS], CALLS)
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
     server: Server,
     small: Case,
     in_memory: Path,
     call: str,
-    whats: list[str],
+    whats: Sequence[str],
     scale: Scale,
     record_property: Callable[[str, object], None],
 ) -> None:
     cases = 0
-    for number, what in failures(whats, scale.every_error):
+    for number, what in failures(whats, scale.every_error, calls(scale)):
         out = in_memory / f"{number}-{what}" / "out"
         out.parent.mkdir()
         end = server.convert(small.source, out, OPTIONS, [call, number, what])
@@ -121,19 +122,18 @@ def remote(small: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         yield server, tiny.contents(out)
 
 
-@pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
-@pytest.mark.parametrize("call", [*CALLS, "write"])
+@covering(("whats", "call"), [KILL, ERRORS], [*CALLS, "write"], strength=1)
 def test_any_call_may_fail_once_while_it_downloads_and_converts(
     remote: tuple[Server, dict[str, str]],
     in_memory: Path,
     call: str,
-    whats: list[str],
+    whats: Sequence[str],
     scale: Scale,
     record_property: Callable[[str, object], None],
 ) -> None:
     server, whole = remote
     cases = 0
-    for number, what in failures(whats, scale.every_error):
+    for number, what in failures(whats, scale.every_error, calls(scale)):
         out = in_memory / f"{number}-{what}" / "out"
         out.parent.mkdir()
         end = server.convert(ADDRESS, out, OPTIONS, [call, number, what])
@@ -156,14 +156,13 @@ def test_any_call_may_fail_once_while_it_downloads_and_converts(
     record_property("cases", cases)
 
 
-@pytest.mark.parametrize("whats", [["EIO", "ENOSPC"], ["SIGKILL"]], ids="/".join)
-@pytest.mark.parametrize("call", ["rename", "fsync", "unlink", "rmdir"])
+@covering(("whats", "call"), [KILL, ERRORS], ["rename", "fsync", "unlink", "rmdir"], strength=1)
 def test_any_call_may_fail_while_a_finished_out_is_replaced(
     server: Server,
     small: Case,
     in_memory: Path,
     call: str,
-    whats: list[str],
+    whats: Sequence[str],
     scale: Scale,
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -172,7 +171,7 @@ def test_any_call_may_fail_while_a_finished_out_is_replaced(
     assert server.convert(small.source, old, {**OPTIONS, "recipe": "bf16"}).code == 0
     kept = tiny.contents(old)
     cases = 0
-    for number, what in failures(whats, scale.every_error):
+    for number, what in failures(whats, scale.every_error, calls(scale)):
         out = in_memory / f"{number}-{what}" / "out"
         out.parent.mkdir()
         shutil.copytree(old, out)
@@ -193,6 +192,7 @@ def test_any_call_may_fail_while_a_finished_out_is_replaced(
     record_property("cases", cases)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.tools
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace: calls made in C (the journal's) are unproven")
 @pytest.mark.parametrize("call", ["openat", "mkdir", "write", "pwrite64", "fsync", "ftruncate", "rename"])
@@ -205,7 +205,7 @@ def test_any_system_call_on_the_target_may_fail_once(
     record_property: Callable[[str, object], None],
 ) -> None:
     cases = 0
-    for number, what in failures(["EIO", "ENOSPC", "SIGKILL"], scale.every_system_error):
+    for number, what in failures(["EIO", "ENOSPC", "SIGKILL"], scale.every_system_error, count(1)):
         out, log = in_memory / f"{number}-{what}" / "out", in_memory / "strace.log"
         out.parent.mkdir()
         partial = out.with_name("out.partial")
@@ -326,6 +326,7 @@ def lost_nbytes(partial: Path) -> int:
     return written - (partial / ".wanconv" / "journal").read_bytes().count(b"\n") * BLOCK
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_runs_killed_at_random_moments_go_on_to_the_same_bytes(
     part: int,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from covering import covering
 from safetensors.torch import load_file, save_file
 
 from wanconv.commands.convert import convert
@@ -72,14 +73,12 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name not in ("source", "recipes"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(
-    ("value", "said", "share"), [(math.nan, "nan", 0), (math.inf, "inf", 0.5), (-math.inf, "-inf", 1)]
-)
+@covering(("name", "value"), RECIPES, [math.nan, math.inf, -math.inf], strength=1)
 def test_nan_and_infinity_are_refused_in_every_recipe_and_leave_nothing(
-    source: Path, options: Options, tmp_path: Path, name: str, value: float, said: str, share: float
+    source: Path, options: Options, tmp_path: Path, name: str, value: float
 ) -> None:
-    index = int(share * (load_file(source / HIGH)[UP].numel() - 1))
+    said = str(value)
+    index = int({"nan": 0, "inf": 0.5, "-inf": 1}[said] * (load_file(source / HIGH)[UP].numel() - 1))
     tiny.poke(source / HIGH, UP, index, value)
     with pytest.raises(NotFinite) as caught:
         convert(source, replace(options, recipe=name, layout=taking(source, name)))
@@ -88,8 +87,7 @@ def test_nan_and_infinity_are_refused_in_every_recipe_and_leave_nothing(
     assert left(tmp_path) == []
 
 
-@pytest.mark.parametrize("storage", ["fp16", "fp8_e4m3fn", "fp8_e5m2"])
-@pytest.mark.parametrize("jobs", [1, 2, 5])
+@covering(("storage", "jobs"), ["fp16", "fp8_e4m3fn", "fp8_e5m2"], [1, 2, 5], strength=1)
 def test_an_overflow_without_a_fallback_is_refused_and_leaves_nothing(
     source: Path, options: Options, tmp_path: Path, storage: str, jobs: int
 ) -> None:

@@ -485,6 +485,7 @@ def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
     assert tinies.contents(options.out) == wanted
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("overflowing")
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     hub: Hub, options: Options, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]

@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from battery import Scale
+from battery import Scale, calls
 from command import COMMAND, run
 from convert_server import Server
 from hub.server import Hub, leading, running, sha256
@@ -522,6 +521,7 @@ def killed_at(served: tuple[Hub, Server], folder: Path, nbytes: int) -> int:
     return server.end().code
 
 
+@pytest.mark.exhaustive
 def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
     served: tuple[Hub, Server], scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -541,12 +541,18 @@ def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
 @pytest.mark.parametrize("what", ["EIO", "ENOSPC", "SIGKILL"])
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "pwrite", "fsync", "rename"])
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
-    served: tuple[Hub, Server], tmp_path: Path, call: str, what: str, record_property: Callable[[str, object], None]
+    served: tuple[Hub, Server],
+    tmp_path: Path,
+    call: str,
+    what: str,
+    scale: Scale,
+    record_property: Callable[[str, object], None],
 ) -> None:
     _, server = served
     include = ["README.md", "config.json", "vae/other.safetensors"]
     expected = {path: FILES[path] for path in include}
-    for number in count(1):
+    cases = 0
+    for number in calls(scale):
         folder = tmp_path / str(number) / "model"
         end = server.download("owner/name", folder, include, [call, number, what])
         complete = {
@@ -561,9 +567,10 @@ def test_any_call_may_fail_once_and_the_same_command_goes_on(
             assert end.code == (-signal.SIGKILL if what == "SIGKILL" else 7), end
         assert server.download("owner/name", folder, include).code == 0, (number, end)
         assert there(Options(local_dir=folder)) == expected
-    assert number > 1
+        cases += 1
+    assert cases
     assert (end.code, complete) == (0, expected)
-    record_property("cases", number - 1)
+    record_property("cases", cases)
 
 
 def test_ctrl_c_says_how_to_go_on_and_shows_no_token(hub: Hub, tmp_path: Path) -> None:

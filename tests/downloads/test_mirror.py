@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from command import COMMAND, run, wait_for
+from command import COMMAND, call, run, wait_for
+from covering import covering
 from hub.server import Hub, files_below, leading
 
 from wanconv.commands.convert import convert, preview, preview_remote
@@ -32,8 +33,7 @@ def hub(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         yield server
 
 
-@pytest.mark.parametrize("layout", ["official", "diffusers"])
-@pytest.mark.parametrize("name", ["hf", "ms"])
+@covering(("layout", "name"), ["official", "diffusers"], ["hf", "ms"], strength=1)
 def test_a_remote_model_is_what_it_is_on_disk(tiny: Callable[..., Path], hub: Hub, layout: str, name: str) -> None:
     hub.commit(files_below(tiny(A14B, layout)))
     here, there = inspect(tiny(A14B, layout), tensors=True), inspect_remote(f"{name}://owner/name", tensors=True)
@@ -181,12 +181,12 @@ def test_a_server_without_ranges_is_told(hub: Hub) -> None:
 
 
 def test_the_commands_take_addresses(hub: Hub, tmp_path: Path) -> None:
-    done = run("inspect", "hf://owner/name", cwd=tmp_path, **hub.environment())
+    done = call("inspect", "hf://owner/name", cwd=tmp_path)
     assert (done.returncode, done.stdout.startswith("hf://owner/name@")) == (0, True)
-    done = run("convert", "hf://owner/name", "-r", "fp16", "--dry-run", cwd=tmp_path, **hub.environment())
+    done = call("convert", "hf://owner/name", "-r", "fp16", "--dry-run", cwd=tmp_path)
     assert done.stdout.startswith(f"plan: hf://owner/name@{hub.head} → {tmp_path / 'name-fp16'}")
     assert not (tmp_path / "name-fp16").exists()
-    done = run("convert", "hf://owner/name", "-r", "fp16", cwd=tmp_path, **hub.environment())
+    done = call("convert", "hf://owner/name", "-r", "fp16", cwd=tmp_path)
     assert (done.returncode, done.stdout.startswith("name-fp16: written")) == (0, True)
-    done = run("inspect", "owner/name", cwd=tmp_path, **hub.environment())
+    done = call("inspect", "owner/name", cwd=tmp_path)
     assert (done.returncode, "write hf://owner/name where it is a repository" in done.stderr) == (3, True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Done, run, run_all
+from command import Done, call, call_all
 from planted import edit, spiked
 from tiny import copy, poke
 
@@ -26,7 +26,6 @@ from wanconv.report import Report
 from wanconv.results import SCHEMA
 from wanconv.types.progress import Step
 
-LIBRARIES = ("wanconv.evaluation.measure", "transformers.models.umt5.modeling_umt5", "diffusers.models.autoencoders")
 SMALL = ("--profile", "quick", "--size", "64x64")
 
 
@@ -84,7 +83,7 @@ def done(source: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
         "6": ("validate", "worse", *against),
         "0 recheck": ("validate", "--recheck", "report/results.json", "--profile", "full"),
     }
-    return folder, dict(zip(commands, run_all(list(commands.values()), folder, LIBRARIES), strict=True))
+    return folder, dict(zip(commands, call_all(list(commands.values()), folder), strict=True))
 
 
 @pytest.mark.parametrize("case", ["0", "0 --json", "1", "2", "2 device", "3", "5", "6", "0 recheck"])
@@ -122,7 +121,7 @@ def test_the_folder_holds_results_and_page(done: tuple[Path, dict[str, Done]], s
 
 def test_the_standard_profile_leaves_clips(source: Path, converted: Path, tmp_path: Path) -> None:
     path = tmp_path / "report"
-    done = run("validate", converted, "--against", source, "--size", "64x64", "-o", path, cwd=tmp_path)
+    done = call("validate", converted, "--against", source, "--size", "64x64", "-o", path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     files = {"results.json", "validation.html"}
     for name in ("candidate", "control", "reference"):

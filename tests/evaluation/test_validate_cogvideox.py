@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Done, run_in_turn
+from command import Done, call_all
 from planted import COGVIDEOX_DEFECTS, Change, Defect, edit, spiked
 from tiny import copy
 from training_checkpoint import training_checkpoint
@@ -74,7 +74,7 @@ def done(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
     for release, name in (*CLEAN, *((release, "spoilt") for release in SPOILT)):
         against = ("--against", str(tiny(release)), "--profile", "quick", "--size", "32x32")
         commands[release, name] = ("validate", f"{release}-{name}", *against)
-    return dict(zip(commands, run_in_turn(list(commands.values()), folder), strict=True))
+    return dict(zip(commands, call_all(list(commands.values()), folder), strict=True))
 
 
 @pytest.mark.parametrize(("release", "name"), CLEAN)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import run_in_turn
+from command import call_all
 
 from wanconv.commands.convert import preview
 from wanconv.conversion.options import Options
@@ -56,7 +56,7 @@ def test_every_legal_recipe_of_a_family_is_converted_verified_and_judged(
             ("validate", name, "--against", str(source), "--profile", "quick", "--size", "64x64", "-q"),
         )
     ]
-    done = run_in_turn(commands, tmp_path)
+    done = call_all(commands, tmp_path)
     failed = {
         " ".join(command): (one.exit_code, one.output, one.errors)
         for command, one in zip(commands, done, strict=True)

@@ -47,7 +47,10 @@ def test_a_scaled_conversion_is_safe_by_itself(converted: Path) -> None:
     assert judged(converted, None) == 0
 
 
-@pytest.mark.parametrize("factor", [2.0, 0.0], ids=["doubled", "dropped"])
+@pytest.mark.parametrize(
+    "factor",
+    [pytest.param(2.0, id="doubled"), pytest.param(0.0, id="dropped", marks=pytest.mark.exhaustive)],
+)
 def test_a_wrong_scale_fails(converted: Path, factor: float, tiny: Callable[..., Path], tmp_path: Path) -> None:
     """All scales of one weight: doubled, or as a client that drops them has it (one)."""
     out = tools.copy(converted, tmp_path / "out")

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from wanconv.cli.app import app
 from wanconv.quantization import FORMATS
@@ -16,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
 
 
+@pytest.mark.exhaustive
 def test_the_tour_can_be_taken(tmp_path: Path) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 6
@@ -33,6 +36,16 @@ def test_the_tour_can_be_taken(tmp_path: Path) -> None:
     assert "digests            14 files by wanconv.json" in done.stdout
     assert "digests            2 files by SHA256SUMS" in done.stdout
     assert (tmp_path / "demo-output" / "baked" / "wanconv.json").exists()
+
+
+def test_every_command_of_the_tour_is_one() -> None:
+    """Its options are taken as they stand; that the tour can be taken is exhaustive."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group
+    blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line) for line in "".join(blocks).splitlines() if line.startswith("wanconv ")]
+    assert len(lines) >= 10
+    for _, verb, *arguments in lines:
+        commands[verb].make_context(verb, arguments)
 
 
 def test_the_formats_are_the_code() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import Done, run_in_turn
+from command import Done, call_all
 
 from wanconv.models import FAMILIES
 
@@ -26,10 +26,11 @@ def done(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
             "validate": (out, "--against", source, "--profile", "quick", "--size", "64x64"),
         }
         commands |= {(family.name, verb): (verb, *of_verb[verb], "--json") for verb in VERBS}
-    found = run_in_turn(list(commands.values()), tmp_path_factory.mktemp("verbs"))
+    found = call_all(list(commands.values()), tmp_path_factory.mktemp("verbs"))
     return dict(zip(commands, found, strict=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 def test_a_cell_of_the_table_is_what_the_command_does(family: str, done: dict[tuple[str, str], Done]) -> None:
     cells = []

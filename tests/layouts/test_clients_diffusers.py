@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import diffusers
 import pytest
 import tiny as tools
 import torch
+from covering import cover
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
@@ -53,7 +55,8 @@ CLASSES: Mapping[str, Any] = {  # by the first that a network's name begins with
 }
 
 TRANSFORMERS = ("text_encoder", "image_encoder")
-CASES = [(family, recipe) for family in HOUSED for recipe in ("keep", "experts-bf16-rest-fp16")]
+CASES = list(product(HOUSED, ("keep", "experts-bf16-rest-fp16")))
+CHOSEN = cover([(family.name, recipe) for family, recipe in CASES], 1)
 
 
 class Converted(NamedTuple):
@@ -63,7 +66,13 @@ class Converted(NamedTuple):
     out: Path
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, marks=() if number in CHOSEN else pytest.mark.exhaustive, id=f"{case[0].name}-{case[1]}")
+        for number, case in enumerate(CASES)
+    ],
+)
 def converted(
     request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Converted:

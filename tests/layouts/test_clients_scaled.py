@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import comfy_kitchen.tensor as kitchen
 import pytest
 import tiny as tools
 import torch
+from covering import covering
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -78,8 +80,12 @@ def denoisers(folder: Path) -> Mapping[str, Component]:
 # diffusers
 
 
-@pytest.mark.parametrize("recipe", ["fp8-scaled", "int8-row", "int8-experts", "fp8-blocks-rest-bf16", "mixed"])
-@pytest.mark.parametrize("shard_nbytes", [None, 200_000], ids=["single", "sharded"])
+@covering(
+    ("recipe", "shard_nbytes"),
+    ["mixed", "fp8-scaled", "int8-row", "int8-experts", "fp8-blocks-rest-bf16"],
+    [None, 200_000],
+    strength=1,
+)
 def test_diffusers_and_torchao_decode_every_weight_as_we_do(
     recipe: str, shard_nbytes: int | None, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -221,8 +227,7 @@ def test_lightx2v_finds_scales_of_rows_for_all_block_weights_and_no_others(
 KNOWN = [family for family in FAMILIES if family.name not in (LAYOUTS["diffsynth"].refused or {})]
 
 
-@pytest.mark.parametrize("recipe", ["keep", "bf16", "fp16", "fp8-plain"])
-@pytest.mark.parametrize("family", KNOWN, ids=lambda family: family.name)
+@covering(("family", "recipe"), KNOWN, ["keep", "bf16", "fp16", "fp8-plain"], strength=1)
 def test_diffsynth_knows_plain_outputs_by_the_fingerprint_of_the_source(
     family: Family, recipe: str, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -289,12 +294,22 @@ def test_a_scaled_folder_is_known_again(layout: str, recipe: str, tiny: Tiny, tm
 # sources that are quantized already
 
 
-@pytest.mark.parametrize(("recipe", "first", "second"), [
+TO_OTHERS = [
     ("fp8-scaled", "comfyui", "lightx2v"), ("fp8-scaled", "comfyui", "diffusers"),
     ("fp8-scaled", "lightx2v", "diffusers"),
     ("int8-row", "comfyui", "diffusers"), ("int8-row", "diffusers", "lightx2v"), ("int8-row", "lightx2v", "comfyui"),
-])  # fmt: skip
-@pytest.mark.parametrize("again", ["keep", "same"])
+]  # fmt: skip
+
+
+@covering(
+    ("recipe", "first", "second", "again"),
+    ["fp8-scaled", "int8-row"],
+    ["comfyui", "lightx2v", "diffusers"],
+    ["comfyui", "lightx2v", "diffusers"],
+    ["keep", "same"],
+    strength=1,
+    given=lambda *row: row[:3] in TO_OTHERS,
+)
 def test_another_client_gets_the_same_numbers(
     recipe: str, first: str, second: str, again: str, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -339,8 +354,7 @@ def test_rows_of_scales_do_not_become_one(tiny: Tiny, tmp_path: Path) -> None:
     assert rules.rows[0][2:4] == ("fp8_e4m3fn row", "fp8_e4m3fn tensor")
 
 
-@pytest.mark.parametrize("layout", ["comfyui", "lightx2v", "diffusers"])
-@pytest.mark.parametrize("factor", [2.0, 0.5])
+@covering(("layout", "factor"), ["comfyui", "lightx2v", "diffusers"], [2.0, 0.5], strength=1)
 def test_one_wrong_scale_fails_the_proof_and_the_digest(layout: str, factor: float, tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(tiny(A14B), Options("fp8-scaled", layout=layout, out=out))
@@ -366,13 +380,18 @@ def test_a_scale_that_is_none_is_named_as_such(tiny: Tiny, tmp_path: Path) -> No
         assert failure.message == f"has a scale of {scale:.9g}, and a scale is a positive number"
 
 
-@pytest.mark.parametrize(("recipe", "layout"), [("keep", "comfyui"), ("keep", "diffusers"), ("bf16", "official")])
-@pytest.mark.parametrize(
-    ("scale", "error"), [(0.0, InputError), (-1.0, InputError), (float("nan"), NotFinite), (float("inf"), NotFinite)]
+@covering(
+    ("recipe", "layout", "scale"),
+    ["keep", "bf16"],
+    ["comfyui", "diffusers", "official"],
+    [0.0, -1.0, float("nan"), float("inf")],
+    strength=1,
+    given=lambda recipe, layout, scale: (recipe == "bf16") == (layout == "official"),
 )
 def test_a_source_with_a_scale_that_is_none_is_refused_whether_carried_or_decoded_and_leaves_nothing(
-    recipe: str, layout: str, scale: float, error: type[InputError | NotFinite], tiny: Tiny, tmp_path: Path
+    recipe: str, layout: str, scale: float, tiny: Tiny, tmp_path: Path
 ) -> None:
+    error = InputError if isfinite(scale) else NotFinite
     convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "source"))
     file = tmp_path / "source" / "diffusion_models" / "wan2.1-t2v.safetensors"
     tools.poke(file, "blocks.1.ffn.0.weight_scale", 0, scale)

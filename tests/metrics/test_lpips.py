@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import run_in_turn
+from command import call_all
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -282,7 +282,7 @@ def test_lpips_of_no_clips_is_refused(
 
 def test_the_command_takes_the_published_files_alone(model: Path, backbone: Backbone, tmp_path: Path) -> None:
     command = ("validate", str(model), "--against", str(model), "--lpips")
-    absent, other = run_in_turn([(*command, "nowhere"), (*command, str(backbone.folder))], tmp_path)
+    absent, other = call_all([(*command, "nowhere"), (*command, str(backbone.folder))], tmp_path)
     assert (absent.exit_code, other.exit_code) == (3, 3)
     assert absent.errors.startswith("error[unreadable]: --lpips needs nowhere/alexnet-owt-7be5be79.pth, which cannot")
     assert "is not LPIPS' alexnet-owt-7be5be79.pth: its SHA-256 is " in other.errors

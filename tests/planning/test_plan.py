@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sparse
+from covering import covering, takes
 from header_lists import LISTS, list_id, read_list
 from safetensors import safe_open
 
@@ -17,11 +18,10 @@ from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import Refused
-from wanconv.layouts import LAYOUTS, Layout
-from wanconv.models import DENOISERS, FAMILIES, identify
+from wanconv.layouts import LAYOUTS
+from wanconv.models import FAMILIES, identify
 from wanconv.planning import Plan, by_component, by_rule, plan
-from wanconv.planning.files import not_held
-from wanconv.recipe import Rule, load, names, parse
+from wanconv.recipe import load, names, parse
 from wanconv.types.architecture import Family
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.model import Model
@@ -44,21 +44,10 @@ def messages(made: Plan, where: str = "") -> list[str]:
     return [finding.message for finding in made.findings if where in finding.where]
 
 
-def unreadable(rule: Rule, layout: Layout) -> bool:
-    if rule.scale == "none":
-        container = next(place.container for name, place in layout.places.items() if name in DENOISERS)
-        return rule.format in layout.unread or (rule.format != "keep" and bool(not_held(container, rule.format)))
-    if not set(DENOISERS) & set(layout.scaled):
-        return True
-    return not any(each.format == rule.format and rule.scale in ("auto", each.scale) for each in layout.packings)
-
-
 # every family, recipe and layout
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("recipe", names())
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@covering(("family", "recipe", "layout"), FAMILIES, names(), list(LAYOUTS))
 def test_every_recipe_is_planned_in_every_layout_or_refused_with_a_sentence(
     family: Family, recipe: str, layout: str, tiny: Callable[..., Path]
 ) -> None:
@@ -70,7 +59,7 @@ def test_every_recipe_is_planned_in_every_layout_or_refused_with_a_sentence(
         ):
             plan(model, one, LAYOUTS[layout])
         return
-    if any(unreadable(rule, LAYOUTS[layout]) for rule in one.rules):
+    if not takes(layout, recipe):
         with pytest.raises(Refused, match=rf"^the {layout} layout does not take this recipe: "):
             plan(model, one, LAYOUTS[layout])
         return
@@ -206,14 +195,17 @@ def test_roles_without_a_home_are_counted(tiny: Callable[..., Path]) -> None:
 # bytes
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("recipe", ["keep", "fp8-plain", "int8-row", "experts-bf16-rest-fp16"])
-@pytest.mark.parametrize("release", [A14B, "wan2.1-i2v-14b"])
+@covering(
+    ("release", "recipe", "layout"),
+    [A14B, "wan2.1-i2v-14b"],
+    ["keep", "fp8-plain", "int8-row", "experts-bf16-rest-fp16"],
+    list(LAYOUTS),
+    strength=1,
+    given=lambda release, recipe, layout: takes(layout, recipe),
+)
 def test_the_bytes_of_a_plan_are_the_bytes_written(
     release: str, recipe: str, layout: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    if any(unreadable(rule, LAYOUTS[layout]) for rule in load(recipe).rules):
-        return
     options = Options(recipe, layout=layout, out=tmp_path / "out", shard_nbytes=500_000)
     made = prepare(tiny(release), options)
     convert(tiny(release), options)

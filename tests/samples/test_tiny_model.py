@@ -146,6 +146,7 @@ def test_training_computes_what_the_engine_computes(training: Any) -> None:
         assert (decoded - shown).abs().max() < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_generated_clips_show_the_colour_direction_and_shape_of_their_captions(training: Any) -> None:
     paired, model = training.paired, identify(open_checkpoint(FOLDER))
     which = [number for number, caption in enumerate(captions()) if caption.motion in DIRECTIONS]

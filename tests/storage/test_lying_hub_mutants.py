@@ -100,6 +100,7 @@ def tried(
     assert ends.keys() >= {"Report", "InputError"}, ends
 
 
+@pytest.mark.exhaustive
 def test_a_download_from_a_liar_ends_in_the_right_bytes_or_a_sentence(
     hub: Hub, scale: Scale, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_download_from_a_liar_ends_in_the_right_bytes_or_a_sentence(
     record_property("cases", scale.hub_mutants)
 
 
+@pytest.mark.exhaustive
 def test_a_liar_is_inspected_or_told_in_a_sentence(
     hub: Hub, scale: Scale, record_property: Callable[[str, object], None]
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_liar_is_inspected_or_told_in_a_sentence(
     record_property("cases", number)
 
 
+@pytest.mark.exhaustive
 def test_a_folder_is_held_against_a_liars_list_or_told_in_a_sentence(
     hub: Hub, scale: Scale, model: Path, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_folder_is_held_against_a_liars_list_or_told_in_a_sentence(
     record_property("cases", number)
 
 
+@pytest.mark.exhaustive
 def test_a_liar_is_converted_to_the_right_bytes_or_told_in_a_sentence(
     hub: Hub, scale: Scale, model: Path, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -229,6 +233,7 @@ def test_an_answer_to_an_upload_that_is_packed_is_refused(store: Hub, baked: Pat
         published(baked, name)
 
 
+@pytest.mark.exhaustive
 def test_a_liar_is_published_to_or_told_in_a_sentence(
     store: Hub,
     scale: Scale,

@@ -82,6 +82,7 @@ FLIPPED = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("style", FLIPPED)
 def test_no_bit_of_a_list_can_flip_unseen(
     style: str, folder: Path, record_property: Callable[[str, object], None]
