@@ -1,8 +1,8 @@
 """The pages of the documentation, their blocks of code, and what becomes of the commands in them.
 
-A block of `bash` is run in the folder that `wanconv demo` fills; those of the quickstart begin above it. A block of `text`
-right after it is what its commands print on stdout, where a line `…` stands for any lines. A block of `console` needs the
-network, an environment or a released model and is not run. Of each block, commands and options are tested to exist.
+A block of `bash` is run in the folder that `wanconv demo` fills; the quickstart begins above it. A block of `text`
+right after it is what its commands print on stdout; a line `…` stands for any lines. A block of `console` needs
+the network, an environment or a released model and is not run. Commands and options of each block are tested to exist.
 """
 
 import json

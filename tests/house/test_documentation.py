@@ -244,7 +244,7 @@ def test_a_link_of_the_site_that_leads_nowhere_is_found(target: str, tmp_path: P
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Returns build(more): what became of this clone's site, built as by scripts/docs with `more` in a page; and where."""
+    """Returns build(more): what became of this clone's site, built with `more` in a page; and where it is."""
     pytest.importorskip("zensical", reason="the extra docs is not installed here; .ci/run builds the site, too")
     folder = tmp_path_factory.mktemp("site")
     for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "recipes"):
