@@ -203,6 +203,11 @@ def test_every_page_of_the_site_is_in_its_navigation() -> None:
     assert named == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
 
 
+def test_every_schema_is_linked_from_the_page_about_json() -> None:
+    linked = re.findall(r"\]\(\.\./schemas/([^)]+)\)", text_of("docs/reference/json.md"))
+    assert sorted(linked) == sorted(path.name for path in (DOCS / "schemas").glob("*.json"))
+
+
 def test_what_the_site_is_built_with_is_pinned() -> None:
     constraints = text_of("constraints.txt")
     extra = re.search(r"^docs = \[\n(.*?)^\]", text_of("pyproject.toml"), re.MULTILINE | re.DOTALL)
