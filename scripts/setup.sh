@@ -1,4 +1,4 @@
-# Sourced by test, check and demo: makes .venv when it is missing and installs wanconv with its pinned test tools into it,
+# Sourced by test, check, demo and docs: makes .venv when it is missing and installs wanconv with its pinned test tools into it,
 # again whenever pyproject.toml or constraints.txt changed or the clone moved. Leaves: $root, $venv.
 
 set -euo pipefail
@@ -28,9 +28,9 @@ make_venv() {
 
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || make_venv
 if ! inputs | cmp -s - "$venv/installed-from"; then
-    echo "Installing wanconv and its test tools into $venv (some minutes the first time)" >&2
+    echo "Installing wanconv and the tools of its tests and documentation into $venv (some minutes the first time)" >&2
     rm -f "$venv/installed-from"
-    (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt) ||
+    (cd "$root" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e '.[test,docs]' -c constraints.txt) ||
         fail "pip could not install wanconv into $venv; its message is above."
     inputs >"$venv/installed-from"
 fi

@@ -359,8 +359,9 @@ HEAD = """# Reliability
 
 What `scripts/battery` showed of wanconv. `--quick` takes minutes, and CI runs the same as part of all tests;
 `--nightly` tries more of what is random or long. Seconds are summed over a suite's tests, which run on every core. A
-suite fails with any of its tests, and where it tries less than [tests/battery.py](../tests/battery.py) promises; what a
-machine lacks for one is named. A run of some suites leaves the others' rows as they are.
+suite fails with any of its tests, and where it tries less than
+[tests/battery.py](https://github.com/wanconv/wanconv/blob/main/tests/battery.py) promises; what a machine lacks for one
+is named. A run of some suites leaves the others' rows as they are.
 """
 
 SECTION = """## {scale}

@@ -78,6 +78,30 @@ def test_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"wanconv {__version__}\n", "")
 
 
+WINDOWS = """
+import os, sys
+from wanconv.cli import main
+
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pty", "pwd", "resource", "termios"))  # what Windows' Python lacks
+os.name = "nt"
+sys.argv = ["wanconv", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("json_too", [False, True])
+def test_windows_is_told_of_wsl2_in_a_sentence(json_too: bool, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WINDOWS, "inspect", "model", *["--json"][: int(json_too)]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    sentence, hint = "wanconv needs Linux; on Windows, it runs inside WSL2", "run wsl --install, then install it there"
+    assert done.returncode == 2
+    if json_too:
+        (finding,) = json.loads(done.stdout)["findings"]
+        assert {sentence, hint} <= set(finding.values())
+    else:
+        assert (done.stdout, done.stderr) == ("", f"error[usage]: {sentence}\nhint: {hint}\n")
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_names_the_options_and_ends_with_examples(verb: str, tmp_path: Path) -> None:
     done = call(verb, "--help", cwd=tmp_path, COLUMNS="120")

@@ -226,9 +226,9 @@ def test_the_tree_at_the_top_of_errors_is_the_tree_of_classes() -> None:
 
 
 @pytest.mark.parametrize("error", errors.REGISTRY.values(), ids=lambda error: error.code)
-def test_the_readme_has_every_error_code_in_the_row_of_its_exit_code(error: type[errors.WanconvError]) -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert re.search(rf"^\| *`?{error.exit_code}`? *\|.*`{error.code}`", readme, re.MULTILINE)
+def test_the_documentation_has_every_error_code_in_the_row_of_its_exit_code(error: type[errors.WanconvError]) -> None:
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
+    assert re.search(rf"^\| *`?{error.exit_code}`? *\|.*`{error.code}`", page, re.MULTILINE)
 
 
 def test_tests_cannot_reach_the_network() -> None:

@@ -1,4 +1,4 @@
-"""Every cell of family, format and client: what the README's table promises loads, what it denies is refused."""
+"""Every cell of family, format and client: what the documentation's table promises loads, what it denies is refused."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ from wanconv.verification.clients import check_client
 from wanconv.weights.model import ModelWeights
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "clients" / "index.md").read_text()
 _LOADER = SourceFileLoader("client_table", str(ROOT / "scripts" / "client_table"))
 _SPEC = importlib.util.spec_from_loader("client_table", _LOADER)
 assert _SPEC is not None
@@ -49,8 +49,8 @@ def cells(sources: Mapping[str, Path]) -> Cells:
     return found
 
 
-def test_the_readme_has_the_table_as_the_script_prints_it(cells: Cells) -> None:
-    assert table.markdown(cells) in README, "scripts/client_table prints what the README should say"
+def test_the_documentation_has_the_table_as_the_script_prints_it(cells: Cells) -> None:
+    assert table.markdown(cells) in PAGE, "scripts/client_table prints what the page should say"
 
 
 def test_every_format_with_every_scale_is_in_the_table() -> None:
@@ -175,7 +175,7 @@ def check_cells(
             with pytest.raises(Refused) as raised:
                 convert(sources[family], options)
             assert (raised.value.exit_code, raised.value.message) == (2, refusal)
-            assert f": {table.sentence(refusal)}\n" in README
+            assert f": {table.sentence(refusal)}\n" in PAGE
             assert not out.exists()
             continue
         convert(sources[family], options)

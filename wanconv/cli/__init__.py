@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 _INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,6 +22,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def main() -> None:
     """Runs the command line; an interrupt is quiet from the first moment, while the libraries still load, to the last,
     while the interpreter ends: the process ends with an exit code, never by the signal."""
+    if os.name == "nt":  # its Python has no fcntl and no resource, which most modules need
+        _refuse_windows()
     sys.excepthook, sys.unraisablehook = _last_words, _in_passing
     code: int | str | None = _INTERRUPTED
     try:
@@ -39,6 +42,15 @@ def main() -> None:
     if code == _INTERRUPTED:
         _leave()
     sys.exit(code)
+
+
+def _refuse_windows() -> "NoReturn":
+    """Ends with the sentence that says where wanconv runs."""
+    from wanconv.cli.console import SETTINGS, fail
+    from wanconv.errors import UsageError
+
+    SETTINGS.json = "--json" in sys.argv
+    fail(UsageError("wanconv needs Linux; on Windows, it runs inside WSL2", "run wsl --install, then install it there"))
 
 
 def _deafen() -> None:

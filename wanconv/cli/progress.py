@@ -177,7 +177,7 @@ def plain_line(one: Running, state: str, now_s: float) -> str:
 
 
 def json_line(one: Running, state: str, now_s: float) -> str:
-    """Returns one JSON object; the README says what its fields are."""
+    """Returns one JSON object; docs/reference/commands.md says what its fields are."""
     rate, left_s, step = one.rate(now_s), one.left_s(now_s), one.step
     return (
         json_text(

@@ -1,4 +1,4 @@
-"""The README's table of families and commands: a cell is what the command does to a tiny checkpoint of the family."""
+"""The page of families and commands: a cell is what the command does to a tiny checkpoint of the family."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from command import Done, call_all
 
 from wanconv.models import FAMILIES
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.md").read_text()
 VERBS = ("inspect", "convert", "verify", "validate")
 
 
@@ -40,11 +40,11 @@ def test_a_cell_of_the_table_is_what_the_command_does(family: str, done: dict[tu
         reasons = document["details"]["results"]["cannot_judge"] if verb == "validate" else []
         assert found.exit_code == (1 if reasons else 0), found.output + found.errors
         cells.append(f"no: {reasons[0]}" if reasons else "yes")
-    assert f"| {family} | {' | '.join(cells)} |\n" in README
+    assert f"| {family} | {' | '.join(cells)} |\n" in PAGE
 
 
 def test_the_table_has_every_family_once() -> None:
     head = f"| family | {' | '.join(f'`{verb}`' for verb in VERBS)} |\n|---|" + "---|" * len(VERBS) + "\n"
-    _, _, table = README.partition(head)
+    _, _, table = PAGE.partition(head)
     rows = [line.split("|")[1].strip() for line in table.partition("\n\n")[0].splitlines()]
     assert rows == [family.name for family in FAMILIES]
