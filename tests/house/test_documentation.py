@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 import wanconv
 from wanconv.cli.app import app
+from wanconv.cli.flags import as_flags
 from wanconv.engine.numerics import PRESETS
 from wanconv.layouts import LAYOUTS
 from wanconv.quantization import FORMATS
@@ -171,7 +172,7 @@ def test_the_verdicts_have_their_exit_codes() -> None:
 def test_what_the_program_says_of_another_conversion_is_what_the_page_shows() -> None:
     (shown,) = [block.text for block in blocks(DOCS / "troubleshooting.md") if block.text.startswith("error[")]
     message, hint = shown.splitlines()
-    code = text_of("wanconv/commands/convert.py")
+    code = as_flags(text_of("wanconv/commands/convert.py"))
     assert "holds another conversion (recipe " in message
     assert "source, --base-model or --lora has changed" in code
     assert hint.removeprefix("hint: ") in code

@@ -23,7 +23,7 @@ OF_IDENTITY = (  # objects of this process, which are not compared by what they 
     *("threading.current_thread() is threading.main_thread()", "part is module", "args[0] is args[1]"),
     *("signal.getsignal(number) is signal.default_int_handler", "first is not claim", "wide is not part"),
     *("weights is self.reference", "self._tensor is not tensor", "self._scales[0] is not tensor"),
-    *("self._held[0] is not tensor", "kind is bool"),
+    *("self._held[0] is not tensor", "kind is bool", "type(error).__init__ is not WanconvError.__init__"),
     "sys._current_frames()[threading.main_thread().ident or 0].f_code is _in_passing.__code__",
 )
 

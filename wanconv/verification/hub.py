@@ -12,6 +12,7 @@ from wanconv.verification.checksums import Listed
 
 RECORDED = "recorded"
 # where the hubs' clients keep models, by the hub's name
+_SLASH = 2 * "-"  # as both clients write it in the names of their caches
 _CACHES = {
     "hf": re.compile(r"/models--(?P<repository>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})"),
     "ms": re.compile(r"/models/(?P<repository>[^/]+--[^/]+)/snapshots/(?P<revision>[^/]+)"),
@@ -54,6 +55,6 @@ def _recorded(root: Path, record: Snapshot | None) -> Reference:
         return Reference(record.hub, record.repository, record.commit or record.revision)
     for hub, cache in _CACHES.items():
         if match := cache.search(os.path.realpath(root)):
-            return Reference(hub, match["repository"].replace("--", "/", 1), match["revision"])
+            return Reference(hub, match["repository"].replace(_SLASH, "/", 1), match["revision"])
     hint = 'name it: `hub="hf://OWNER/NAME"` or `hub="ms://OWNER/NAME"`'
     raise UsageError(f"nothing in {root} says which repository it is from", hint)
