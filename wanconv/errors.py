@@ -2,7 +2,8 @@
 
     WanconvError
     ├── UsageError      2    usage          a legal input with an option, recipe, layout or target that cannot be
-    │   └── Refused     2    refused        a plan that headers alone forbid: every reason at once
+    │   ├── Refused     2    refused        a plan that headers alone forbid: every reason at once
+    │   └── PluginError 2    plugin         an installed plugin that cannot be loaded, or clashes with another one
     ├── InputError      3    unreadable     a file that is not what it should be
     │   └── Unrecognised 3   unrecognised   tensors that fit no known family, by name
     ├── CheckFailed     1    check-failed   a cover or bound that does not hold
@@ -74,6 +75,10 @@ class UsageError(WanconvError):
 
 class Refused(UsageError):
     code = "refused"
+
+
+class PluginError(UsageError):
+    code = "plugin"
 
 
 class InputError(WanconvError):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wanconv.downloads.selection import COMPONENTS, Wish, owners, select
+from wanconv.downloads.selection import Wish, components, owners, select
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.storage.hubs import RemoteFile
@@ -79,7 +79,7 @@ def test_every_place_of_every_layout_has_its_owner() -> None:
     for layout in LAYOUTS.values():
         for slot, place in layout.places.items():
             component = slot.partition(":")[0]
-            assert component in COMPONENTS
+            assert component in components()
             for name in (f"{place.stem}.{place.container}", f"{place.stem}-00001-of-00002.safetensors"):
                 assert component in owners(place.prefix + name)
 

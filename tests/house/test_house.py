@@ -34,7 +34,7 @@ FLOORS = [
     ["conversion", "verification", "generation"],
     ["evaluation"],
     [f"commands.{command}" for command in ("download", "inspect", "convert", "verify", "validate", "recipes")],
-    ["commands.demo", "commands.publish"],
+    ["commands.demo", "commands.publish", "testing"],
     ["cli"],
     ["__init__", "__main__", "commands.__init__"],
 ]

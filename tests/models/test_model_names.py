@@ -29,11 +29,11 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from wanconv import models
+from wanconv import models, testing
 from wanconv.models import ARCHITECTURES, FAMILIES, expand, fingerprint, homeless, targets, vocabulary
 from wanconv.models.match import fits, model_tensors
-from wanconv.models.names import letter_of, numbered, size_of
-from wanconv.types.architecture import Architecture, Scheme
+from wanconv.models.names import numbered, size_of
+from wanconv.types.architecture import Architecture
 from wanconv.types.tensors import Shape
 
 TABLES = [(network, scheme) for network in ARCHITECTURES for scheme in network.schemes]
@@ -319,31 +319,9 @@ def test_the_library_builds_the_tiny_sizes_with_our_names_and_shapes(network: Ar
 # Tables as such
 
 
-@pytest.mark.parametrize(("network", "scheme"), TABLES, ids=TABLE_IDS)
-@pytest.mark.parametrize("size", ["full", "tiny"])
-def test_every_canonical_tensor_is_written_once_or_has_no_home(
-    network: Architecture, scheme: Scheme, size: str
-) -> None:
-    dims = network.full if size == "full" else network.tiny
-    written = [source for target in targets(network, scheme, dims) for source in target.sources]
-    assert len(written) == len(set(written))
-    everything = [role.name.format(n=index, m=index) for role, index in numbered(network, dims)]
-    assert sorted(written + homeless(network, scheme, dims)) == sorted(everything)
-
-
-@pytest.mark.parametrize(("network", "scheme"), TABLES, ids=TABLE_IDS)
-def test_fused_tensors_have_all_their_parts_and_one_number_per_name(network: Architecture, scheme: Scheme) -> None:
-    parts: dict[str, list[int]] = {}
-    whole: dict[str, int] = {}
-    for role in network.roles:
-        spelling = role.spellings[scheme]
-        if spelling is not None:
-            assert letter_of(spelling.name) == letter_of(role.name)
-            parts.setdefault(spelling.name, []).extend(spelling.parts)
-            whole[spelling.name] = spelling.of
-    assert {name: sorted(found) for name, found in parts.items()} == {
-        name: list(range(count)) for name, count in whole.items()
-    }
+@pytest.mark.parametrize("network", ARCHITECTURES, ids=lambda network: network.name)
+def test_every_table_keeps_what_a_plugins_must(network: Architecture) -> None:
+    testing.check_architecture(network)
 
 
 def test_clip_is_fused_and_transposed_in_the_official_file_and_its_text_half_has_no_home_in_the_hub() -> None:

@@ -47,7 +47,11 @@ _SAFE = {pickled: re.compile(rf"{same}{_SHARD}\.safetensors") for pickled, same 
 _PICKLED = {pickled: re.compile(rf"{pickled}{_SHARD}\.bin(\.index\.json)?") for pickled in _TWICE}
 _WEIGHTS = (*WEIGHTS, f".safetensors{INDEX}")
 _GROUPS = {"experts": DENOISERS, "denoiser": DENOISERS}
-COMPONENTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
+
+
+def components() -> tuple[str, ...]:
+    """Return the names of the components that families have."""
+    return tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,8 @@ def _places() -> _Places:
 def _components(words: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for word in words:
-        if word not in COMPONENTS and word not in _GROUPS:
-            raise UsageError(f"there is no component {word!r}", suggestion(word, (*COMPONENTS, *_GROUPS)))
+        if word not in components() and word not in _GROUPS:
+            raise UsageError(f"there is no component {word!r}", suggestion(word, (*components(), *_GROUPS)))
         found |= set(_GROUPS.get(word, (word,)))
     return found
 

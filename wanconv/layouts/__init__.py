@@ -1,6 +1,6 @@
 """Layouts: one value per client, with the names and files that the client reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from wanconv.layouts.comfyui import COMFYUI, COMFYUI_LEGACY
 from wanconv.layouts.diffsynth import DIFFSYNTH
@@ -11,17 +11,24 @@ from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.types.model import Component, Model
-from wanconv.types.registry import pickle_by_name
+from wanconv.types.registry import Origin, Table, of_group, pickle_by_name
 
-_LAYOUTS = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
-LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
+GROUP = "wanconv.layouts"  # of entry points: a Layout, or a list of them
+_OWN = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
+
+
+def _of_plugins() -> Iterator[tuple[Layout, Origin]]:
+    for value, origin in of_group(GROUP, Layout):
+        assert isinstance(value, Layout)
+        yield value, origin
+
+
+LAYOUTS = Table("layout", _OWN, _of_plugins)
 
 
 def layout_named(name: str) -> Layout:
-    """Returns a layout; raises LookupError where there is none of this name."""
-    if name not in LAYOUTS:
-        raise LookupError(f"wanconv knows no layout {name!r}")
-    return LAYOUTS[name]
+    """Return a layout; raises LookupError where there is none of this name."""
+    return LAYOUTS.named(name)
 
 
 pickle_by_name(Layout, layout_named)

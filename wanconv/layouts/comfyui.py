@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
-from wanconv.models import DENOISERS, FAMILIES
+from wanconv.models import DENOISERS, OWN_FAMILIES
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import TOKENIZER, leaf_of, of_client
 from wanconv.types.model import Model
@@ -37,7 +37,7 @@ COMFYUI = Layout(
         "text_encoder": "hub",
         "image_encoder": "hub",
         "vae:cogvideox-vae": "hub",
-        **{f"dit:{family.components['dit'].name}": "comfyui" for family in FAMILIES if family.name in COGVIDEOX},
+        **{f"dit:{family.components['dit'].name}": "comfyui" for family in OWN_FAMILIES if family.name in COGVIDEOX},
     },
     loader="Comfy-Org/ComfyUI comfy/model_detection.py, comfy/sd.py, comfy/ops.py, comfy/quant_ops.py",
     places={

@@ -4,7 +4,16 @@ from wanconv.models.experts import expert_named, expert_unless_dense
 from wanconv.models.identify import identify
 from wanconv.models.marks import CONFIG, header_config, quoted, read_since
 from wanconv.models.names import Target, expand, fill, fingerprint, homeless, targets, vocabulary
-from wanconv.models.releases import ARCHITECTURES, DENOISERS, FAMILIES, architecture_named, family_named
+from wanconv.models.releases import (
+    ARCHITECTURE_TABLE,
+    ARCHITECTURES,
+    DENOISERS,
+    FAMILIES,
+    FAMILY_TABLE,
+    OWN_FAMILIES,
+    architecture_named,
+    family_named,
+)
 from wanconv.models.roles import FIELDS, Expert
 from wanconv.quantization.packings import (
     TOKENIZER,
@@ -24,10 +33,13 @@ from wanconv.quantization.packings import (
 
 __all__ = [
     "ARCHITECTURES",
+    "ARCHITECTURE_TABLE",
     "CONFIG",
     "DENOISERS",
     "FAMILIES",
+    "FAMILY_TABLE",
     "FIELDS",
+    "OWN_FAMILIES",
     "TOKENIZER",
     "TOKENIZER_NBYTES",
     "Expert",

@@ -158,6 +158,7 @@ _SOURCE = (
 
 T2V = Architecture(
     name="cogvideox-t2v",
+    classes=("CogVideoXTransformer3DModel",),
     roles=roles(_ends(16) + _BASE + _positions(None), SCHEMES),
     source=_SOURCE,
     full=_SIZE_5B | _POSITIONS,
@@ -168,6 +169,7 @@ T2V = Architecture(
 # the first frame comes as 16 further channels
 I2V = Architecture(
     name="cogvideox-i2v",
+    classes=("CogVideoXTransformer3DModel",),
     roles=roles(_ends(32) + _BASE + _positions("patch_embed.pos_embedding"), SCHEMES),
     source=_SOURCE,
     full=_SIZE_5B | _POSITIONS,
@@ -177,6 +179,7 @@ I2V = Architecture(
 )
 T2V_1_5 = Architecture(
     name="cogvideox1.5-t2v",
+    classes=("CogVideoXTransformer3DModel",),
     roles=roles(_ends(16, frames=2) + _BASE, SCHEMES),
     source=_SOURCE,
     full=_SIZE_5B,
@@ -186,6 +189,7 @@ T2V_1_5 = Architecture(
 )
 I2V_1_5 = Architecture(
     name="cogvideox1.5-i2v",
+    classes=("CogVideoXTransformer3DModel",),
     roles=roles(_ends(32, frames=2) + _BASE + _OFFSET_EMBEDDING, SCHEMES),
     source=_SOURCE,
     full=_SIZE_5B | {"ofs": 512},

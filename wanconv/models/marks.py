@@ -24,16 +24,6 @@ _NAME_LENGTH = 60
 _SHOWN = 200  # characters of what a file says
 _HEAD_DIM = 128
 
-# The classes of the official code, of diffusers and of VideoX-Fun that are the network which the tensors tell.
-_WAN = ("WanModel", "WanTransformer3DModel", "Wan2_2Transformer3DModel")
-_CLASSES: Mapping[str, tuple[str, ...]] = {  # by architecture
-    **dict.fromkeys(("wan-t2v", "wan-i2v", "wan-ti2v", "wan-i2v-clip", "wan-flf2v"), _WAN),
-    "wan-vace": (*_WAN, "VaceWanModel", "WanVACETransformer3DModel", "VaceWanTransformer3DModel"),
-    "wan-animate": (*_WAN, "WanAnimateModel", "WanAnimateTransformer3DModel", "Wan2_2Transformer3DModel_Animate"),
-    "wan-s2v": (*_WAN, "WanModel_S2V", "Wan2_2Transformer3DModel_S2V"),
-}
-_COGVIDEOX = ("CogVideoXTransformer3DModel",)
-_KNOWN_TYPES = frozenset(family.model_type for family in FAMILIES)
 # What ComfyUI calls the networks of a family, beside the family's own word, and what stands for all of them
 _ALIKE: Mapping[str, tuple[str, ...]] = {"flf2v": ("i2v",), "ti2v": ("t2v", "i2v")}
 _ANY = ("wan", "wan2.1", "wan2.2", "cogvideox")
@@ -125,7 +115,7 @@ def agree(high: Mark | None, low: Mark | None, paths: tuple[str, str]) -> None:
 
 def is_other_type(model_type: object, family: Family) -> bool:
     """True where an official config names a network that is no family's: the name of another one contradicts."""
-    return isinstance(model_type, str) and model_type not in _KNOWN_TYPES and model_type != family.model_type
+    return isinstance(model_type, str) and model_type not in _known_types() and model_type != family.model_type
 
 
 def _marks(said: Mapping[str, object], by: MarkKind, path: str, base: str) -> Iterator[Mark]:
@@ -163,7 +153,7 @@ def _agrees(key: str, value: object, claim: Claim, family: Family) -> bool:
         return True
     architecture, dims = claim.fit.architecture, claim.fit.dims
     if key == "_class_name":
-        return value in _CLASSES.get(architecture.name, _COGVIDEOX)
+        return value in architecture.classes
     if key == "model_type":
         return value in (family.model_type, *_ALIKE.get(family.model_type, ()))
     if key in ("num_heads", "num_attention_heads"):
@@ -187,3 +177,7 @@ def _name(said: Mapping[str, object]) -> str:
     words = [key if value is True else f"{key}-{value}" for key, value in sorted(said.items())]
     name = re.sub(r"[^A-Za-z0-9._+]+", "-", str(own) if own is not None else "+".join(words))
     return name[:_NAME_LENGTH].strip("-._+") or "unnamed"
+
+
+def _known_types() -> frozenset[str]:
+    return frozenset(family.model_type for family in FAMILIES)

@@ -1,6 +1,6 @@
 """Families of models, what they are made of, and the sizes that were published."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from wanconv.models import cogvideox
 from wanconv.models.clip import CLIP
@@ -11,7 +11,7 @@ from wanconv.models.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B
 from wanconv.models.wan_vae import VAE_2_1, VAE_2_2
 from wanconv.models.wav2vec2 import WAV2VEC2
 from wanconv.types.architecture import Architecture, Family, Release
-from wanconv.types.registry import Value, pickle_by_name
+from wanconv.types.registry import Origin, Table, Values, of_group, pickle_by_name
 
 DENOISERS = ("dit", "expert.high", "expert.low")
 
@@ -21,7 +21,7 @@ _BREAKS = "every CogVideoX but 2B gives NaN or black frames when computed in it 
 
 # `shift` is the official default at 720p, of CogVideoX that of its signal-to-noise ratio. Fingerprints are those that
 # DiffSynth-Studio ships for the released files; it has none of CogVideoX, whose are of diffusers' names.
-FAMILIES = (
+OWN_FAMILIES = (
     Family(
         name="wan2.1-t2v",
         components={"dit": T2V, "text_encoder": UMT5, "vae": VAE_2_1},
@@ -179,27 +179,42 @@ FAMILIES = (
     ),
 )
 
-ARCHITECTURES: tuple[Architecture, ...] = (
+_OWN_ARCHITECTURES: tuple[Architecture, ...] = (
     *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, VACE, S2V, ANIMATE, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
     *(cogvideox.T2V, cogvideox.I2V, cogvideox.T2V_1_5, cogvideox.I2V_1_5, T5, COGVIDEOX_VAE),
 )
 
 
+GROUP = "wanconv.models"  # of entry points: a Family, an Architecture, or a list of them
+
+
+def _families() -> Iterator[tuple[Family, Origin]]:
+    for value, origin in of_group(GROUP, Family, Architecture):
+        if isinstance(value, Family):
+            yield value, origin
+
+
+def _architectures() -> Iterator[tuple[Architecture, Origin]]:
+    for value, origin in of_group(GROUP, Family, Architecture):
+        for network in value.components.values() if isinstance(value, Family) else (value,):
+            assert isinstance(network, Architecture)
+            yield network, origin
+
+
+FAMILY_TABLE = Table("family", OWN_FAMILIES, _families)
+ARCHITECTURE_TABLE = Table("architecture", _OWN_ARCHITECTURES, _architectures)
+FAMILIES: Values[Family] = Values(FAMILY_TABLE)
+ARCHITECTURES: Values[Architecture] = Values(ARCHITECTURE_TABLE)
+
+
 def family_named(name: str) -> Family:
-    """Returns a family; raises LookupError where there is none of this name."""
-    return _named(FAMILIES, name, "family")
+    """Return a family; raises LookupError where there is none of this name."""
+    return FAMILY_TABLE.named(name)
 
 
 def architecture_named(name: str) -> Architecture:
-    """Returns an architecture; raises LookupError where there is none of this name."""
-    return _named(ARCHITECTURES, name, "architecture")
-
-
-def _named(table: Sequence[Value], name: str, what: str) -> Value:
-    for value in table:
-        if value.name == name:
-            return value
-    raise LookupError(f"wanconv knows no {what} {name!r}")
+    """Return an architecture; raises LookupError where there is none of this name."""
+    return ARCHITECTURE_TABLE.named(name)
 
 
 pickle_by_name(Family, family_named)

@@ -14,7 +14,6 @@ from wanconv.types.tensors import Part, TensorRef
 
 _SHOWN = 10
 _DEEPEST = 6  # words of a prefix
-_KNOWN = "wanconv knows " + ", ".join(architecture.name for architecture in ARCHITECTURES)
 # A tensor that tells a file which wanconv knows and does not read, what the file is, and what to do.
 _NOT_READ = {
     "encoder.down.0.block.0.conv1.conv.weight": (  # zai-org/CogVideo sat/vae_modules/cp_enc_dec.py
@@ -33,6 +32,10 @@ _PREFIXES = (
     *("model.diffusion_model.", "diffusion_model.", "text_encoders.umt5xxl.transformer.", "umt5xxl.transformer."),
     *("text_encoders.t5xxl.transformer.", "first_stage_model.", "vae.", "text_encoder.", "transformer.", "dit."),
 )
+
+
+def _known() -> str:
+    return "wanconv knows " + ", ".join(architecture.name for architecture in ARCHITECTURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
         most = f"{hits} of its {count(len(names), 'tensor')}"
         message = f"{part.path} is no network that wanconv knows: none has more than {most}"
     details = first_of([f"unknown: {name}" for name in names])
-    return Unknown(part, Unrecognised(message, _KNOWN, details), "no network that wanconv knows", foreign=bool(names))
+    return Unknown(part, Unrecognised(message, _known(), details), "no network that wanconv knows", foreign=bool(names))
 
 
 _LORA_TAILS = tuple(tail.text for tail in TAILS)
@@ -116,7 +119,7 @@ def _advice(fit: Fit, odd_scales: bool) -> str:
         return f"it holds a part of {name}: give the rest of it in the same folder, with the index that lists all"
     if fit.extra and not (fit.missing or fit.wrong):
         return f"it is {name} and more: a variant that wanconv does not know, or what stands beside it in training"
-    return f"it may be a variant of {name} that wanconv does not know; {_KNOWN}"
+    return f"it may be a variant of {name} that wanconv does not know; {_known()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,7 @@ def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
     if foreign and (matched or len(foreign) < len(found)):
         options = excluding(foreign, kept)
         leave = f"leave out what is not of the model: {options}"
-        hint = leave if hint == _KNOWN else f"{hint}; {'or' if found[0].foreign else 'and'} {leave}"
+        hint = leave if hint == _known() else f"{hint}; {'or' if found[0].foreign else 'and'} {leave}"
     elif matched and "exclude" not in named(hint):
         options = excluding([file for one in found for file in one.part.files], kept)
         hint += f"; or leave out what is not of the model: {options}"

@@ -165,8 +165,11 @@ _TINY = {"d": 128, "ffn": 256, "text": 64, "freq": 32, "n": 3, "heads": 2}
 
 T2V_1_3B = _SIZE_1_3B
 
+# Of the official code, of diffusers and of VideoX-Fun.
+_CLASSES = ("WanModel", "WanTransformer3DModel", "Wan2_2Transformer3DModel")
 T2V = Architecture(
     name="wan-t2v",
+    classes=_CLASSES,
     roles=roles(_ends(16, 16) + _BASE),
     source="Wan-Video/Wan2.2 wan/modules/model.py; huggingface/diffusers models/transformers/transformer_wan.py",
     full=_SIZE_14B,
@@ -177,6 +180,7 @@ T2V = Architecture(
 # Wan 2.2: the first frame comes as channels (16 noise + 4 mask + 16 image), no CLIP
 I2V = Architecture(
     name="wan-i2v",
+    classes=_CLASSES,
     roles=roles(_ends(36, 16) + _BASE),
     source=T2V.source,
     full=_SIZE_14B,
@@ -186,6 +190,7 @@ I2V = Architecture(
 )
 TI2V = Architecture(
     name="wan-ti2v",
+    classes=_CLASSES,
     roles=roles(_ends(48, 48) + _BASE),
     source=T2V.source,
     full=_SIZE_5B,
@@ -195,6 +200,7 @@ TI2V = Architecture(
 )
 I2V_CLIP = Architecture(
     name="wan-i2v-clip",
+    classes=_CLASSES,
     roles=roles(_ends(36, 16) + _BASE + _CLIP_BLOCK + _CLIP_EMBEDDING),
     source="Wan-Video/Wan2.1 wan/modules/model.py; huggingface/diffusers models/transformers/transformer_wan.py",
     full=_SIZE_14B | {"image": 1280},
@@ -204,6 +210,7 @@ I2V_CLIP = Architecture(
 )
 FLF2V = Architecture(
     name="wan-flf2v",
+    classes=_CLASSES,
     roles=roles(_ends(36, 16) + _BASE + _CLIP_BLOCK + _CLIP_EMBEDDING + _FLF_EMBEDDING),
     source=I2V_CLIP.source,
     full=I2V_CLIP.full,
@@ -213,6 +220,7 @@ FLF2V = Architecture(
 )
 VACE = Architecture(
     name="wan-vace",
+    classes=(*_CLASSES, "VaceWanModel", "WanVACETransformer3DModel", "VaceWanTransformer3DModel"),
     roles=roles(_ends(16, 16) + _BASE + _VACE),
     source="Wan-Video/Wan2.1 wan/modules/vace_model.py; huggingface/diffusers transformer_wan_vace.py",
     full=_SIZE_14B | {"m": 8},
@@ -223,6 +231,7 @@ VACE = Architecture(
 VACE_1_3B = _SIZE_1_3B | {"m": 15}
 ANIMATE = Architecture(
     name="wan-animate",
+    classes=(*_CLASSES, "WanAnimateModel", "WanAnimateTransformer3DModel", "Wan2_2Transformer3DModel_Animate"),
     roles=roles(_ends(36, 16) + _BASE + _CLIP_BLOCK + _CLIP_EMBEDDING + ANIMATE_ROWS),
     source="Wan-Video/Wan2.2 wan/modules/animate/model_animate.py; huggingface/diffusers transformer_wan_animate.py",
     full=_SIZE_14B | {"image": 1280, "head": 128, "c": 32, "style": 512, "motion": 20, "face": 1024, "m": 8},
@@ -233,6 +242,7 @@ ANIMATE = Architecture(
 # no library carries S2V: it has no hub names
 S2V = Architecture(
     name="wan-s2v",
+    classes=(*_CLASSES, "WanModel_S2V", "Wan2_2Transformer3DModel_S2V"),
     roles=roles(_ends(16, 16) + _BASE) + roles(_S2V + _S2V_AUDIO + _S2V_INJECTOR, ("official",)),
     source="Wan-Video/Wan2.2 wan/modules/s2v/model_s2v.py",
     full=_SIZE_14B | {"audio": 1024, "states": 25, "m": 12},

@@ -5,6 +5,7 @@ It is written before the first byte, so that a folder that is not complete is kn
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ NAME = ".wanconv-download.json"
 SCHEMA = "wanconv.download/1"
 _MAX_NBYTES = 64_000_000
 _HINT = "run wanconv download again"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}")
 
 
 def write(root: Path, snapshot: Snapshot) -> None:
@@ -52,7 +54,8 @@ def read(root: Path) -> Snapshot | None:
         raise InputError(f"{path} is no record of a download: its schema is not {SCHEMA}", _HINT)
     hub, repository, revision = (record.get(key) for key in ("hub", "repository", "revision"))
     commit, files = record.get("commit"), record.get("files")
-    named = hub in ("hf", "ms") and isinstance(repository, str) and isinstance(revision, str)
+    named = isinstance(hub, str) and _SCHEME.fullmatch(hub) is not None
+    named = named and isinstance(repository, str) and isinstance(revision, str)
     if not named or not (commit is None or (isinstance(commit, str) and is_commit(commit))):
         raise InputError(f"{path} does not say which repository it is about", _HINT)
     try:

@@ -15,7 +15,8 @@ from wanconv import __version__
 from wanconv.containers import check_file, header_digest, read_header
 from wanconv.containers.files import regular_file, strict_json
 from wanconv.errors import CheckFailed, DigestMismatch, InputError
-from wanconv.models import Expert
+from wanconv.layouts import LAYOUTS
+from wanconv.models import ARCHITECTURE_TABLE, FAMILY_TABLE, Expert
 from wanconv.planning import Plan, Slot, Step
 from wanconv.provenance import download_record
 from wanconv.report import Finding
@@ -25,6 +26,7 @@ from wanconv.storage.reading import fill_at, opened, read_small
 from wanconv.types.figures import exact_size
 from wanconv.types.model import Model
 from wanconv.types.progress import Advance, unheard
+from wanconv.types.registry import Origin
 from wanconv.types.tensors import Checkpoint, TensorRef
 from wanconv.types.text import printable
 
@@ -92,8 +94,19 @@ def plan_key(plan: Plan, base_model: str | None) -> str:
         base_model,
         [[path, _sidecar_digest(copied)] for path, copied in sorted(plan.copies.items())],
         *([lora.sha256, lora.component, lora.strength] for lora in plan.model.loras),
+        *([origin.distribution, origin.version] for origin in plugins_of(plan)),
     ]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
+
+
+def plugins_of(plan: Plan) -> list[Origin]:
+    """Return the installed distributions that the plan's layout, family and networks are from."""
+    found = {
+        LAYOUTS.origin(plan.layout.name),
+        FAMILY_TABLE.origin(plan.model.family.name),
+        *(ARCHITECTURE_TABLE.origin(one.architecture.name) for one in plan.model.components.values()),
+    }
+    return sorted(origin for origin in found if origin is not None)
 
 
 def _sidecar_digest(path: Path) -> str:
@@ -143,6 +156,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
         "absent": list(plan.model.absent),
         "source": sources,
         **({"loras": lora_entries(plan.model)} if plan.model.loras else {}),
+        **({"plugins": plugins} if (plugins := _plugin_entries(plan)) else {}),
         "files": [
             {"path": file.path, "nbytes": file.nbytes, "sha256": file.sha256}
             for file in sorted(written, key=lambda file: file.path)
@@ -152,6 +166,10 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
     }
     manifest[_SEAL] = _seal(manifest)
     return json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _plugin_entries(plan: Plan) -> list[Json]:
+    return [{"name": origin.distribution, "version": origin.version} for origin in plugins_of(plan)]
 
 
 def _seal(manifest: Json) -> str:

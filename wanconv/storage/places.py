@@ -1,8 +1,13 @@
 """Places as people write them: a path on this machine, or an address whose scheme says that it is elsewhere."""
 
 import re
+from collections.abc import Mapping
 
-_HUBS = ("hf", "ms")
+from wanconv.errors import PluginError
+from wanconv.types.registry import DISABLE, Plugin, plugins
+
+OWN_HUBS = ("hf", "ms")
+GROUP = "wanconv.storage"  # of entry points: what opens a hub, called with a token and a Patience; named as its scheme
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a drive of Windows
 _FOLDED = re.compile(  # what a Path makes of an address, and what one types who forgets a slash
     r"\s*(hf|ms|s3[an]?|gs|gcs|r2|b2|oss|cos|swift|azure|az|abfss?|wasbs?|adl|https?|ftps?|sftp|ssh|scp|rsync|hdfs|dbfs|file):/"
@@ -24,7 +29,7 @@ def scheme_of(text: str) -> str | None:
 def repository_of(text: str) -> str | None:
     """Returns the address of a hub's repository, `hf://…` or `ms://…`; None where the text is no such address."""
     match = _ADDRESS.match(text)
-    if match is None or match[1].lower() not in _HUBS:
+    if match is None or not _is_hub(match[1].lower()):
         return None
     return f"{match[1].lower()}://{text[match.end() :].rstrip()}"
 
@@ -35,7 +40,7 @@ def unsupported(text: str, hubs: bool = False) -> tuple[str, str] | None:
     scheme = scheme_of(text)
     if scheme is None or (hubs and repository_of(text) is not None):
         return None
-    if scheme not in _HUBS:
+    if not _is_hub(scheme):
         return f"{scheme}:// is not supported yet: {text}", _instead(text, scheme, hubs)
     if repository_of(text) is None:
         return f"{text} lacks a slash", f"write it as {scheme}://{text.partition(':')[2].lstrip('/')}"
@@ -49,3 +54,22 @@ def _instead(text: str, scheme: str, hubs: bool) -> str:
     if scheme == "file":
         return f"give the path itself: /{text.partition(':')[2].lstrip('/')}"
     return "give a path on this machine" + (", or a repository as hf://OWNER/NAME or ms://OWNER/NAME" if hubs else "")
+
+
+def hubs_of_plugins() -> Mapping[str, Plugin]:
+    """Return what opens the hubs that installed distributions add, by scheme.
+
+    Raises:
+        PluginError: for a scheme that two of them add, or one that is wanconv's own.
+    """
+    found: dict[str, Plugin] = {}
+    for plugin in plugins(GROUP):
+        if plugin.name in OWN_HUBS or plugin.name in found:
+            other = "wanconv itself" if plugin.name in OWN_HUBS else found[plugin.name].origin
+            raise PluginError(f"the hub {plugin.name!r} is in {other} and in the plugin {plugin.origin}", DISABLE)
+        found[plugin.name] = plugin
+    return found
+
+
+def _is_hub(scheme: str) -> bool:
+    return scheme in OWN_HUBS or scheme in hubs_of_plugins()
