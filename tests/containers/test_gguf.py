@@ -18,6 +18,13 @@ from wanconv.types.dtypes import DTYPES
 
 U32, TEXT, ARRAY = 4, 8, 9
 NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
+FILES = {"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+
+
+def test_the_numbers_of_tensors_and_files_are_those_of_gguf() -> None:
+    assert {name: dtype.gguf for name, dtype in DTYPES.items() if dtype.gguf} == {
+        name: (gguf.GGMLQuantizationType[kind], gguf.LlamaFileType[FILES[name]]) for name, kind in NAMES.items()
+    }
 
 
 def text(value: str | bytes) -> bytes:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from wanconv.quantization import FORMATS
+from wanconv.quantization import FORMATS, Format
 from wanconv.types.architecture import Kind
 from wanconv.types.dtypes import DTYPES
 
@@ -30,6 +30,14 @@ def test_every_format_is_found_by_its_own_name_and_a_plain_cast_stores_a_known_f
 def test_keep_stores_every_dtype_as_it_is(source: str) -> None:
     assert FORMATS["keep"].refuses(source, "constant", (3,)) is None
     assert FORMATS["keep"].stored(source) == source
+
+
+def test_a_format_that_needs_statistics_is_refused_while_a_conversion_has_none() -> None:
+    needy = Format("needy", "int8", ("row",), needs=frozenset({"second_moment", "largest"}))
+    assert needy.refuses("bf16", "linear", (4, 32), "row") == (
+        "needy needs a calibration's largest, second_moment, and a conversion has none"
+    )
+    assert not any(each.needs for each in FORMATS.values())
 
 
 @pytest.mark.parametrize("name", CASTS)

@@ -116,5 +116,18 @@ def test_a_group_that_has_no_such_matrix_is_refused() -> None:
         Rotated(Scaled("int8", "row"), 8)
 
 
+def test_a_row_that_groups_do_not_fill_is_refused_and_not_rotated_into_the_next() -> None:
+    codec, weight = Rotated(Scaled("int8", "row"), 64), torch.ones(4, 96)  # six whole groups, but not in a row
+    scales = Scales(torch.ones(4))
+    for use in (
+        lambda: codec.scales(Fit((4, 96), "nearest"), 0, 384, Held(weight)),
+        lambda: codec.read(torch.ones(4).view(torch.uint8), None, (4, 96)),
+        lambda: codec.decode(torch.ones(384, dtype=torch.int8), scales, 0, 96),
+        lambda: codec.judge(scales, 96, False),
+    ):
+        with pytest.raises(ValueError, match="rows of 96 numbers are not whole groups of 64"):
+            use()
+
+
 def test_every_rounding_that_a_recipe_names_has_its_strategy() -> None:
     assert tuple(STRATEGIES) == ROUNDINGS

@@ -25,7 +25,12 @@ from wanconv.types.figures import exact_size
 from wanconv.types.tensors import TensorRef
 from wanconv.types.text import printable
 
-TYPES: Mapping[str, int] = {"fp32": 0, "fp16": 1, "bf16": 30, "q8_0": 8}  # what is read and written
+# What is read and written, blocks last.
+TYPES: Mapping[str, int] = {
+    dtype.name: dtype.gguf[0]
+    for dtype in sorted(DTYPES.values(), key=lambda dtype: (dtype.blocked, dtype.gguf or ()))
+    if dtype.gguf
+}
 _DTYPES = {number: DTYPES[name] for name, number in TYPES.items()}
 _MAGIC = b"GGUF"
 _VERSION = 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import get_args
 
 from wanconv.layouts.comfyui import COMFYUI
@@ -9,8 +10,10 @@ from wanconv.layouts.types import Layout, Override, Stored
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.types.architecture import Kind
+from wanconv.types.dtypes import DTYPES
 
-_FILE_TYPES = {"fp32": 0, "fp16": 1, "q8_0": 7, "bf16": 32}  # what most matrices are: gguf-py LlamaFileType
+# What most matrices are, in the order of the numbers, of which the first wins a tie.
+_FILE_TYPES = dict(sorted(((each.name, each.gguf[1]) for each in DTYPES.values() if each.gguf), key=itemgetter(1)))
 _QUANTIZATION_VERSION = "2"  # gguf-py GGML_QUANT_VERSION
 _NOT_LINEAR: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "linear")
 

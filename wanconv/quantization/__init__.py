@@ -41,6 +41,8 @@ class Format:
     `significand_bits` where the storage is no float, so that formats can be ordered from coarse to fine; `linear_only`
     for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
     zero. `clips` where a search may choose a scale that does not reach the largest numbers.
+
+    `needs` are the statistics of a layer's inputs that the codec must be given; no conversion has any yet.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Format:
     linear_only: bool = False
     flushed_share: float = 0.01
     clips: bool = False
+    needs: frozenset[str] = frozenset()
 
     def stored(self, source: str) -> str:
         """Returns the dtype on disk of a tensor whose source dtype is `source`."""
@@ -63,6 +66,8 @@ class Format:
         """
         if self.storage is None:
             return None
+        if self.needs:
+            return f"{self.name} needs a calibration's {', '.join(sorted(self.needs))}, and a conversion has none"
         if not DTYPES[source].is_float:
             return f"{source} numbers are no weights: only keep stores them"
         if source == "fp64":

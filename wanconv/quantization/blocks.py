@@ -15,18 +15,16 @@ above 127 * 65504.
 Source: ggml-org/llama.cpp ggml/src/ggml-quants.c quantize_row_q8_0_ref; gguf-py 0.19 gguf/quants.py Q8_0.
 """
 
-from collections.abc import Iterator
 from math import inf, isnan
 
 import torch
 from torch import Tensor
 
 from wanconv.errors import NotFinite
-from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
+from wanconv.quantization.codec import Judge, RunJudge, Scales, Unscaled, Violation
 from wanconv.quantization.plain import CHUNK, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
 from wanconv.types.dtypes import DTYPES
-from wanconv.types.tensors import Shape
 
 _Q8_0 = DTYPES["q8_0"]
 _NEARLY_HALF = (
@@ -85,7 +83,7 @@ class Blocker:
         return piece.view(-1, _Q8_0.block)
 
 
-class Q8:
+class Q8(Unscaled):
     """The codec (codec.py) of Q8_0: its scales stand in the payload, and nothing beside it."""
 
     unit = _Q8_0.block
@@ -95,26 +93,11 @@ class Q8:
     def __init__(self) -> None:
         self._blocker = Blocker()
 
-    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
-        return runs(first, count, self.unit)
-
-    def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
-        return UNSCALED
-
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._blocker.encode(values, out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
-        raise AssertionError("nothing stands beside Q8_0")
-
     def check(self, payload: Tensor, name: str, start: int) -> None:
         check(payload, name, start)
-
-    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
-        return UNSCALED
-
-    def invalid(self, scales: Scales) -> float | None:
-        return None
 
     def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
         return decode(payload)

@@ -122,6 +122,27 @@ class Codec(Protocol):
         """Returns a judge of a weight stored with these scales; `clips`: a search may have chosen them."""
 
 
+class Unscaled:
+    """What all codecs share that have nothing beside the payload: runs of whole units, and no scales."""
+
+    unit = 1
+
+    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
+        return runs(first, count, self.unit)
+
+    def scales(self, fit: "Fit", first: int, count: int, numbers: Numbers) -> Scales:
+        return UNSCALED
+
+    def beside(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
+        raise AssertionError("nothing stands beside the payload")
+
+    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
+        return UNSCALED
+
+    def invalid(self, scales: Scales) -> float | None:
+        return None
+
+
 Measure = Callable[[Tensor, int], Tensor]  # of a run of whole rows, (rows, columns), and the element it starts at
 
 

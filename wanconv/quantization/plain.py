@@ -27,9 +27,8 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite, Overflow, Refused
 from wanconv.quantization import FORMATS
-from wanconv.quantization.codec import UNSCALED, Fit, Judge, Numbers, RunJudge, Scales, Violation, runs
+from wanconv.quantization.codec import Judge, RunJudge, Scales, Unscaled, Violation
 from wanconv.types.dtypes import DTYPES, DType
-from wanconv.types.tensors import Shape
 
 # fmt: off
 TORCH_DTYPES = {
@@ -37,7 +36,7 @@ TORCH_DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
     "int64": torch.int64, "int32": torch.int32, "int16": torch.int16, "int8": torch.int8,
     "uint64": torch.uint64, "uint32": torch.uint32, "uint16": torch.uint16, "uint8": torch.uint8, "bool": torch.bool,
-    "q8_0": torch.uint8, "mxfp8": torch.uint8, "nvfp4": torch.uint8,  # the bytes of their blocks
+    **{name: torch.uint8 for name, dtype in DTYPES.items() if dtype.blocked},  # the bytes of their blocks
 }
 # fmt: on
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if not DTYPES[name].blocked}
@@ -140,36 +139,20 @@ class Caster:
         return widen(piece, scratch[: piece.numel()], self._half[: piece.numel()])
 
 
-class Plain:
+class Plain(Unscaled):
     """The codec (codec.py) of a cast: every element is a unit of its own, and nothing stands beside them."""
 
-    unit = 1
     flushes = True
     stable = False
 
     def __init__(self) -> None:
         self._caster = Caster()
 
-    def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
-        return runs(first, count)
-
-    def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
-        return UNSCALED
-
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._caster.cast(values, out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
-        raise AssertionError("nothing stands beside a cast")
-
     def check(self, payload: Tensor, name: str, start: int) -> None:
         self._caster.check(payload, name, start)
-
-    def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
-        return UNSCALED
-
-    def invalid(self, scales: Scales) -> float | None:
-        return None
 
     def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
         return payload

@@ -73,6 +73,7 @@ class Rotated:
         return row_runs(first, count, columns)
 
     def scales(self, fit: Fit, first: int, count: int, numbers: Numbers) -> Scales:
+        self._check_columns(fit.shape[1])
         return self._inner.scales(fit, first, count, _RotatedNumbers(numbers, self._group))
 
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
@@ -85,17 +86,25 @@ class Rotated:
         self._inner.check(payload, name, start)
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
+        self._check_columns(shape[1])
         return self._inner.read(scales, whole, shape)
 
     def invalid(self, scales: Scales) -> float | None:
         return self._inner.invalid(scales)
 
     def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
+        self._check_columns(columns)
         return rotate(self._inner.decode(payload, scales, first, columns), self._group)
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
         """Returns a judge that holds each element to the inner codec's bound in the rotated basis."""
+        self._check_columns(columns)
         return _RotatedJudge(self._inner.judge(scales, columns, clips), self._group)
+
+    def _check_columns(self, columns: int) -> None:
+        """Raises ValueError where a group would reach into the next row."""
+        if columns % self._group:
+            raise ValueError(f"rows of {columns} numbers are not whole groups of {self._group}")
 
 
 class _RotatedNumbers:

@@ -9,7 +9,8 @@ class DType:
     """How numbers are stored; `code` is the name in a safetensors header, empty where that has none.
 
     `itemsize` are the bytes of an element, or of a `block` of so many along a row. Floats carry what a cast needs:
-    `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value.
+    `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value. `gguf` are its numbers in GGUF,
+    where that has it: the type of a tensor, and the type of a file whose matrices are mostly of it.
     """
 
     name: str
@@ -19,6 +20,7 @@ class DType:
     min_exponent: int = 0
     largest: float = 0.0
     block: int = 1
+    gguf: tuple[int, int] | None = None
 
     def nbytes(self, numel: int) -> int:
         """Returns the bytes of `numel` elements, whole blocks."""
@@ -47,13 +49,14 @@ class DType:
         return self.mantissa >= other.mantissa and smallest <= other_smallest and self.largest >= other.largest
 
 
+# gguf: gguf-py's GGMLQuantizationType and LlamaFileType
 # fmt: off
 _DTYPES = (
     #      name           code       bytes  mantissa  min_exponent  largest
     DType("fp64",        "F64",      8,     52,       -1022,        (2 - 2**-52) * 2.0**1023),
-    DType("fp32",        "F32",      4,     23,       -126,         (2 - 2**-23) * 2.0**127),
-    DType("bf16",        "BF16",     2,     7,        -126,         (2 - 2**-7) * 2.0**127),
-    DType("fp16",        "F16",      2,     10,       -14,          65504.0),
+    DType("fp32",        "F32",      4,     23,       -126,         (2 - 2**-23) * 2.0**127,   gguf=(0, 0)),
+    DType("bf16",        "BF16",     2,     7,        -126,         (2 - 2**-7) * 2.0**127,    gguf=(30, 32)),
+    DType("fp16",        "F16",      2,     10,       -14,          65504.0,                   gguf=(1, 1)),
     DType("fp8_e4m3fn",  "F8_E4M3",  1,     3,        -6,           448.0),
     DType("fp8_e5m2",    "F8_E5M2",  1,     2,        -14,          57344.0),
     DType("int64",       "I64",      8),
@@ -66,7 +69,7 @@ _DTYPES = (
     DType("uint8",       "U8",       1),
     DType("bool",        "BOOL",     1),
     # GGUF's: 32 numbers in int8 behind their fp16 scale, which bounds them
-    DType("q8_0",        "",         34,    largest=127 * 65504.0, block=32),
+    DType("q8_0",        "",         34,    largest=127 * 65504.0, block=32, gguf=(8, 7)),
     # Their scales stand in other tensors: 32 numbers in E4M3, 16 in four bits; float32 must hold what they decode to
     DType("mxfp8",       "",         32,    largest=240 * 2.0**120, block=32),
     DType("nvfp4",       "",         8,     largest=240 * 2.0**120, block=16),
