@@ -31,7 +31,7 @@ from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:
     from wanconv.evaluation.measure import Clips, Kept, Wanted
-    from wanconv.generation.tasks import Input
+    from wanconv.generation.types import Input
     from wanconv.metrics.perceptual import Perceptual
 
 Json = dict[str, object]
