@@ -14,7 +14,7 @@ from wanconv.commands.convert import convert, preview
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.conversion.workspace import open_workspace
-from wanconv.errors import DigestMismatch, OutputError, UsageError
+from wanconv.errors import DigestMismatch, Occupied, OutputError, UsageError
 from wanconv.models import identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
@@ -127,7 +127,7 @@ def test_an_out_of_another_plan_is_refused_unless_forced(
     convert(source, options)
     before = tiny.digests(tmp_path)
     other = replace(options, **change)  # type: ignore[arg-type]  # one field of any type
-    with pytest.raises(UsageError, match=r"out holds another conversion \(recipe bf16, layout official\)"):
+    with pytest.raises(Occupied, match=r"out holds another conversion \(recipe bf16, layout official\)"):
         convert(source, other)
     assert tiny.digests(tmp_path) == before
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
@@ -277,7 +277,7 @@ def test_a_partial_of_another_plan_is_refused_and_by_force_started_over(
     partial = stopped(source, options)
     before = tiny.digests(partial)
     other = replace(options, recipe="fp16")
-    with pytest.raises(UsageError, match=r"out\.partial was left by another conversion"):
+    with pytest.raises(Occupied, match=r"out\.partial was left by another conversion"):
         convert(source, other)
     assert tiny.digests(partial) == before
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
@@ -297,7 +297,7 @@ def test_a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied(
 ) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "precious").write_text("precious")
-    with pytest.raises(UsageError, match=r"out\.partial .*wanconv did not"):
+    with pytest.raises(Occupied, match=r"out\.partial .*wanconv did not"):
         convert(source, replace(options, force=force))
     assert (tmp_path / "out.partial" / "precious").read_text() == "precious"
 

@@ -16,7 +16,7 @@ from wanconv.conversion.options import Options, prepare, target_folder
 from wanconv.conversion.sources import Here, Origin
 from wanconv.conversion.workspace import Workspace, open_workspace, partial_folder, writing
 from wanconv.downloads.selection import Wish
-from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
+from wanconv.errors import DigestMismatch, InputError, NotFinite, Occupied, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.planning import (
     Plan,
@@ -355,9 +355,9 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     except InputError:
         known = None
     if known is None:
-        raise UsageError(f"{out} exists and wanconv did not write it", way_out)
+        raise Occupied(f"{out} exists and wanconv did not write it", way_out)
     if known["plan"] != key:
-        raise UsageError(
+        raise Occupied(
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
             "or its source, `base_model` or `loras` has changed",
             way_out,
