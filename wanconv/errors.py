@@ -3,9 +3,11 @@
     WanconvError
     ├── UsageError      2    usage          a legal input with an option, recipe, layout or target that cannot be
     │   ├── Refused     2    refused        a plan that headers alone forbid: every reason at once
+    │   ├── Occupied    2    occupied       a target that holds another conversion, or files wanconv did not write
     │   └── PluginError 2    plugin         an installed plugin that cannot be loaded, or clashes with another one
     ├── InputError      3    unreadable     a file that is not what it should be
-    │   └── Unrecognised 3   unrecognised   tensors that fit no known family, by name
+    │   ├── Unrecognised 3   unrecognised   tensors that fit no known family, by name
+    │   └── HubUnreachable 3 unreachable    a hub that does not answer, or is not to be asked (offline)
     ├── CheckFailed     1    check-failed   a cover or bound that does not hold
     ├── DigestMismatch  4    digest         bytes that are not the ones recorded
     ├── NotFinite       5    not-finite     NaN or infinity in the source
@@ -77,6 +79,10 @@ class Refused(UsageError):
     code = "refused"
 
 
+class Occupied(UsageError):
+    code = "occupied"
+
+
 class PluginError(UsageError):
     code = "plugin"
 
@@ -88,6 +94,10 @@ class InputError(WanconvError):
 
 class Unrecognised(InputError):
     code = "unrecognised"
+
+
+class HubUnreachable(InputError):
+    code = "unreachable"
 
 
 class CheckFailed(WanconvError):

@@ -15,7 +15,7 @@ import torch
 from covering import covering
 from safetensors.torch import load_file, save_file
 
-from wanconv.commands.convert import convert
+from wanconv.commands.convert import EXISTING, convert
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import InputError, NotFinite, Overflow, Refused
 from wanconv.recipe import load
@@ -121,7 +121,7 @@ def test_overflows_take_their_fallback_and_are_reported(
     assert {name for name, tensor in stored.items() if tensor.dtype == dtype} == {UP, DOWN}
     assert stored[UP].view(-1)[5] == torch.tensor(70000.0).to(dtype)
     again = convert(source, replace(options, out=tmp_path / "out1"))
-    assert again.figures["outcome"] == "was there already and is as it should be"
+    assert again.figures["outcome"] == EXISTING
     assert (fallbacks(again), again.tables) == (fallbacks(report), report.tables)
 
 

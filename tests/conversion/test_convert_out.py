@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from wanconv.commands.convert import convert, preview
+from wanconv.commands.convert import EXISTING, WRITTEN, convert, preview
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import Options
 from wanconv.conversion.workspace import open_workspace
-from wanconv.errors import DigestMismatch, OutputError, UsageError
+from wanconv.errors import DigestMismatch, Occupied, OutputError, UsageError
 from wanconv.models import identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
@@ -88,7 +88,7 @@ def test_a_finished_out_is_verified_and_left_as_it_is(source: Path, options: Opt
     assert is_whole(out, convert(source, options))
     before = times(out)
     report = convert(source, options)
-    assert report.figures["outcome"] == "was there already and is as it should be"
+    assert report.figures["outcome"] == EXISTING
     assert is_whole(out, report)
     assert times(out) == before
 
@@ -127,7 +127,7 @@ def test_an_out_of_another_plan_is_refused_unless_forced(
     convert(source, options)
     before = tiny.digests(tmp_path)
     other = replace(options, **change)  # type: ignore[arg-type]  # one field of any type
-    with pytest.raises(UsageError, match=r"out holds another conversion \(recipe bf16, layout official\)"):
+    with pytest.raises(Occupied, match=r"out holds another conversion \(recipe bf16, layout official\)"):
         convert(source, other)
     assert tiny.digests(tmp_path) == before
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
@@ -159,8 +159,8 @@ def check_doubled_is_seen(source: Path, options: Options) -> None:
     """Asserts that a finished OUT is left as it is, and refused when its source was doubled."""
     first, again = convert(source, options), convert(source, options)
     assert (first.figures["outcome"], again.figures["outcome"]) == (
-        "written",
-        "was there already and is as it should be",
+        WRITTEN,
+        EXISTING,
     )
     double(source)
     with pytest.raises(UsageError, match=r"out was made from other numbers.*dit/blocks\.1\.ffn\.up\.weight"):
@@ -277,7 +277,7 @@ def test_a_partial_of_another_plan_is_refused_and_by_force_started_over(
     partial = stopped(source, options)
     before = tiny.digests(partial)
     other = replace(options, recipe="fp16")
-    with pytest.raises(UsageError, match=r"out\.partial was left by another conversion"):
+    with pytest.raises(Occupied, match=r"out\.partial was left by another conversion"):
         convert(source, other)
     assert tiny.digests(partial) == before
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
@@ -297,7 +297,7 @@ def test_a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied(
 ) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "precious").write_text("precious")
-    with pytest.raises(UsageError, match=r"out\.partial .*wanconv did not"):
+    with pytest.raises(Occupied, match=r"out\.partial .*wanconv did not"):
         convert(source, replace(options, force=force))
     assert (tmp_path / "out.partial" / "precious").read_text() == "precious"
 
@@ -513,3 +513,23 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
         convert(source, options)
     assert preview(source, options).exit_code == 7
     assert not (tmp_path / "out").exists()
+
+
+def test_programs_read_codes_where_people_read_sentences_and_the_dry_run_has_the_plan_key_of_the_manifest(
+    source: Path, options: Options, tmp_path: Path
+) -> None:
+    planned, first, again = preview(source, options), convert(source, options), convert(source, options)
+    key = json.loads((tmp_path / "out" / "wanconv.json").read_bytes())["plan"]
+    documents = [report.to_json() for report in (planned, first, again)]
+    assert [document["details"] for document in documents] == [{"plan": key, "source_layout": "official"}] * 3
+    figures = [report.to_json()["figures"] for report in (first, again)]
+    expected = {"release": None, "recipe": "bf16", "layout": "official"}
+    for found, outcome in zip(figures, ("written", "existing"), strict=True):
+        assert isinstance(found, dict)
+        assert {name: found[name] for name in (*expected, "outcome")} == {**expected, "outcome": outcome}
+    assert [report.title for report in (first, again)] == [
+        "out: written",
+        "out: was there already and is as it should be",
+    ]
+    changed = preview(source, replace(options, recipe="fp16", out=tmp_path / "new"))
+    assert changed.details["plan"] not in (key, None)

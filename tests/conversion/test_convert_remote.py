@@ -22,7 +22,7 @@ from command import COMMAND, run, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
-from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
+from wanconv.commands.convert import EXISTING, convert, convert_remote, preview, preview_remote
 from wanconv.commands.download import Options as Wanted
 from wanconv.commands.download import download
 from wanconv.commands.download import preview as preview_download
@@ -337,7 +337,7 @@ def test_a_finished_output_is_held_against_the_digests_of_the_hub(hub: Hub, opti
     stream(options)
     hub.log.clear()
     report = stream(options)
-    assert report.figures["outcome"] == "was there already and is as it should be"
+    assert report.figures["outcome"] == EXISTING
     assert any("the hub's digests were compared" in finding.message for finding in report.findings)
     assert not whole_fetches(hub)
     files = dict(hub.files)

@@ -13,7 +13,7 @@ from command import call_all
 from convert_server import Server
 from safetensors.torch import load_file, save_file
 
-from wanconv.commands.convert import convert, preview
+from wanconv.commands.convert import EXISTING, WRITTEN, convert, preview
 from wanconv.commands.validate import Options as Judged
 from wanconv.commands.validate import validate
 from wanconv.commands.verify import Options as Check
@@ -225,8 +225,8 @@ def test_unmatched_keys_are_an_error_or_a_warning(source: Path, tmp_path: Path) 
 def test_another_lora_or_strength_is_another_conversion(source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path)
     options = Options("bf16", out=tmp_path / "out", loras=(f"{file}:0.5",))
-    assert convert(source, options).figures["outcome"] == "written"
-    assert convert(source, options).figures["outcome"] == "was there already and is as it should be"
+    assert convert(source, options).figures["outcome"] == WRITTEN
+    assert convert(source, options).figures["outcome"] == EXISTING
     for other in ((f"{file}:0.6",), (), (str(file), str(lora(tmp_path, "b.safetensors", 1)))):
         with pytest.raises(UsageError, match="or its source, `base_model` or `loras` has changed"):
             convert(source, replace(options, loras=other))
@@ -243,7 +243,7 @@ def test_a_finished_out_with_scales_of_merged_numbers_is_left(
 ) -> None:
     options = Options(recipe, layout=layout, out=tmp_path / "out", loras=(f"{lora(tmp_path)}:0.7",))
     convert(source, options)
-    assert convert(source, options).figures["outcome"] == "was there already and is as it should be"
+    assert convert(source, options).figures["outcome"] == EXISTING
 
 
 def test_nan_in_a_lora_leaves_no_out(source: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hub.server import Hub, leading, running, sha256
 
 from wanconv.commands.download import Options, download, preview
 from wanconv.downloads.selection import Wish
-from wanconv.errors import DigestMismatch, InputError, OutputError, UsageError, WanconvError
+from wanconv.errors import DigestMismatch, HubUnreachable, InputError, OutputError, UsageError, WanconvError
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience
 from wanconv.types import figures
@@ -101,7 +101,7 @@ def test_a_cut_connection_goes_on_where_it_was(hub: Hub, options: Options, sourc
 
 def test_a_connection_that_brings_no_progress_ends_after_the_attempts(hub: Hub, options: Options) -> None:
     hub.faults.cut_after = [0] * 20
-    with pytest.raises(InputError, match=r"ended [\d.]+ \w+ early: \w+ \(4 attempts\)") as caught:
+    with pytest.raises(HubUnreachable, match=r"ended [\d.]+ \w+ early: \w+ \(4 attempts\)") as caught:
         get(options)
     assert caught.value.hint == "run the same command to go on"
     assert len(hub.payload_requests()) == 4
@@ -188,7 +188,7 @@ def test_a_revision_that_moves_after_the_list_does_not_matter(hub: Hub, options:
 
 def test_silence_is_a_cut_connection(hub: Hub, options: Options) -> None:
     hub.faults.drip = 100
-    with pytest.raises(InputError, match=r"only \d+ bytes? came within 0 seconds \(2 attempts\)"):
+    with pytest.raises(HubUnreachable, match=r"only \d+ bytes? came within 0 seconds \(2 attempts\)"):
         get(replace(options, patience=replace(PATIENCE, attempts=2)))
     hub.faults.drip = 0
     get(options)
@@ -329,9 +329,11 @@ def test_an_unknown_revision_is_told(hub: Hub, options: Options) -> None:
     refused(replace(options, revision="v9"), InputError, "has no revision v9")
 
 
-def test_a_hub_that_is_not_there_is_told(options: Options, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_not_there_is_told_by_a_code_of_its_own(
+    options: Options, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    refused(options, InputError, "Hugging Face cannot be reached")
+    assert refused(options, HubUnreachable, "Hugging Face cannot be reached").code == "unreachable"
 
 
 def test_a_download_imports_no_torch() -> None:

@@ -82,6 +82,7 @@ def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path
     ]
     names += ["models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"]
     pairs = [len(hub.files[one]) + len(hub.files[other]) for one, other in pairwise(names)]
+    assert there.details["plan"] is None  # sidecars are part of the key, and have not been downloaded
     needed = [report.figures["disk_needed_nbytes"] for report in (here, there)]
     assert needed[1] == needed[0] + max(pairs)  # type: ignore[operator]  # figures are objects
     assert list(tmp_path.iterdir()) == []

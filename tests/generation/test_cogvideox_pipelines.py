@@ -16,7 +16,7 @@ from wanconv.engine.sampling import task_of
 from wanconv.engine.text import tokenize
 from wanconv.generation import sampling, tasks
 from wanconv.generation.pictures import drawn
-from wanconv.generation.tasks import Material, Picture
+from wanconv.generation.types import Material, Picture
 from wanconv.models import identify
 from wanconv.weights.model import ModelWeights
 

@@ -23,7 +23,7 @@ from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.wan_s2v import Speech
 from wanconv.errors import InputError, UsageError
 from wanconv.generation import pictures, sampling, speech, tasks
-from wanconv.generation.tasks import Material
+from wanconv.generation.types import Material
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
 from wanconv.report import Report

@@ -267,3 +267,23 @@ def test_a_hint_starts_small_and_ends_without_a_full_stop() -> None:
     found = [hint for path in MODULES for hint in hints(ast.parse(path.read_text()))]
     assert len(found) > 150
     assert [hint for hint in found if hint[:1].isupper() or hint.endswith(".")] == []
+
+
+def named_in(path: Path) -> set[str]:
+    """Returns wanconv's modules that a module names in its imports, also those for types alone."""
+    own = {module_name(module).removesuffix(".__init__") for module in MODULES}
+    named = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & own
+            named |= whole or {node.module} & own
+        elif isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names} & own
+    return named
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_for_types() -> None:
+    left = {module_name(path).removesuffix(".__init__"): named_in(path) for path in MODULES}
+    while free := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert {module: needs & left.keys() for module, needs in left.items()} == {}

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wanconv.commands.convert import convert
+from wanconv.commands.convert import EXISTING, WRITTEN, convert
 from wanconv.commands.verify import Options as Check
 from wanconv.commands.verify import verify
 from wanconv.containers import open_checkpoint
@@ -470,8 +470,8 @@ def test_a_finished_scaled_folder_is_left_and_a_changed_source_is_seen(tiny: Tin
     first = convert(source, replace(options, out=tmp_path / "out"))
     again = convert(source, replace(options, out=tmp_path / "out"))
     assert (first.figures["outcome"], again.figures["outcome"]) == (
-        "written",
-        "was there already and is as it should be",
+        WRITTEN,
+        EXISTING,
     )
     tensor = identify(open_checkpoint(source)).tensors["expert.high/blocks.1.ffn.up.weight"].pieces[0].ref
     middle = tensor.numel // 2

@@ -8,6 +8,7 @@ import pytest
 from wanconv.commands.convert import convert
 from wanconv.conversion.options import Options, prepare
 from wanconv.errors import Refused
+from wanconv.report import Cell
 
 T2V = "wan2.1-t2v-1.3b"
 
@@ -26,7 +27,9 @@ def test_what_is_converted_without_a_layout_is_that_of_the_chosen_layout(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     report = convert(tiny(T2V), Options("gguf-q8_0", out=tmp_path / "out"))
-    assert str(report.figures["layout"]).startswith("gguf ")
+    layout = report.figures["layout"]
+    assert isinstance(layout, Cell)
+    assert (layout.value, layout.text) == ("gguf", "gguf (the source's is official)")
     assert list((tmp_path / "out").rglob("*.gguf"))
     assert [finding.where for finding in report.findings if "chosen" in finding.message] == ["gguf"]
 

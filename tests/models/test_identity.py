@@ -26,6 +26,7 @@ from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
 from wanconv.planning import plan
 from wanconv.recipe import load
+from wanconv.report import Cell
 from wanconv.samples import synthetic
 from wanconv.samples.synthetic import home
 from wanconv.types.model import Mark
@@ -112,7 +113,7 @@ def test_a_file_is_called_what_its_header_says(
     report = inspect(marked(release, config))
     assert report.figures["family"] == f"{name}, built on the tensors of {base}"
     assert report.figures["layout"] == "comfyui"
-    assert report.figures["release"] == f"none: it says of itself that it is {name}"
+    assert report.figures["release"] == Cell(None, f"none: it says of itself that it is {name}")
     (told,) = [one.message for one in report.findings if "says of itself" in one.message]
     ((key, value),) = json.loads(config).get("transformer", json.loads(config)).items()
     assert f"{json.dumps(key)}: {json.dumps(value)}" in told

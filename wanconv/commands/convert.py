@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from wanconv.conversion.options import Options, prepare, target_folder
 from wanconv.conversion.sources import Here, Origin
 from wanconv.conversion.workspace import Workspace, open_workspace, partial_folder, writing
 from wanconv.downloads.selection import Wish
-from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
+from wanconv.errors import DigestMismatch, InputError, NotFinite, Occupied, OutputError, UsageError
 from wanconv.layouts import source_layout
 from wanconv.planning import (
     Plan,
@@ -26,12 +26,12 @@ from wanconv.planning import (
     conversion_memory,
     family_in_words,
     plan,
-    release_in_words,
+    release_of,
     without_match,
 )
 from wanconv.provenance import manifest, twins
 from wanconv.provenance.card import model_card
-from wanconv.report import Finding, Report
+from wanconv.report import Cell, Finding, Report
 from wanconv.storage.digests import read_chunks
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
@@ -45,12 +45,16 @@ if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
     from wanconv.storage.hubs import Patience
 
 
+EXISTING = Cell("existing", "was there already and is as it should be")
+WRITTEN = Cell("written", "written")
+
+
 def preview(source: Path, options: Options) -> Report:
     """Returns the plan as a report, with disk and memory; writes nothing."""
     made = prepare(source, options)
     out = target_folder(source, options)
     _refuse_source(made.model, source, out)
-    return _preview(made, Here(), str(source), out, options)
+    return _preview(made, Here(), str(source), out, options, manifest.plan_key(made, options.base_model))
 
 
 def preview_remote(
@@ -96,7 +100,8 @@ def _remote_target(name: str, options: Options) -> Path:
     return target_folder(Path(name), replace(options, out=options.out or Path(f"{name}-{Path(options.recipe).stem}")))
 
 
-def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options) -> Report:
+def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options, key: str | None = None) -> Report:
+    """Returns the plan as a report; `key` is None where the sidecars, which are part of it, are not downloaded."""
     _refuse_same_experts(origin.same_experts(made.model))
     findings = [*made.notes, *made.findings]
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
@@ -117,6 +122,7 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
         },
         (by_component(made), by_rule(made), *by_lora(made)),
         findings,
+        _details(made, key),
         exit_code=OutputError.exit_code if free < needed else 0,
     )
 
@@ -162,9 +168,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
         proof = Finding(
             "note", str(out), origin.compared, "wanconv `verify(out, against=source)` compares every element"
         )
-        return _report(
-            finished, out, [proof, *finished.notes, *finished.findings], "was there already and is as it should be"
-        )
+        return _report(finished, out, [proof, *finished.notes, *finished.findings], EXISTING, key)
     origin.begin(made)
     with open_workspace(out, _state_key(made, origin, key, options), key, options.force, _reads(made)) as workspace:
         if workspace.complete:
@@ -179,7 +183,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     if replaced is not None:
         message = f"others wrote to what stood there while it was removed: what is left of it is {replaced}"
         findings.append(Finding("warning", str(out), message, "look through it, and delete it if nobody needs it"))
-    return _report(made, out, findings, "written")
+    return _report(made, out, findings, WRITTEN, key)
 
 
 def _refuse_same_experts(error: InputError | None) -> None:
@@ -292,20 +296,25 @@ def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Opti
         raise OutputError(message, "free space or choose another `out`")
 
 
+def _details(made: Plan, key: str | None) -> dict[str, object]:
+    """Returns what programs read beside the figures. The plan's key is the manifest's: a pipeline caches by it."""
+    return {"plan": key, "source_layout": source_layout(made.model).name}
+
+
 def _identity(made: Plan) -> dict[str, object]:
     model = made.model
     return {
         "family": family_in_words(model),
-        "release": release_in_words(model),
-        "recipe": f"{made.recipe.name}: {made.recipe.summary}",
-        "layout": f"{made.layout.name} (the source's is {source_layout(model).name})",
+        "release": release_of(model),
+        "recipe": Cell(made.recipe.name, f"{made.recipe.name}: {made.recipe.summary}"),
+        "layout": Cell(made.layout.name, f"{made.layout.name} (the source's is {source_layout(model).name})"),
     }
 
 
-def _report(made: Plan, out: Path, findings: list[Finding] | tuple[Finding, ...], outcome: str) -> Report:
+def _report(made: Plan, out: Path, findings: Sequence[Finding], outcome: Cell, key: str) -> Report:
     figures = {**_identity(made), "out": str(out), "outcome": outcome, "written_nbytes": made.nbytes}
     tables = (by_component(made), by_rule(made), *by_lora(made))
-    return Report("convert", f"{out.name}: {outcome}", figures, tables, tuple(findings))
+    return Report("convert", f"{out.name}: {outcome.text}", figures, tables, tuple(findings), _details(made, key))
 
 
 def _refuse_source(model: Model, source: Path, out: Path) -> None:
@@ -355,9 +364,9 @@ def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options,
     except InputError:
         known = None
     if known is None:
-        raise UsageError(f"{out} exists and wanconv did not write it", way_out)
+        raise Occupied(f"{out} exists and wanconv did not write it", way_out)
     if known["plan"] != key:
-        raise UsageError(
+        raise Occupied(
             f"{out} holds another conversion (recipe {_recipe_name(known)}, layout {known.get('layout')}), "
             "or its source, `base_model` or `loras` has changed",
             way_out,

@@ -15,7 +15,7 @@ from wanconv.planning import (
     left_out,
     marks_of,
     notes_of,
-    release_in_words,
+    release_of,
     roles_of,
     without_match,
 )
@@ -57,7 +57,7 @@ def _report(model: Model, title: str, tensors: bool, same_experts: InputError | 
     clients = _clients(model)
     figures: dict[str, object] = {
         "family": family,
-        "release": release_in_words(model),
+        "release": release_of(model),
         "layout": source_layout(model).name,
         "clients": ", ".join(str(row[0]) for row in clients.rows if row[1] == "yes") or "none",
         "tensors": len(model.tensors),

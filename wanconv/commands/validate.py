@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from wanconv import __version__
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.fp16_gate import sample
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import InputError, Occupied, UsageError
 from wanconv.evaluation.backbone import Backbone
 from wanconv.evaluation.report import summary
 from wanconv.layouts import source_layout
@@ -31,7 +31,7 @@ from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:
     from wanconv.evaluation.measure import Clips, Kept, Wanted
-    from wanconv.generation.tasks import Input
+    from wanconv.generation.types import Input
     from wanconv.metrics.perceptual import Perceptual
 
 Json = dict[str, object]
@@ -162,7 +162,7 @@ def _refuse_others(out: Path) -> None:
     try:
         read_results(out / _WRITTEN[0])
     except InputError:
-        raise UsageError(f"{there[0]} is not from a report of validate, and is not replaced", hint) from None
+        raise Occupied(f"{there[0]} is not from a report of validate, and is not replaced", hint) from None
 
 
 def _reference(path: Path, expert: Expert | None) -> Model:

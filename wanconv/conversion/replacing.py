@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from wanconv.errors import InputError, UsageError
+from wanconv.errors import InputError, Occupied, UsageError
 from wanconv.provenance import manifest
 from wanconv.storage.reading import node_kind
 
@@ -64,15 +64,15 @@ def others_in(out: Path) -> UsageError | None:
     """Returns why what stands at OUT is not wanconv's alone; None where it is. Raises OSError."""
     mode = out.lstat().st_mode
     if not stat.S_ISDIR(mode):
-        return UsageError(f"{out} is {_kind(mode)}, not a folder, and is not replaced", _BY_HAND)
+        return Occupied(f"{out} is {_kind(mode)}, not a folder, and is not replaced", _BY_HAND)
     try:
         listed = names(known) if (known := manifest.read(out)) is not None else set()
     except InputError:
         listed = set()
     if not listed:
-        return UsageError(f"wanconv did not write {out}, and does not replace it", _BY_HAND)
+        return Occupied(f"wanconv did not write {out}, and does not replace it", _BY_HAND)
     if others := list(islice(foreign(out, listed), _MOST_NAMED)):
-        return UsageError(f"{out} holds what wanconv did not write, and is not replaced", _BY_HAND, others)
+        return Occupied(f"{out} holds what wanconv did not write, and is not replaced", _BY_HAND, others)
     return None
 
 

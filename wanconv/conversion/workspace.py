@@ -17,7 +17,7 @@ from pathlib import Path
 from wanconv.containers.writer import Journal
 from wanconv.conversion import replacing
 from wanconv.conversion.replacing import is_free, remove_if_empty
-from wanconv.errors import InputError, OutputError, UsageError
+from wanconv.errors import InputError, Occupied, OutputError, UsageError
 from wanconv.provenance import manifest
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
@@ -92,7 +92,7 @@ class Workspace:
         others = (path for path, status in self._entries() if path not in ours and not stat.S_ISDIR(status.st_mode))
         if named := list(islice(others, _MOST_NAMED)):
             message = f"{self.folder} holds what wanconv did not write"
-            raise UsageError(message, "move it away by hand, and run the same command again", named)
+            raise Occupied(message, "move it away by hand, and run the same command again", named)
 
     def finish(self, out: Path, force: bool) -> Path | None:
         """Makes the folder appear as OUT; `force` replaces what is wanconv's alone. Returns where that is now if others
@@ -124,13 +124,13 @@ class Workspace:
             return aside
         if not os.path.lexists(out):  # somebody wrote to it between the look and the move
             publish(aside, out)
-            raise UsageError(f"{out} changed while it was about to be replaced", obstacle.hint, obstacle.details)
-        raise UsageError(f"{out} changed while it was replaced, and is {aside} now", obstacle.hint, obstacle.details)
+            raise Occupied(f"{out} changed while it was about to be replaced", obstacle.hint, obstacle.details)
+        raise Occupied(f"{out} changed while it was replaced, and is {aside} now", obstacle.hint, obstacle.details)
 
     def _check_room(self, out: Path, force: bool) -> None:
         replacing.check_place(out, self._reads)
         if not (force or is_free(out)):
-            raise UsageError(f"{out} appeared during the run", "move it away and run the same command again")
+            raise Occupied(f"{out} appeared during the run", "move it away and run the same command again")
         replacing.check_replaceable(out)
 
     def _clear(self) -> None:
@@ -218,7 +218,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[
     with writing(folder):
         replacing.check_place(folder, reads)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise UsageError(f"{folder} is in the way: it is no folder", "remove it, or choose another `out`")
+            raise Occupied(f"{folder} is in the way: it is no folder", "remove it, or choose another `out`")
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -228,7 +228,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[
                 with suppress(OSError):
                     folder.rmdir()
                 hint = "run the same command again, which looks at what it is"
-                raise UsageError(f"{out} appeared during the run", hint)
+                raise Occupied(f"{out} appeared during the run", hint)
             _refuse_links(folder)
             workspace = _resumed(Workspace(folder, key, reads), done, force)
         yield workspace
@@ -269,9 +269,9 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
         return workspace
     if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
         if workspace.found is None and not _listed(folder):
-            raise UsageError(f"{folder} is in the way: wanconv did not make it", "move it, or choose another `out`")
+            raise Occupied(f"{folder} is in the way: wanconv did not make it", "move it, or choose another `out`")
         if not force:
-            raise UsageError(
+            raise Occupied(
                 f"{folder} was left by another conversion, or its source has changed since",
                 "`overwrite=True` starts over; or choose another `out`",
             )

@@ -136,7 +136,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
             raise
     if errors:
         details = [line for error in errors[1:] for line in (error.message, *error.details)]
-        raise InputError(errors[0].message, errors[0].hint or _HINT, (*errors[0].details, *details))
+        raise type(errors[0])(errors[0].message, errors[0].hint or _HINT, (*errors[0].details, *details))
 
 
 def _read_constants(far: OpenFile, header: Header) -> None:

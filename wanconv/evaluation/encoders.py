@@ -18,7 +18,7 @@ from wanconv.evaluation import results
 from wanconv.evaluation.results import Rows, agreement_figures
 from wanconv.generation import pictures, sampling, speech, tasks
 from wanconv.generation.networks import watched
-from wanconv.generation.tasks import Picture, Setting
+from wanconv.generation.types import Picture, Setting
 from wanconv.metrics.tensors import compare
 from wanconv.types.progress import Progress, total
 from wanconv.weights.model import ModelWeights, Pair

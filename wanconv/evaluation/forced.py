@@ -18,7 +18,8 @@ from torch import Tensor
 from wanconv.engine.numerics import FP32, Numerics
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
-from wanconv.generation.tasks import Condition, Denoiser, denoiser
+from wanconv.generation.tasks import denoiser
+from wanconv.generation.types import Condition, Denoiser
 from wanconv.metrics.tensors import Agreement, Comparison, NonFinite, compare
 from wanconv.types.architecture import Kind
 from wanconv.types.model import ModelTensor

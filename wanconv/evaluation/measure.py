@@ -18,7 +18,7 @@ from wanconv.evaluation.forced import Probe
 from wanconv.evaluation.results import Inputs, Json, Rows
 from wanconv.generation import sampling, speech, tasks
 from wanconv.generation.sampling import Run
-from wanconv.generation.tasks import Condition, Input, Material, Setting
+from wanconv.generation.types import Condition, Input, Material, Setting
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.models import DENOISERS

@@ -16,7 +16,7 @@ from wanconv.engine.sampling import TRAIN_STEPS, expert_at
 from wanconv.evaluation.forced import Forced, Probe, TensorError, compare_denoisers, compare_tensor, record_denoiser
 from wanconv.generation import sampling
 from wanconv.generation.sampling import Run
-from wanconv.generation.tasks import Condition, Setting
+from wanconv.generation.types import Condition, Setting
 from wanconv.layouts import source_layout
 from wanconv.metrics import video as video_metrics
 from wanconv.metrics.perceptual import Perceptual

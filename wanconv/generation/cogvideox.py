@@ -7,8 +7,6 @@ its positions reach.
     size         128x128 and up    the same, up to the size that 1.5 and 5B-I2V were trained for
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -21,17 +19,15 @@ from wanconv.engine.vae import CogVideoXVae
 from wanconv.errors import InputError
 from wanconv.generation import pictures
 from wanconv.generation.networks import hub_config, hub_names
+from wanconv.generation.types import Denoiser, Limit, Material
 from wanconv.layouts import diffusers_cogvideox
 from wanconv.storage.reading import TEXT_NBYTES, parsed_json, read_small
 from wanconv.types.model import Model
 
-if TYPE_CHECKING:
-    from wanconv.generation.tasks import Denoiser, Limit, Material
-
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 
-def build(model: Model, name: str, numerics: Numerics) -> "Denoiser":
+def build(model: Model, name: str, numerics: Numerics) -> Denoiser:
     return CogVideoX(hub_names(model.components[name]), hub_config(model, name), numerics)
 
 
@@ -50,7 +46,7 @@ def schedule(model: Model, task: Defaults, steps: int) -> NoiseSchedule:
         raise InputError(f"{path} cannot be read: {reason}", "download the scheduler's folder again") from error
 
 
-def limit(model: Model) -> "Limit | None":
+def limit(model: Model) -> Limit | None:
     """Returns the largest clip that there are positions for; None where they are computed for any size."""
     config = hub_config(model, "dit")
     learned, sliced = bool(config.get("use_learned_positional_embeddings")), bool(config.get("patch_size_t"))
@@ -60,7 +56,7 @@ def limit(model: Model) -> "Limit | None":
     return (8 * width, 8 * height), (frames - 1) * TIME_STRIDE + 1 if learned else None
 
 
-def first_frame(material: "Material") -> FirstFrame:
+def first_frame(material: Material) -> FirstFrame:
     """Returns I2V's further channels: the encoded image, then zeros; zeros alone without a VAE."""
     setting, vae = material.setting, material.vae
     channels: Tensor = torch.zeros(1, *setting.latents, device=setting.device)

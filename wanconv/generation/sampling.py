@@ -19,7 +19,8 @@ from wanconv.engine.t5 import T5Encoder
 from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
 from wanconv.engine.vae import Codec, CogVideoXVae, Vae
 from wanconv.generation.networks import hub_config, hub_names
-from wanconv.generation.tasks import Condition, Setting, denoiser
+from wanconv.generation.tasks import denoiser
+from wanconv.generation.types import Condition, Setting
 from wanconv.layouts import source_layout
 from wanconv.models import DENOISERS
 from wanconv.types.architecture import Family

@@ -10,7 +10,6 @@ from dataclasses import replace
 from importlib import resources
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,20 +20,18 @@ from wanconv.engine.sampling import TIME_STRIDE
 from wanconv.engine.wan_s2v import MOTION_FRAMES, MOTION_LATENTS, S2VSizes, Speech, WanS2V
 from wanconv.generation import pictures
 from wanconv.generation.networks import sizes
+from wanconv.generation.types import Denoiser, Material, Setting
 from wanconv.types.model import Model
-
-if TYPE_CHECKING:
-    from wanconv.generation.tasks import Denoiser, Material, Setting
 
 CLIPS = 2  # of a free run: the second is the first with motion
 _DROPPED = 3  # frames of the first clip
 
 
-def build(model: Model, name: str, numerics: Numerics) -> "Denoiser":
+def build(model: Model, name: str, numerics: Numerics) -> Denoiser:
     return WanS2V(S2VSizes.of(*sizes(model, name)), numerics)
 
 
-def samples(file: Path | None, setting: "Setting") -> Tensor:
+def samples(file: Path | None, setting: Setting) -> Tensor:
     """Returns as much sound as the clips last, of a file or of the speech that ships with wanconv."""
     seconds = CLIPS * setting.frames / setting.task.fps
     if file is not None:
@@ -43,7 +40,7 @@ def samples(file: Path | None, setting: "Setting") -> Tensor:
         return audio.read(shipped, seconds)
 
 
-def synthetic_states(dims: Mapping[str, int], setting: "Setting") -> tuple[Tensor, str]:
+def synthetic_states(dims: Mapping[str, int], setting: Setting) -> tuple[Tensor, str]:
     """Returns made-up hidden states for a model without audio encoder, and the note that says so."""
     generator = torch.Generator().manual_seed(setting.seed)
     count = ceil(CLIPS * setting.frames / setting.task.fps * audio.STATES)
@@ -51,14 +48,14 @@ def synthetic_states(dims: Mapping[str, int], setting: "Setting") -> tuple[Tenso
     return states, f"synthetic sound instead of a voice: normal numbers (seed {setting.seed})"
 
 
-def heard(material: "Material") -> Tensor:
+def heard(material: Material) -> Tensor:
     """Returns what each clip hears, as far as there is sound (clips, states, width, frames)."""
     assert material.states is not None
     setting = material.setting
     return audio.clips(audio.features(material.states), setting.frames, setting.task.fps)[:CLIPS]
 
 
-def condition(material: "Material") -> Speech:
+def condition(material: Material) -> Speech:
     """Returns what the probes are given, with and without the prompt: a still person who fades in before the clip."""
     setting, vae = material.setting, material.vae
     channels, _, height, width = setting.latents
@@ -76,7 +73,7 @@ def condition(material: "Material") -> Speech:
     )
 
 
-def film(sample: "Callable[[Tensor, Speech], Tensor]", start: Tensor, given: Speech, material: "Material") -> Tensor:
+def film(sample: Callable[[Tensor, Speech], Tensor], start: Tensor, given: Speech, material: Material) -> Tensor:
     """Returns the frames (F, H, W, 3) of several clips; `sample` makes latents of noise and what a clip is given."""
     setting, vae = material.setting, material.vae
     assert vae is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,42 +16,19 @@ from torch import Tensor
 
 from wanconv.engine.image import TOKENS, ImageEncoder, prepared
 from wanconv.engine.numerics import Numerics
-from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import Grid, Schedule, given_video, image_condition, latent_size, official_grid
 from wanconv.engine.sampling import Task as Defaults
-from wanconv.engine.vae import Codec
 from wanconv.engine.wan import Condition as WanCondition
 from wanconv.engine.wan import Wan, WanSizes
-from wanconv.engine.weights import Fetch
 from wanconv.errors import UsageError
 from wanconv.generation import cogvideox, pictures, speech
 from wanconv.generation.networks import sizes
+from wanconv.generation.types import Condition, Denoiser, Input, Limit, Material, Picture, Setting
 from wanconv.models import DENOISERS
 from wanconv.types.architecture import Family
 from wanconv.types.model import Model
 
 LATENT_CHANNELS = {"wan-vae-2.1": 16, "wan-vae-2.2": 48, "cogvideox-vae": 16}
-
-Picture = Literal["image", "last_image"]
-Input = Picture | Literal["audio"]
-Limit = tuple[tuple[int, int], int | None]  # (width, height), and frames, where they have one
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Setting:
-    """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed.
-
-    Of the latents' frames the first `padding` are no part of the clip.
-    """
-
-    task: Defaults
-    grid: Schedule
-    latents: tuple[int, int, int, int]
-    size: tuple[int, int]
-    frames: int
-    seed: int
-    device: torch.device
-    padding: int = 0
 
 
 def setting(
@@ -76,56 +53,6 @@ def _check_limit(model: Model, size: tuple[int, int], frames: int) -> None:
             f"{frames} frames of {size[0]}x{size[1]} cannot be generated: the model's positions end at {reach}",
             f"ask for at most {reach}",
         )
-
-
-class Condition(Protocol):
-    """What a denoiser is fed beside latents, time and text: of one sample, or of each in a batch."""
-
-    def of(self, batch: int) -> Self:
-        """Returns one sample's condition for each of `batch` samples."""
-        ...
-
-    def pinned(self, latents: Tensor) -> Tensor:
-        """Returns latents with what is given of them put back."""
-        ...
-
-
-class Denoiser(Protocol):
-    """A network on the meta device, fed block by block.
-
-    A condition is of the network's own class. A state has the residual stream as `x` (B, N, d), to which each part in
-    `stack` adds.
-    """
-
-    @property
-    def stack(self) -> tuple[str, ...]: ...
-
-    def watch(self, recorder: Recorder) -> None:
-        """Gives its modules their canonical names."""
-        ...
-
-    def denoise(
-        self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None
-    ) -> Tensor: ...
-
-    def embed(self, fetch: Fetch, latents: Tensor, timestep: Tensor, context: Tensor, condition: Any = None) -> Any: ...
-
-    def block(self, name: str, fetch: Fetch, state: Any) -> Any: ...
-
-    def unembed(self, fetch: Fetch, state: Any) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Material:
-    """What a condition is made of: pictures of any size, CLIP's tokens of them, the VAE, where there is one, and the
-    hidden states of a voice.
-    """
-
-    setting: Setting
-    pictures: Mapping[Picture, Image.Image]
-    tokens: Tensor | None
-    vae: Codec | None
-    states: Tensor | None = None
 
 
 Film = Callable[[Callable[[Tensor, Any], Tensor], Tensor, Any, Material], Tensor]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from wanconv.errors import Refused, argument
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import CONFIG, DENOISERS, FIELDS, Expert, expert_named, header_config, quoted, read_since
-from wanconv.report import Finding
+from wanconv.report import Cell, Finding
 from wanconv.types.figures import exact_size
 from wanconv.types.model import Component, Mark, Model
 from wanconv.types.tensors import Container
@@ -36,11 +36,11 @@ def family_in_words(model: Model) -> str:
     return model.title if model.mark is None else f"{model.title}, built on the tensors of {model.mark.base}"
 
 
-def release_in_words(model: Model) -> str:
-    """Returns the release that a model's denoiser has the sizes of, or why it is none."""
+def release_of(model: Model) -> Cell:
+    """Returns the release that a model's denoiser has the sizes of; None, with the reason, where it is none."""
     if model.mark is not None:
-        return f"none: it says of itself that it is {model.title}"
-    return model.release.name if model.release else "none: not a released size"
+        return Cell(None, f"none: it says of itself that it is {model.title}")
+    return Cell(model.release.name, model.release.name) if model.release else Cell(None, "none: not a released size")
 
 
 def marks_of(model: Model) -> list[Finding]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import requests
 
-from wanconv.errors import InputError
+from wanconv.errors import HubUnreachable, InputError
 from wanconv.storage.hubs.patience import BUSY, Passing, Patience, Unreachable, retry_after
 from wanconv.storage.hubs.rows import is_commit, shown
 from wanconv.storage.hubs.transport import Caller, reason
@@ -50,7 +50,7 @@ class Questions:
                 return self._once(address)
             except Unreachable as problem:
                 message = f"{self._title} cannot be reached at {self._home}: {problem}"
-                raise InputError(message, self.later) from problem
+                raise HubUnreachable(message, self.later) from problem
             except Passing as problem:
                 failures += 1
                 self._caller.wait(problem, failures, f"{self._title}, asked about {self._repository}")

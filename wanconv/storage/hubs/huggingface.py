@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from requests.utils import parse_header_links
 
-from wanconv.errors import InputError, UsageError, WanconvError
+from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
 from wanconv.storage.hubs.answers import Answer, Json, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
@@ -38,7 +38,7 @@ class HuggingFace:
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
         if is_offline_mode():
-            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+            raise HubUnreachable(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         asked = revision or "main"
         questions = Questions(self.title, self._endpoint, repository, self._patience)
         home = f"{self._endpoint}/api/models/{repository}"
@@ -92,7 +92,7 @@ class HuggingFace:
         if not self._token:
             raise UsageError("publishing needs a token that may write", f"set {self.token_name}, or give `token`")
         if is_offline_mode():
-            raise InputError(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+            raise HubUnreachable(f"{self.title} is not asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         exactly = [re.sub(r"([*?[])", r"[\1]", path) for path in paths]  # the client takes globs
         client = HfApi(self._endpoint, token=self._token)
         with guarded_hugging_face(self._endpoint, self._patience), _bars(bars):

@@ -24,7 +24,7 @@ from modelscope_hub.errors import (
 )
 from requests.exceptions import RequestException
 
-from wanconv.errors import InputError, UsageError, WanconvError
+from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
 from wanconv.storage.hubs.answers import Answer, Json, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
@@ -138,7 +138,7 @@ class ModelScope:
             raise self._absent(repository, "master") from error
         except (NetworkError, RequestException) as error:
             message = f"{self.title} cannot be reached at {self._endpoint}: {type(error).__name__}"
-            raise InputError(message, later) from error
+            raise HubUnreachable(message, later) from error
         except (HubError, RuntimeError) as error:  # the latter after many commits that failed
             message = f"{self.title} refuses what was asked about {repository}: {str(error)[:300]}"
             raise InputError(message, later) from error

@@ -19,7 +19,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from wanconv.errors import InputError, Interrupted
+from wanconv.errors import HubUnreachable, InputError, Interrupted
 from wanconv.storage.hubs.patience import Passing, Patience, Unreachable
 from wanconv.storage.hubs.types import Address
 from wanconv.types.figures import size
@@ -153,7 +153,7 @@ class Caller:
             )
         except requests.exceptions.SSLError as error:
             hint = "check the clock, the proxy and the certificates"
-            raise InputError(f"{plain(url)}: {str(error)[:_MAX_SHOWN]}", hint) from error
+            raise HubUnreachable(f"{plain(url)}: {str(error)[:_MAX_SHOWN]}", hint) from error
         except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError) as error:
             raise InputError(f"{plain(url)} is not a valid address", LIES) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -193,9 +193,9 @@ class Caller:
         self._check_time(what)
         patience = self.patience
         if failures >= patience.attempts:
-            raise InputError(f"{what}: {problem} ({failures} attempts)", AGAIN) from problem
+            raise HubUnreachable(f"{what}: {problem} ({failures} attempts)", AGAIN) from problem
         if problem.wait_s > patience.longest_wait_s:
-            raise InputError(f"{what}: {problem}; it asks to wait {problem.wait_s:.0f} seconds", AGAIN) from problem
+            raise HubUnreachable(f"{what}: {problem}; it asks to wait {problem.wait_s:.0f} seconds", AGAIN) from problem
         delay = max(min(patience.delay_s * 2 ** (failures - 1), patience.longest_delay_s), problem.wait_s)
         if self._stop.wait(min(delay, max(self._clock.left_of_all(), 0))):
             raise Interrupted("stopped", AGAIN)
@@ -203,7 +203,7 @@ class Caller:
 
     def _check_time(self, what: str) -> None:
         if self._clock.left_of_all() <= 0:
-            raise InputError(f"{what}: no whole answer within {self._total_s:g} seconds", AGAIN)
+            raise HubUnreachable(f"{what}: no whole answer within {self._total_s:g} seconds", AGAIN)
 
 
 def origin(url: str) -> tuple[str, str, int]:
