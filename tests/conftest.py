@@ -1,6 +1,7 @@
 """Every test runs offline: a connection that leaves this machine is an error, here and in the libraries we call."""
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from battery import SCALES, Scale
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; child processes inherit it
 # Tests compute little at a time: torch's threads would mostly wait for each other. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background; child processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for name in [name for name in os.environ if name.startswith("WANCONV_")]:
     del os.environ[name]  # the developer's own settings are not what is tested
 

@@ -4,7 +4,7 @@ import ast
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -44,12 +44,13 @@ class Mutation:
     def key(self) -> str:
         return sha256(f"{self.file}:{self.line}:{self.what}".encode()).hexdigest()[:16]
 
-    def apply(self, root: Path) -> None:
-        """Writes the changed file anew: a copy may be hard links."""
+    def apply(self, root: Path) -> Callable[[], object]:
+        """Breaks the file, which it writes anew: a copy may be hard links. Returns what makes it whole again."""
         path = root / self.file
-        before = path.read_bytes()
-        path.unlink()
+        before, aside = path.read_bytes(), path.with_suffix(".whole")
+        path.rename(aside)
         path.write_bytes(before[: self.first] + self.new.encode() + before[self.end :])
+        return lambda: aside.replace(path)  # with its old time, by which what is compiled of it is known
 
 
 def drawn(root: Path, count: int, seed: int) -> list[Mutation]:

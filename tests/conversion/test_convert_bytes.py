@@ -38,14 +38,14 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "layout"), RECIPES)
-def test_threads_and_blocks_do_not_show_in_the_bytes(source: Path, tmp_path: Path, recipe: str, layout: str) -> None:
+@covering(("case", "jobs", "block"), RECIPES, [1, 2, 5], [1 << 16, 1 << 20, 12 << 10], strength=1)
+def test_threads_and_blocks_do_not_show_in_the_bytes(
+    source: Path, tmp_path: Path, case: tuple[str, str], jobs: int, block: int
+) -> None:
+    recipe, layout = case
     options = Options(tiny.searched(tmp_path) if recipe == "searched" else recipe, layout=layout)
     expected = contents(source, tmp_path / "whole", options)
-    for jobs, block in ((1, 1 << 16), (2, 1 << 20), (5, 12 << 10)):
-        assert (
-            contents(source, tmp_path / f"{jobs}-{block}", replace(options, jobs=jobs, block_nbytes=block)) == expected
-        )
+    assert contents(source, tmp_path / "cut", replace(options, jobs=jobs, block_nbytes=block)) == expected
 
 
 def test_neither_the_place_nor_the_spelling_of_source_and_out_show_in_the_bytes(

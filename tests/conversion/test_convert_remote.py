@@ -18,7 +18,7 @@ import pytest
 import tiny as tinies
 import torch
 from battery import Scale
-from command import COMMAND, run, wait_for
+from command import COMMAND, call, wait_for
 from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
@@ -101,10 +101,10 @@ def there(options: Options) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "stored", "recipe", "layout"),
     [
-        ("hf", "diffusers", "experts-bf16-rest-fp16", "diffusers"),
         ("ms", "diffusers", "fp8-scaled", "comfyui"),
-        ("hf", "diffusers", "nvfp4", "comfyui"),
         ("hf", "official", "int8-row", "lightx2v"),
+        pytest.param("hf", "diffusers", "experts-bf16-rest-fp16", "diffusers", marks=pytest.mark.exhaustive),
+        pytest.param("hf", "diffusers", "nvfp4", "comfyui", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_output_is_that_of_download_and_convert(
@@ -441,6 +441,7 @@ def begun_nbytes(folder: Path) -> int:
     return most
 
 
+@pytest.mark.exhaustive
 def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(hub: Hub, options: Options, tmp_path: Path) -> None:
     wanted = expected(options, tmp_path)
     hub.log.clear()
@@ -531,12 +532,12 @@ def test_ctrl_c_says_how_to_go_on(hub: Hub, options: Options, tmp_path: Path) ->
         True,
     )
     hub.faults.chunk_delay_s = 0
-    done = run(*arguments, cwd=tmp_path, **hub.environment())
+    done = call(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_is_here_has_nothing_to_keep(tiny: Tiny, tmp_path: Path) -> None:
-    done = run("convert", tiny(A14B), "-r", "bf16", "--keep-source", cwd=tmp_path)
+    done = call("convert", tiny(A14B), "-r", "bf16", "--keep-source", cwd=tmp_path)
     assert (done.returncode, "--keep-source is for hf://" in done.stderr) == (2, True)
 
 

@@ -40,6 +40,7 @@ def test_a_14b_checkpoint_is_planned_within_the_limit(tmp_path: Path) -> None:
     assert done.returncode in (0, 7), done.stderr  # 7: this disk has no room for the output, as the plan says
 
 
+@pytest.mark.exhaustive
 def test_blocks_of_14b_width_are_converted_within_the_limit(
     scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

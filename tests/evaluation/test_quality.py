@@ -126,6 +126,7 @@ def test_a_limit_fits_between_harmless_conversions_and_the_first_harmful_one(
     assert replace(limit, lost=(2.5, 1.0)).near
 
 
+@pytest.mark.exhaustive
 def test_the_verdict_of_a_kept_row_is_that_of_the_limits_which_hold_now(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,10 +20,10 @@ A14B = "wan2.2-t2v-a14b"
     scope="module",
     params=[
         ("lightx2v", "fp8-scaled"),
-        ("diffusers", "fp8-scaled"),
         ("diffusers", "int8-row"),
-        ("comfyui", "mxfp8"),
         ("comfyui", "nvfp4"),
+        pytest.param(("diffusers", "fp8-scaled"), marks=pytest.mark.exhaustive),
+        pytest.param(("comfyui", "mxfp8"), marks=pytest.mark.exhaustive),
     ],
 )
 def converted(

@@ -154,8 +154,9 @@ def verdict_on(source: Path, name: str, layout: str, out: Path) -> str | None:
     return quick(out, source).title.partition(":")[0]
 
 
-@pytest.mark.parametrize(("name", "layout"), CLEAN)
-def test_a_clean_conversion_passes(name: str, layout: str, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", some(CLEAN, 2), ids="-".join)
+def test_a_clean_conversion_passes(case: tuple[str, str], source: Path, tmp_path: Path) -> None:
+    name, layout = case
     assert verdict_on(source, name, layout, tmp_path / "out") == "PASS"
 
 

@@ -50,12 +50,15 @@ def test_each_mutation_changes_one_place_of_what_runs(tmp_path: Path) -> None:
     assert "LIMIT: Final = (3 + 1)" in found[5, "number + 1"]
 
 
-def test_a_change_leaves_what_a_copy_is_linked_to(tmp_path: Path) -> None:
+def test_a_change_leaves_what_a_copy_is_linked_to_and_can_be_undone(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     (tmp_path / "module.py").write_text(MODULE)
     (tmp_path / "copy" / "module.py").hardlink_to(tmp_path / "module.py")
-    next(mutations("module.py", MODULE)).apply(tmp_path / "copy")
+    whole = next(mutations("module.py", MODULE)).apply(tmp_path / "copy")
     assert (tmp_path / "module.py").read_text() == MODULE != (tmp_path / "copy" / "module.py").read_text()
+    whole()
+    assert (tmp_path / "module.py").samefile(tmp_path / "copy" / "module.py")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["module.py"]
 
 
 def test_the_same_seed_draws_the_same_lines_of_all_rooms(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_the_bound_is_nearly_reached_and_never_broken_on_random_weights(storage:
     assert 0.99 < worst(weight, storage, scale) <= 1.0
 
 
+@pytest.mark.exhaustive
 @each_way
 def test_the_bound_holds_for_ten_million_numbers_of_every_exponent(
     storage: str, scale: str, ten_million: Tensor

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from covering import covering
 from documents import SMALL
 
 from wanconv.errors import Refused, UsageError
@@ -200,8 +201,7 @@ def test_every_recipe_in_the_folder_ships() -> None:
     assert len(names()) >= 8
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@covering(("name", "family"), names(), FAMILIES, strength=1)
 def test_a_shipped_recipe_decides_every_tensor_or_names_its_families(name: str, family: Family) -> None:
     recipe, tensors = load(name), vocabulary(family)
     if any(matches(glob, family.name) for glob in recipe.families):
@@ -211,8 +211,7 @@ def test_a_shipped_recipe_decides_every_tensor_or_names_its_families(name: str, 
             assign(recipe, family.name, tensors)
 
 
-@pytest.mark.parametrize("name", names())
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@covering(("name", "family"), names(), FAMILIES, strength=1)
 def test_no_shipped_recipe_stores_less_than_16_bits_outside_of_block_weights(name: str, family: Family) -> None:
     recipe = load(name)
     if not any(matches(glob, family.name) for glob in recipe.families):

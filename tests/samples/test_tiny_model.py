@@ -63,6 +63,7 @@ def test_a_caption_reads_as_its_prompt() -> None:
     assert str(Caption("red", "square", "moves left")) == "a red square moves left"
 
 
+@pytest.mark.exhaustive
 def test_a_leg_that_is_stopped_goes_on_to_the_same_weights(
     training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +164,7 @@ def test_generated_clips_show_the_colour_direction_and_shape_of_their_captions(t
     assert all(share >= least for share, least in zip(shares, (0.95, 0.9, 0.8), strict=True)), shares
 
 
+@pytest.mark.exhaustive
 def test_drawn_clips_keep_their_colour_shape_and_motion_through_the_vae(training: Any) -> None:
     paired, networks, model = training.paired, training.networks, identify(open_checkpoint(FOLDER))
     wanted = [caption for caption in captions() if caption.motion == "moves left"]
