@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,13 @@ COMMAND_LINES = {
 }
 
 
-def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields line and text of every string that is not a docstring; of an f-string, with x for each value."""
+@cache
+def texts(path: Path) -> list[tuple[int, str]]:
+    """Returns line and text of every string that is not a docstring; of an f-string, with x for each value."""
+    return list(_texts(path))
+
+
+def _texts(path: Path) -> Iterator[tuple[int, str]]:
     tree = ast.parse(path.read_text())
     documented = {
         id(node.body[0].value)
