@@ -1,5 +1,6 @@
 """Recipes: precision policy as data. A TOML file of rules; the first rule that matches a tensor decides its format."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -23,7 +24,23 @@ _RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallbac
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which tensors (`match`, `kinds`, `blocks`; empty means all) get which format; `fallback` replaces a refusal."""
+    """Which tensors get which format. The first rule of a recipe that takes a tensor decides.
+
+    Args:
+        match: A glob on canonical names, such as "dit/**" or "**".
+        format: The format's name, one of `list_formats()`.
+        kinds: The kinds of tensors that it takes, such as ("linear",); empty for all.
+        blocks: The numbers of the transformer blocks that it takes, negative from the last; empty for all.
+        scale: What a scale covers: "row", "tensor" or "block"; "none" stands for the format's only choice.
+        fallback: The format of a tensor whose values exceed `format`; None to raise Overflow instead.
+        optional: True for a rule that may decide nothing.
+        rounding: "nearest", or the search that finds a scale, such as "mse".
+
+    Example:
+        >>> import wanconv as wc
+        >>> print(wc.Rule(match="dit/**", format="bf16", kinds=("linear",)))
+        dit/** (linear)
+    """
 
     match: str
     format: str
@@ -48,13 +65,37 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`text` is the file as it was read: the manifest carries it."""
+    """Precision policy: rules, of which the first that takes a tensor decides its format.
 
-    name: str
-    summary: str
-    families: tuple[str, ...]
-    rules: tuple[Rule, ...]
-    text: str
+    Args:
+        name: How reports and the manifest call it.
+        summary: One sentence about it.
+        families: Globs on the names of the families that it is for.
+        rules: The rules, in their order; at least one.
+        text: The TOML file that it was read from, which the manifest carries; left out, it is written from the rest.
+
+    Raises:
+        UsageError: Where the rules break the schema, with everything that is wrong in them.
+
+    Example:
+        >>> import wanconv as wc
+        >>> recipe = wc.Recipe(rules=(wc.Rule(match="dit/**", format="fp16"), wc.Rule(match="**", format="keep")))
+        >>> [rule.format for rule in recipe.rules]
+        ['fp16', 'keep']
+    """
+
+    name: str = "custom"
+    summary: str = "Rules that were made in Python."
+    families: tuple[str, ...] = ("**",)
+    rules: tuple[Rule, ...] = ()
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        """Writes the text of a recipe that was made in Python, and reads it: what a file cannot say is refused."""
+        if not self.text:
+            text = _written(self)
+            object.__setattr__(self, "rules", parse(self.name, text).rules)
+            object.__setattr__(self, "text", text)
 
 
 def names() -> tuple[str, ...]:
@@ -110,6 +151,28 @@ def parse(name: str, text: str) -> Recipe:
     if problems:
         raise UsageError(f"recipe {name} breaks the schema", _SCHEMA, problems)
     return Recipe(name, table["summary"], tuple(families), tuple(rule for rule in rules if rule), text)
+
+
+def _written(recipe: Recipe) -> str:
+    """Returns a recipe as a TOML file; what a rule leaves to its format stays out of it."""
+    lines = [f"schema = {SCHEMA}", f"summary = {_toml(recipe.summary)}", f"families = {_toml(recipe.families)}"]
+    for rule in recipe.rules:
+        lines += ["", "[[rule]]", f"match = {_toml(rule.match)}"]
+        if rule.kinds:
+            lines.append(f"kind = {_toml(rule.kinds)}")
+        if rule.blocks:
+            lines.append(f"blocks = {list(rule.blocks)}")
+        lines.append(f"format = {_toml(rule.format)}")
+        stated = {"scale": rule.scale != "none", "rounding": rule.rounding != "nearest", "fallback": rule.fallback}
+        lines += [f"{key} = {_toml(getattr(rule, key))}" for key, given in stated.items() if given]
+        if rule.optional:
+            lines.append("optional = true")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """Returns a text, or a list of them, as TOML: its basic strings have the escapes of JSON, and more."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Rule | None:

@@ -123,7 +123,7 @@ def test_a_report_that_proves_nothing_is_refused_with_the_reason(
     with pytest.raises(Refused) as raised:
         convert(source, Options("fp16", out=tmp_path / "out", report=report))
     assert raised.value.message == f"{report} does not prove that {source} survives fp16: {doubt}"
-    assert raised.value.hint.startswith("run wanconv validate SRC --numerics fp16 -o DIR on this source")
+    assert raised.value.hint.startswith('run wanconv `validate(SRC, numerics="fp16").write_report(DIR)` on this source')
     assert not (tmp_path / "out").exists()
 
 

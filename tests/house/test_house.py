@@ -16,8 +16,10 @@ import pytest
 from wanconv import errors
 from wanconv.quantization import FORMATS
 from wanconv.types.dtypes import DTYPES
+from wanconv.types.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
+JUDGING = ("engine", "generation", "evaluation")  # the rooms that only a validation enters
 MODULES = sorted(path for path in (ROOT / "wanconv").rglob("*.py") if "recipes" not in path.parts)
 
 # A module imports lower floors only, never its own floor sideways, never up. Inside one room (a package) it is free.
@@ -34,7 +36,7 @@ FLOORS = [
     ["conversion", "verification", "generation"],
     ["evaluation"],
     [f"commands.{command}" for command in ("download", "inspect", "convert", "verify", "validate", "recipes")],
-    ["commands.demo", "commands.publish", "testing"],
+    ["commands.demo", "commands.publish", "library", "testing"],
     ["cli"],
     ["__init__", "__main__", "commands.__init__"],
 ]
@@ -196,15 +198,28 @@ def test_importing_wanconv_imports_no_library() -> None:
 
 
 def test_the_dependencies_are_what_the_code_imports() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower().replace("_", "-") for requirement in declared}
-    tops = {name.partition(".")[0] for path in MODULES for name in imports(module_name(path), path.read_text())}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names, extra = declared(project["dependencies"]), declared(project["optional-dependencies"]["validate"])
+    imported = imported_by(MODULES)
+    assert imported | {"numpy"} == names | extra  # torch warns on import when numpy is missing
+    assert names & extra == set()
+    assert extra == set(EXTRAS["validate"].values())
+    judging = [path for path in MODULES if path.relative_to(ROOT / "wanconv").parts[0] in JUDGING]
+    assert extra & imported_by([path for path in MODULES if path not in judging]) == set()
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w.-]", one, maxsplit=1)[0].lower().replace("_", "-") for one in requirements}
+
+
+def imported_by(paths: list[Path]) -> set[str]:
+    """Returns the distributions that modules import from."""
+    tops = {name.partition(".")[0] for path in paths for name in imports(module_name(path), path.read_text())}
     distributions = packages_distributions()
-    imported = {
+    return {
         distributions.get(top, [top])[0].lower().replace("_", "-")
         for top in tops - sys.stdlib_module_names - {"wanconv"}
     }
-    assert imported | {"numpy"} == names  # torch warns on import when numpy is missing
 
 
 def test_every_error_is_raised_somewhere() -> None:

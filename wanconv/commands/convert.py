@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
 from wanconv.storage.paths import check_target
 from wanconv.types.figures import sizes
-from wanconv.types.model import Model
+from wanconv.types.model import Model, Opened
 from wanconv.types.progress import Advance, Progress, silent, total
 
 if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
@@ -47,6 +47,24 @@ if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
 
 EXISTING = Cell("existing", "was there already and is as it should be")
 WRITTEN = Cell("written", "written")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What became of a plan: the folder that holds its output, and the plan as it was carried out.
+
+    `plan` has the fallbacks that the values called for. `written` is False where `out` held this conversion already.
+    """
+
+    out: Path
+    plan: Plan
+    written: bool
+    report: Report
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """What a user should know of it."""
+        return self.report.findings
 
 
 def preview(source: Path, options: Options) -> Report:
@@ -92,7 +110,9 @@ def _check_remote(repository: str, options: Options) -> None:
 def _prepared(mirror: "Mirror", options: Options) -> Plan:
     """Returns the plan of what a mirror holds: what was to be left out is not in it."""
     made = prepare(mirror.root, replace(options, exclude=()))
-    return replace(made, notes=(*without_match(mirror.unmatched), *made.notes))
+    opened = Opened(mirror.root, options.expert, options.exclude)
+    model = replace(made.model, opened=opened)
+    return replace(made, model=model, notes=(*without_match(mirror.unmatched), *made.notes))
 
 
 def _remote_target(name: str, options: Options) -> Path:
@@ -129,10 +149,23 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
 
 def convert(source: Path, options: Options, progress: Progress = silent) -> Report:
     """Writes the converted model and returns what was done; raises WanconvError, and then there is no OUT."""
-    made = prepare(source, options)
-    out = target_folder(source, options)
-    _refuse_source(made.model, source, out)
-    return _convert(made, Here(), out, options, progress)
+    return carry_out(prepare(source, options), target_folder(source, options), options, progress).report
+
+
+def carry_out(
+    made: Plan, out: Path, options: Options, progress: Progress = silent, origin: Origin | None = None
+) -> Conversion:
+    """Carries a plan out into the folder `out`; raises WanconvError, and then there is no OUT.
+
+    The plan says what is written. Of `options`, what the plan leaves open is looked at: base_model, hash_source,
+    force, jobs and block_nbytes.
+    """
+    opened = made.model.opened or Opened(made.model.checkpoint.root)
+    if origin is None:
+        origin = Here()
+        _refuse_source(made.model, opened.source, out)
+    options = replace(options, shard_nbytes=made.shard_nbytes, expert=opened.expert, exclude=opened.exclude)
+    return _convert(made, origin, out, options, progress)
 
 
 def convert_remote(
@@ -154,11 +187,11 @@ def convert_remote(
         complete(mirror, sidecars(_prepared(mirror, options), mirror))
         made = _prepared(mirror, options)
         with streamed(mirror, out, keep) as origin:
-            report = _convert(made, origin, out, options, progress)
+            report = carry_out(made, out, options, progress, origin).report
             return replace(report, figures={**report.figures, "source": mirror.uri})
 
 
-def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Report:
+def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Conversion:
     with writing(out):
         _check_target(made, out, options)
     _refuse_same_experts(origin.same_experts(made.model))
@@ -168,7 +201,8 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
         proof = Finding(
             "note", str(out), origin.compared, "wanconv `verify(out, against=source)` compares every element"
         )
-        return _report(finished, out, [proof, *finished.notes, *finished.findings], EXISTING, key)
+        findings = [proof, *finished.notes, *finished.findings]
+        return _conversion(finished, out, findings, EXISTING, key)
     origin.begin(made)
     with open_workspace(out, _state_key(made, origin, key, options), key, options.force, _reads(made)) as workspace:
         if workspace.complete:
@@ -183,7 +217,7 @@ def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: 
     if replaced is not None:
         message = f"others wrote to what stood there while it was removed: what is left of it is {replaced}"
         findings.append(Finding("warning", str(out), message, "look through it, and delete it if nobody needs it"))
-    return _report(made, out, findings, WRITTEN, key)
+    return _conversion(made, out, findings, WRITTEN, key)
 
 
 def _refuse_same_experts(error: InputError | None) -> None:
@@ -311,10 +345,12 @@ def _identity(made: Plan) -> dict[str, object]:
     }
 
 
-def _report(made: Plan, out: Path, findings: Sequence[Finding], outcome: Cell, key: str) -> Report:
+def _conversion(made: Plan, out: Path, findings: Sequence[Finding], outcome: Cell, key: str) -> Conversion:
     figures = {**_identity(made), "out": str(out), "outcome": outcome, "written_nbytes": made.nbytes}
     tables = (by_component(made), by_rule(made), *by_lora(made))
-    return Report("convert", f"{out.name}: {outcome.text}", figures, tables, tuple(findings), _details(made, key))
+    title = f"{out.name}: {outcome.text}"
+    report = Report("convert", title, figures, tables, tuple(findings), _details(made, key))
+    return Conversion(out, made, outcome == WRITTEN, report)
 
 
 def _refuse_source(model: Model, source: Path, out: Path) -> None:

@@ -25,6 +25,7 @@ from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.samples import shipped
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
+from wanconv.types.extras import need
 from wanconv.types.figures import count, figure
 from wanconv.types.progress import Progress, silent
 
@@ -66,6 +67,7 @@ def demo(folder: Path, progress: Progress = silent) -> Report:
 
     The exit code is 0 where every conversion passes and the broken one does not.
     """
+    need("validate", "the demo")
     from wanconv.evaluation.report.comparison import render  # imports torch
 
     _refuse_others(folder)

@@ -24,6 +24,7 @@ from wanconv.report import Report
 from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
+from wanconv.types.extras import need
 from wanconv.types.model import Model
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 Json = dict[str, object]
 _WRITTEN = ("results.json", "validation.html", "reference", "reference.mp4", "candidate", "candidate.mp4")
 
+PROMPT = "A cat walks on the grass, realistic style."
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -46,13 +49,13 @@ class Options:
     """
 
     against: Path | None = None
-    profile: str = "standard"
+    profile: str | Profile = "standard"
     numerics: str | None = None
     full_length: bool = False
     steps: int | None = None
     size: tuple[int, int] | None = None
     frames: int | None = None
-    prompt: str = "A cat walks on the grass, realistic style."
+    prompt: str = PROMPT
     seed: int = 0
     image: Path | None = None
     last_image: Path | None = None
@@ -95,10 +98,11 @@ def validate(path: Path, options: Options, progress: Progress = silent) -> Repor
 
 def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
+    need("validate", "validate")
     from wanconv.evaluation.measure import cannot_judge, measure  # imports torch
     from wanconv.generation.tasks import check_inputs
 
-    profile = load_profile(options.profile)
+    profile = options.profile if isinstance(options.profile, Profile) else load_profile(options.profile)
     _check(options)
     perceptual = _perceptual(options, profile)
     candidate = identify(open_checkpoint(path, options.exclude), options.expert)
@@ -124,7 +128,7 @@ def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     results["tool"] = {"wanconv": __version__, "python": platform.python_version(), **_versions()}
     found = judge(results, profile)
     if options.out is not None:
-        _write(options.out, results, found, profile, clips)
+        write(options.out, results, found, profile, clips)
     return Judged(results, found, profile, clips, options.out)
 
 
@@ -143,11 +147,16 @@ def _check(options: Options) -> None:
     if int(number or 0) >= count:
         raise UsageError(f"there is no device {options.device!r}: torch sees {count} of its kind", 'use `device="cpu"`')
     if options.out is not None:
-        _refuse_others(options.out)
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise describe_output_error(error, options.out) from error
+        make_room(options.out)
+
+
+def make_room(out: Path) -> None:
+    """Makes the folder for a report; raises UsageError and OutputError where it cannot be or holds others' files."""
+    _refuse_others(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise describe_output_error(error, out) from error
 
 
 def _refuse_others(out: Path) -> None:
@@ -271,7 +280,7 @@ def _merged(path: Path) -> list[str]:
     return [f"what its merged LoRAs change counts as the candidate's error: {', '.join(names)}"] if names else []
 
 
-def _write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
+def write(out: Path, results: Json, found: Verdict, profile: Profile, clips: "Clips") -> None:
     """Writes results.json, validation.html, and the free run's frames and clips."""
     from wanconv.evaluation.report import clips as media
     from wanconv.evaluation.report.html import render

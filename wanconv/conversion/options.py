@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from wanconv.models import Expert, identify
 from wanconv.planning import Plan, plan
 from wanconv.recipe import Recipe, load
 from wanconv.report import Finding
-from wanconv.types.model import Model
+from wanconv.types.model import Model, Opened
 from wanconv.types.names import alternatives, suggestion
 from wanconv.weights.lora import with_loras
 
@@ -69,15 +70,54 @@ def prepare(source: Path, options: Options) -> Plan:
     """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
-    if options.loras and options.report:
+    _check_report(options.loras, options.report)
+    check_base_model(options.base_model)
+    model = open_model(source, options.exclude, options.expert)
+    return planned(
+        model,
+        recipe,
+        wanted,
+        options.loras,
+        options.lora_allow_unmatched,
+        options.shard_nbytes,
+        options.allow_unsafe_fp16,
+        options.report,
+    )
+
+
+def open_model(source: Path, exclude: Sequence[str] = (), expert: Expert | None = None) -> Model:
+    """Returns the model at a path, from its headers; it remembers how it was asked for."""
+    model = identify(open_checkpoint(source, exclude), expert)
+    return replace(model, opened=Opened(source, expert, tuple(exclude)))
+
+
+def check_base_model(name: str | None) -> None:
+    """Raises UsageError for the name of a base model that is no repository."""
+    if name is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
+        raise UsageError(f"`base_model` {name!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
+
+
+def _check_report(loras: Sequence[str], report: Path | None) -> None:
+    if loras and report:
         raise UsageError("`report` is of the source as it is, and `loras` changes it", "leave one of them out")
-    if options.base_model is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", options.base_model, re.ASCII):
-        raise UsageError(f"`base_model` {options.base_model!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
-    model = identify(open_checkpoint(source, options.exclude), options.expert)
-    if options.loras:
-        model = with_loras(model, options.loras, options.lora_allow_unmatched)
-    made = _planned(model, recipe, wanted, options.shard_nbytes)
-    fp16_gate.check(made, options.allow_unsafe_fp16, options.report)
+
+
+def planned(
+    model: Model,
+    recipe: Recipe,
+    wanted: Layout | None,
+    loras: Sequence[str] = (),
+    lora_allow_unmatched: bool = False,
+    shard_nbytes: int | None = None,
+    allow_unsafe_fp16: bool = False,
+    report: Path | None = None,
+) -> Plan:
+    """Returns the plan of a model; raises Refused with every reason that headers can show."""
+    _check_report(loras, report)
+    if loras:
+        model = with_loras(model, loras, lora_allow_unmatched)
+    made = _planned(model, recipe, wanted, shard_nbytes)
+    fp16_gate.check(made, allow_unsafe_fp16, report)
     return made
 
 

@@ -1,6 +1,7 @@
 """Other people's networks: built without memory, given weights by our names, and without their talk."""
 
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,11 @@ from wanconv.errors import InputError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows warnings and log lines: importing diffusers or transformers alone prints a page about torchao."""
-    before = logging.root.manager.disable
+    """Swallows warnings and log lines: importing diffusers or transformers alone prints a page about torchao.
+
+    Variables of the environment that an import sets go again: torch's compiler leaves its cache folder in one.
+    """
+    before, known = logging.root.manager.disable, set(os.environ)
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
@@ -26,6 +30,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        for name in set(os.environ) - known:
+            del os.environ[name]
 
 
 def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

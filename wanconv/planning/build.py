@@ -65,7 +65,9 @@ def plan(
     if refusals:
         raise _all_of(refusals)
     documents |= derived
-    return Plan(model, recipe, layout, tuple(images), held.outputs, documents, copies, tuple(findings))
+    return Plan(
+        model, recipe, layout, tuple(images), held.outputs, documents, copies, tuple(findings), (), shard_nbytes
+    )
 
 
 def contents(model: Model, recipe: Recipe, layout: Layout) -> Contents:

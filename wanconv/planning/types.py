@@ -99,7 +99,8 @@ class Contents:
 class Plan:
     """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
 
-    `notes` are about how it came to be asked for; they stay when it is made again with other fallbacks.
+    `notes` are about how it came to be asked for; they stay when it is made again with other fallbacks. `shard_nbytes`
+    is the largest weight file that was asked for, None where the layout decides.
     """
 
     model: Model
@@ -111,6 +112,7 @@ class Plan:
     copies: Mapping[str, Path]
     findings: tuple[Finding, ...]
     notes: tuple[Finding, ...] = ()
+    shard_nbytes: int | None = None
 
     @property
     def steps(self) -> Iterator[Step]:

@@ -150,13 +150,22 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """How a checkpoint was asked for: its path, the role of a lone expert, and the globs of what is left out."""
+
+    source: Path
+    expert: Literal["high", "low"] | None = None
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
 
     Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
 
     `loras` are those that its tensors' patches come from. `skipped` are weight files beside it that are no network of
-    any family, each with what is known of it; they are no parts of the checkpoint.
+    any family, each with what is known of it; they are no parts of the checkpoint. `opened` says how it was asked for.
     """
 
     checkpoint: Checkpoint
@@ -166,6 +175,7 @@ class Model:
     evidence: Mapping[str, str] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    opened: Opened | None = None
 
     @property
     def mark(self) -> Mark | None:
