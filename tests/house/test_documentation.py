@@ -209,6 +209,13 @@ def test_every_schema_is_linked_from_the_page_about_json() -> None:
     assert sorted(linked) == sorted(path.name for path in (DOCS / "schemas").glob("*.json"))
 
 
+def test_every_extra_that_a_page_installs_exists() -> None:
+    named = {name for page in PAGES for name in re.findall(r"pip install '\.\[(\w+)\]'", page.read_text())}
+    table = text_of("pyproject.toml").partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    assert named
+    assert named <= set(re.findall(r"^(\w+) = \[", table, re.MULTILINE))
+
+
 def test_what_the_site_is_built_with_is_pinned() -> None:
     constraints = text_of("constraints.txt")
     extra = re.search(r"^docs = \[\n(.*?)^\]", text_of("pyproject.toml"), re.MULTILINE | re.DOTALL)
