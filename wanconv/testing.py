@@ -21,6 +21,7 @@ from wanconv.models.names import fill, letter_of, numbered
 from wanconv.quantization.packings import PACKINGS
 from wanconv.storage.hubs import Hub, Patience
 from wanconv.types.architecture import Architecture, Family, Scheme
+from wanconv.types.figures import count
 from wanconv.types.tensors import TensorRef
 
 __all__ = ["check_architecture", "check_family", "check_hub", "check_layout"]
@@ -42,7 +43,7 @@ def check_architecture(architecture: Architecture) -> None:
         where = f"{architecture.name} in {scheme} names"
         for dims in (architecture.full, architecture.tiny):
             written = [source for target in targets(architecture, scheme, dims) for source in target.sources]
-            twice = [name for name, count in Counter(written).items() if count > 1]
+            twice = [name for name, times in Counter(written).items() if times > 1]
             assert not twice, f"{where}: written more than once: {', '.join(twice)}"
             every = {fill(role.name, index) for role, index in numbered(architecture, dims)}
             lost = sorted(every ^ {*written, *homeless(architecture, scheme, dims)})
@@ -52,7 +53,7 @@ def check_architecture(architecture: Architecture) -> None:
         refs = {name: TensorRef(name, "fp32", shape, Path("file"), 0, 0) for name, shape in shapes.items()}
         found = fits(refs)
         assert found, f"{where}: none of its names is found; is it in a table, or its plugin installed?"
-        assert found[0].differences == 0, f"{where}: {found[0].differences} tensors of a tiny file do not fit it"
+        assert found[0].differences == 0, f"{where}: of a tiny file, {count(found[0].differences, 'tensor')} do not fit"
         assert found[0].architecture == architecture, f"{where}: a tiny file is taken for {found[0].architecture.name}"
         sizes = {size: number for size, number in found[0].dims.items() if architecture.tiny.get(size) != number}
         assert not sizes, f"{where}: a tiny file is found to have other sizes: {sizes}"
@@ -68,8 +69,8 @@ def _check_fused(architecture: Architecture, scheme: Scheme, where: str) -> None
         assert letter_of(spelling.name) == letter_of(role.name), f"{where}: {spelling.name} counts other blocks"
         parts.setdefault(spelling.name, []).extend(spelling.parts)
         whole[spelling.name] = spelling.of
-    for name, count in whole.items():
-        assert sorted(parts[name]) == list(range(count)), f"{where}: {name} has the parts {sorted(parts[name])}"
+    for name, total in whole.items():
+        assert sorted(parts[name]) == list(range(total)), f"{where}: {name} has the parts {sorted(parts[name])}"
 
 
 def check_family(family: Family, folder: Path) -> None:

@@ -154,7 +154,8 @@ def test_the_commands_know_the_generations(tiny: Tiny, tmp_path: Path) -> None:
         ],
         cwd=tmp_path,
     )
-    assert json.loads(convert_.output)["figures"]["layout"] == "comfyui-legacy (the source's is official)"
+    planned = json.loads(convert_.output)
+    assert (planned["figures"]["layout"], planned["details"]["source_layout"]) == ("comfyui-legacy", "official")
     assert json.loads(recipes.output)["figures"]["layout"] == "comfyui-legacy"
     assert (wrong.exit_code, "'old'" in wrong.errors) == (2, True)
 

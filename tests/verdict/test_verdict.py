@@ -300,7 +300,7 @@ def test_results_with_a_number_that_json_has_not_are_refused(number: str, tmp_pa
     path.write_text(json.dumps(GOOD).replace("0.0017", number))
     with pytest.raises(InputError, match=r"results\.json cannot be read as results: it holds") as caught:
         read_results(path)
-    assert caught.value.hint == "give the results.json that validate -o wrote"
+    assert caught.value.hint == "give the results.json that `Validation.write_report` wrote"
 
 
 def test_what_is_no_object_is_no_result() -> None:
