@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from wanconv.errors import Refused, UsageError
-from wanconv.models import FAMILIES
+from wanconv.models import FAMILIES, OWN_FAMILIES
 from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.storage.reading import brief, parsed_toml, small_text
 from wanconv.types.architecture import Kind
@@ -255,13 +255,13 @@ def _bad_glob(pattern: str) -> str | None:
 def _family_problems(globs: object) -> list[str]:
     if not isinstance(globs, list) or not globs or not all(isinstance(glob, str) for glob in globs):
         return ["families must be a list of globs"]
-    known = [family.name for family in FAMILIES]
     problems = []
     for glob in globs:
         if reason := _bad_glob(glob):
             problems.append(f"families: {brief(glob)}: {reason}")
-        elif not any(matches(glob, family) for family in known):
-            problems.append(f"families: no family is called {brief(glob)}; known: {', '.join(known)}")
+        elif not any(matches(glob, family.name) for table in (OWN_FAMILIES, FAMILIES) for family in table):
+            known = ", ".join(family.name for family in FAMILIES)
+            problems.append(f"families: no family is called {brief(glob)}; known: {known}")
     return problems
 
 

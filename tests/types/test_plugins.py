@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from wanconv.commands.verify import verify
 from wanconv.conversion.options import Options
 from wanconv.errors import PluginError, UsageError
 from wanconv.layouts import LAYOUTS, Layout
-from wanconv.models import ARCHITECTURE_TABLE, FAMILIES, FAMILY_TABLE, match
+from wanconv.models import ARCHITECTURE_TABLE, FAMILIES, FAMILY_TABLE, family_named, match
 from wanconv.storage.hubs import open_hub
 from wanconv.storage.places import unsupported
 from wanconv.types import registry
@@ -114,7 +115,9 @@ def test_a_layout_and_a_model_of_a_plugin_are_used_as_our_own_and_named_in_the_m
     assert (manifest["family"], manifest["layout"]) == ("wan-gated", "mine")
     assert manifest["plugins"] == [{"name": "wanconv-mine", "version": "1.2"}]
     assert verify(out, Wanted(against=source, client="mine")).exit_code == 0
-    assert pickle.loads(pickle.dumps(LAYOUTS["mine"])) == LAYOUTS["mine"]
+    for value in (LAYOUTS["mine"], family_named("wan-gated"), family_named("wan-gated").components["dit"]):
+        assert len(pickle.dumps(value)) < 150
+        assert pickle.loads(pickle.dumps(value)) is value
 
 
 def test_what_no_plugin_has_a_part_in_stays_the_same_to_the_byte(install: Install, tmp_path: Path) -> None:
@@ -221,8 +224,18 @@ def test_plugins_are_disabled_by_a_variable(install: Install, monkeypatch: pytes
         LAYOUTS.named("mine")
 
 
-def test_importing_wanconv_and_its_command_line_loads_no_plugin(install: Install, tmp_path: Path) -> None:
+def test_the_functions_of_the_kit_are_those_of_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "plugins.md").read_text()
+    assert sorted(re.findall(r"^\| `(check_\w+)\(", page, re.MULTILINE)) == sorted(testing.__all__)
+    assert sorted(re.findall(r"^\| `(wanconv\.\w+)` \|", page, re.MULTILINE)) == sorted(ENTRIES)
+
+
+def test_help_and_the_list_of_recipes_load_no_plugin(install: Install, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", "wan2.1-t2v-1.3b", "vae")
     install("wanconv-broken", "raise SystemExit('loaded')", dict.fromkeys(ENTRIES, "x = wanconv_broken:MINE"))
-    imports = "import wanconv.layouts, wanconv.models, wanconv.cli.app"
-    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {imports}"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from wanconv.cli import main; main()"
+    for arguments in (["--help"], ["convert", "--help"], ["recipes"]):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, "loaded" in done.stderr) == (0, False)
+    done = subprocess.run([sys.executable, "-c", script, "inspect", str(source)], capture_output=True, text=True, check=False)
+    assert "error[plugin]: the plugin wanconv-broken 1.2 cannot be loaded" in done.stderr

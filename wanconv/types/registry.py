@@ -78,7 +78,7 @@ def _origin(point: "EntryPoint") -> Origin:
 def _loaded(point: "EntryPoint", origin: Origin) -> object:
     try:
         return point.load()
-    except Exception as error:  # whatever it is: it is somebody else's code
+    except (Exception, SystemExit) as error:  # whatever it is: it is somebody else's code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise PluginError(
             f"the plugin {origin} cannot be loaded ({point.group}, {point.name}): {reason}", DISABLE
