@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from command import COMMAND, call, run
 
 from wanconv import __version__, recipe
 from wanconv.cli.app import app
 from wanconv.cli.run import run as cli_run
+from wanconv.engine.numerics import PRESETS
 from wanconv.layouts import LAYOUTS
 from wanconv.samples import synthetic
 
@@ -484,3 +486,9 @@ def test_a_failure_in_json_has_the_code_message_hint_and_exit_code_of_its_kind(
         assert document["ok"] is False
         assert finding["message"] == document["title"] != ""
         assert finding["fix"]
+
+
+def test_the_help_of_validate_names_every_numerics_preset() -> None:
+    command = typer.main.get_command(app).commands["validate"]  # type: ignore[attr-defined]  # a group
+    (option,) = [one for one in command.params if one.name == "numerics"]
+    assert re.split(r", | or ", option.help.partition(": ")[2].removesuffix(".")) == list(PRESETS)

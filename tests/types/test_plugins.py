@@ -237,5 +237,7 @@ def test_help_and_the_list_of_recipes_load_no_plugin(install: Install, tmp_path:
     for arguments in (["--help"], ["convert", "--help"], ["recipes"]):
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
         assert (done.returncode, "loaded" in done.stderr) == (0, False)
-    done = subprocess.run([sys.executable, "-c", script, "inspect", str(source)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "inspect", str(source)], capture_output=True, text=True, check=False
+    )
     assert "error[plugin]: the plugin wanconv-broken 1.2 cannot be loaded" in done.stderr

@@ -43,6 +43,9 @@ class Numerics:
     rms         the squares inside of them
     angles      rotations by position, and the timestep's sinusoid
     head        the last projection
+    text        the text encoder: ComfyUI computes it in float32 (comfy/text_encoders/t5.py)
+    image       CLIP: fp16 officially (wan/configs/wan_i2v_14B.py); diffusers' examples load it in fp32, and ComfyUI
+                computes in the dtype of the pixels (comfy/clip_vision.py)
     """
 
     name: str
@@ -56,24 +59,26 @@ class Numerics:
     rms: torch.dtype
     angles: torch.dtype
     head: torch.dtype
+    text: torch.dtype
+    image: torch.dtype
 
 
 _64, _32, _BF, _16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 # fmt: off
 _OFFICIAL = (
-    #         name              linear  patch  residual  modulation  time  condition  qk_norm  rms  angles  head
-    Numerics("official",        _BF,    _BF,   _32,      _32,        _32,  _32,       _32,     _32, _64,    _32),
-    Numerics("diffusers",       _BF,    _BF,   _BF,      _32,        _32,  _BF,       _BF,     _32, _32,    _BF),
-    Numerics("comfyui-fp16",    _16,    _32,   _16,      _16,        _16,  _16,       _16,     _32, _32,    _16),
-    Numerics("fp16",            _16,    _16,   _16,      _16,        _16,  _16,       _16,     _16, _32,    _16),
-    Numerics("fp32",            _32,    _32,   _32,      _32,        _32,  _32,       _32,     _32, _64,    _32),
+    #         name            linear patch residual modulation time condition qk_norm rms  angles head text image
+    Numerics("official",     _BF,   _BF,  _32,     _32,       _32, _32,      _32,    _32, _64,   _32, _BF, _16),
+    Numerics("diffusers",    _BF,   _BF,  _BF,     _32,       _32, _BF,      _BF,    _32, _32,   _BF, _BF, _32),
+    Numerics("comfyui-fp16", _16,   _32,  _16,     _16,       _16, _16,      _16,    _32, _32,   _16, _32, _32),
+    Numerics("fp16",         _16,   _16,  _16,     _16,       _16, _16,      _16,    _16, _32,   _16, _16, _16),
+    Numerics("fp32",         _32,   _32,  _32,     _32,       _32, _32,      _32,    _32, _64,   _32, _32, _32),
 )
 # fmt: on
 
 
 def _in_fp16(numerics: Numerics) -> Numerics:
-    """Returns the same policy with fp16 wherever it had bf16."""
-    dtypes = {name: getattr(numerics, name) for name in Numerics.__slots__ if name != "name"}
+    """Returns the same policy with fp16 wherever it had bf16, and for CLIP."""
+    dtypes = {name: getattr(numerics, name) for name in Numerics.__slots__ if name != "name"} | {"image": _16}
     return replace(
         numerics,
         name=f"{numerics.name}-fp16",

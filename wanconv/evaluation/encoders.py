@@ -20,6 +20,7 @@ from wanconv.generation import pictures, sampling, speech, tasks
 from wanconv.generation.networks import watched
 from wanconv.generation.types import Picture, Setting
 from wanconv.metrics.tensors import compare
+from wanconv.quantization.plain import NAMES
 from wanconv.types.progress import Progress, total
 from wanconv.weights.model import ModelWeights, Pair
 
@@ -42,7 +43,7 @@ class Encoders:
             if having:
                 self._rows.notes.append("the text encoder was not run: there is no tokenizer")
             return contexts
-        name, dtype = results.ENCODER_NUMERICS.get(self._numerics.name, ("bf16", torch.bfloat16))
+        dtype = self._numerics.text
         encoded = self._encoded(
             "encoding the prompt",
             "text_encoder",
@@ -50,7 +51,7 @@ class Encoders:
             lambda weights: sampling.text_encoder(weights, torch.float32).encode(tokens),
             lambda: self._recorded(
                 "text_encoder",
-                name,
+                NAMES[dtype],
                 sampling.text_encoder(self._pair.candidate, dtype),
                 lambda encoder: encoder.encode(tokens, padded=padded),
                 strict=self._strict,  # transformers keeps a linear of each block in fp32
@@ -65,7 +66,7 @@ class Encoders:
             return None
         if not having:
             return self._made_up(*synthetic_tokens(self._model.components["dit"].dims["image"], len(given), self._seed))
-        name, dtype = results.IMAGE_NUMERICS.get(self._numerics.name, ("fp16", torch.float16))
+        dtype = self._numerics.image
         return self._encoded(
             "looking at the image",
             "image_encoder",
@@ -73,7 +74,7 @@ class Encoders:
             lambda weights: tasks.image_tokens(sampling.image_encoder(weights), self._setting, given),
             lambda: self._recorded(
                 "image_encoder",
-                name,
+                NAMES[dtype],
                 sampling.image_encoder(self._pair.candidate, dtype),
                 lambda encoder: tasks.image_tokens(encoder, self._setting, given),
             ),

@@ -35,17 +35,6 @@ from wanconv.weights.reader import Reader, Sources
 Json = dict[str, object]
 
 _SHOWN = 20  # tensors per pair of dtypes, and ranges per component
-# The text encoder's part in what a denoiser's numerics imitate; bf16 elsewhere. ComfyUI: comfy/text_encoders/t5.py.
-ENCODER_NUMERICS = {
-    "comfyui-fp16": ("fp32", torch.float32),
-    "fp16": ("fp16", torch.float16),
-    "fp32": ("fp32", torch.float32),
-    "official-fp16": ("fp16", torch.float16),
-    "diffusers-fp16": ("fp16", torch.float16),
-}
-# CLIP's part; fp16 elsewhere, as officially (wan/configs/wan_i2v_14B.py). diffusers' examples load it in fp32, and
-# ComfyUI computes in the dtype of the pixels (comfy/clip_vision.py).
-IMAGE_NUMERICS = dict.fromkeys(("diffusers", "comfyui-fp16", "fp32"), ("fp32", torch.float32))
 # All of Wan's and the larger CogVideoX compute in bf16: zai-org/CogVideo README.md.
 _RELEASED_IN_FP16 = ("cogvideox-2b",)
 _LARGEST = {"float16": DTYPES["fp16"].largest, "bfloat16": DTYPES["bf16"].largest, "float32": DTYPES["fp32"].largest}
