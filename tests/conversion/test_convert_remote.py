@@ -203,8 +203,8 @@ def fault_later(hub: Hub, **faults: object) -> Progress:
     [
         ({"wrong_bytes": 1}, DigestMismatch, "sha256 is .* and the hub lists"),
         ({"cut_after": [100_000] + [0] * 9}, InputError, r"the connection ended [\d.]+ \w+ early"),
-        ({"missing_payload": True}, InputError, "does not exist"),
-        ({"gated": True}, InputError, "not allowed"),
+        pytest.param({"missing_payload": True}, InputError, "does not exist", marks=pytest.mark.exhaustive),
+        pytest.param({"gated": True}, InputError, "not allowed", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_download_that_fails_leaves_no_output_and_the_same_command_goes_on(

@@ -46,6 +46,7 @@ def first_cells(text: str) -> list[str]:
     return re.findall(r"^\| `([\w.-]+)[^|]*` \|", text, re.MULTILINE)
 
 
+@pytest.mark.exhaustive
 def test_every_command_of_every_page_runs_and_prints_what_the_page_shows(tmp_path: Path) -> None:
     pages = pages_to_run()
     found = run(pages, tmp_path, f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
