@@ -33,7 +33,7 @@ def validate(
     numerics: Annotated[
         str | None,
         typer.Option(
-            help="Precision to imitate: official, diffusers, comfyui-fp16, fp16, fp32, official-fp16 or diffusers-fp16.",
+            help="Imitate: official, diffusers, comfyui-fp16, fp16, fp32, official-fp16 or diffusers-fp16.",
             show_default="the candidate's client's",
         ),
     ] = None,

@@ -179,9 +179,12 @@ OWN_FAMILIES = (
     ),
 )
 
-_OWN_ARCHITECTURES: tuple[Architecture, ...] = (
+_FIRST = (  # in the order that sentences name them in
     *(T2V, I2V, TI2V, I2V_CLIP, FLF2V, VACE, S2V, ANIMATE, UMT5, VAE_2_1, VAE_2_2, CLIP, WAV2VEC2),
     *(cogvideox.T2V, cogvideox.I2V, cogvideox.T2V_1_5, cogvideox.I2V_1_5, T5, COGVIDEOX_VAE),
+)
+_OWN_ARCHITECTURES: tuple[Architecture, ...] = tuple(
+    dict.fromkeys((*_FIRST, *(network for family in OWN_FAMILIES for network in family.components.values())))
 )
 
 
