@@ -155,7 +155,7 @@ def test_what_is_no_results_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(InputError) as caught:
         recheck(tmp_path / "results.json", "quick")
-    assert caught.value.hint == "give the results.json that validate -o wrote"
+    assert caught.value.hint == "give the results.json that `Validation.write_report` wrote"
 
 
 # --- models that are not whole, or not the same
