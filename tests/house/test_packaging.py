@@ -82,6 +82,7 @@ def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
         assert "wanconv/py.typed" in archive.namelist()
 
 
+@pytest.mark.exhaustive
 def test_a_type_checker_sees_the_installed_types(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from wanconv.types.names import nearest\n\nnumber: int = nearest('a', ['b'])\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "mine.py"]
