@@ -58,6 +58,11 @@ class Report:
     exit_code: int = 0
     tone: Tone = ""
 
+    def text(self, figure: str) -> str:
+        """Return a figure as people read it."""
+        value = self.figures[figure]
+        return value.text if isinstance(value, Cell) else str(value)
+
     def to_json(self) -> dict[str, object]:
         """Returns the report as JSON values; tables become lists of objects."""
         return {

@@ -71,7 +71,7 @@ def test_a_validation_fits_the_terminal_and_breaks_no_word(
     text = ESCAPE.sub("", shown(report, capsys, monkeypatch, width))
     assert max(map(len, text.splitlines())) <= width
     words = set(text.split())
-    for sentence in (report.figures["why"], report.figures["profile"], *(row[-1] for row in report.tables[0].rows)):
+    for sentence in (report.figures["why"], report.text("profile"), *(row[-1] for row in report.tables[0].rows)):
         assert {word for word in str(sentence).split() if "/" not in word} <= words
 
 

@@ -45,12 +45,14 @@ def test_the_figures_of_a_folder_are_those_of_its_files(family: Family, tiny: Ca
 
 def test_dtypes_are_counted_the_most_frequent_first(tiny: Callable[..., Path]) -> None:
     report = inspect(tiny(A14B))
-    assert report.figures["dtypes"] == "fp32 386, bf16 22"
-    assert [(row[0], row[6]) for row in report.tables[0].rows] == [
-        ("expert.high", "fp32 96"),
-        ("expert.low", "fp32 96"),
-        ("text_encoder", "bf16 22"),
-        ("vae", "fp32 194"),
+    assert report.text("dtypes") == "fp32 386, bf16 22"
+    rows = report.to_json()["tables"]
+    assert isinstance(rows, dict)
+    assert [(row["component"], row["dtypes"]) for row in rows["components"]] == [
+        ("expert.high", {"fp32": 96}),
+        ("expert.low", {"fp32": 96}),
+        ("text_encoder", {"bf16": 22}),
+        ("vae", {"fp32": 194}),
     ]
 
 
@@ -165,7 +167,7 @@ def test_the_command_prints_the_same_figures(tiny: Callable[..., Path], tmp_path
         "name": "expert.high/patch_embedding.weight",
         "kind": "conv",
         "dtype": "fp32",
-        "shape": "[128, 16, 1, 2, 2]",
+        "shape": [128, 16, 1, 2, 2],
         "size_nbytes": 32768,
         "on_disk": "patch_embedding.weight",
     }

@@ -79,7 +79,7 @@ def test_every_file_arrives_and_nothing_else(hub: Hub, options: Options, source:
     report = get(replace(options, source=source, jobs=4))
     assert there(options) == FILES
     assert report.exit_code == 0
-    assert report.figures["files"] == "5 of 5"
+    assert report.text("files") == "5 of 5"
 
 
 def test_a_second_run_asks_for_the_list_alone(hub: Hub, options: Options) -> None:
@@ -183,7 +183,7 @@ def test_a_revision_that_moves_after_the_list_does_not_matter(hub: Hub, options:
     hub.after_listing = lambda: hub.commit({BIG: WEIGHTS[::-1]})
     report = get(options)
     assert there(options) == FILES
-    assert report.figures["revision"] == f"main ({commit})"
+    assert report.text("revision") == f"main ({commit})"
 
 
 def test_silence_is_a_cut_connection(hub: Hub, options: Options) -> None:

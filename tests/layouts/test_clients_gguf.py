@@ -218,7 +218,7 @@ def test_threads_and_block_sizes_do_not_change_a_byte(out: Path, tiny: Tiny, tmp
 def test_inspect_knows_it(out: Path) -> None:
     report = inspect(out)
     assert (report.figures["family"], report.figures["layout"]) == (A14B, "gguf")
-    assert report.figures["dtypes"] == "fp32 314, q8_0 60, bf16 22, fp16 12"
+    assert report.text("dtypes") == "fp32 314, q8_0 60, bf16 22, fp16 12"
     alone = inspect(out / HIGH)
     assert (alone.figures["layout"], alone.figures["tensors"]) == ("gguf", 96)
 

@@ -92,7 +92,7 @@ def test_comfyui_decodes_a_legacy_file_as_we_do(legacy: Path, tiny: Tiny) -> Non
 def test_a_legacy_folder_is_known_for_what_it_is(legacy: Path) -> None:
     model = identify(open_checkpoint(legacy))
     assert source_layout(model).name == json.loads((legacy / "wanconv.json").read_bytes())["layout"] == "comfyui-legacy"
-    assert "fp8_e4m3fn tensor 30" in str(inspect(legacy).figures["dtypes"])
+    assert "fp8_e4m3fn tensor 30" in inspect(legacy).text("dtypes")
     assert "scaled_fp8" not in comfyui.contents(legacy / "vae" / "wan_2.1_vae.safetensors")
     assert "blocks.0.self_attn.q.comfy_quant" in failures(legacy, "comfyui")
 

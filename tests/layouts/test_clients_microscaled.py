@@ -176,7 +176,7 @@ def test_every_number_is_proven_within_the_bound(storage: str, out: Path, tiny: 
 def test_inspect_knows_it_and_who_reads_it(storage: str, out: Path) -> None:
     report = inspect(out)
     assert (report.figures["family"], report.figures["layout"]) == (A14B, "comfyui")
-    assert f"{storage} block 60" in str(report.figures["dtypes"])
+    assert f"{storage} block 60" in report.text("dtypes")
     (clients,) = [table for table in report.tables if table.title == "clients"]
     reads = {str(row[0]): row for row in clients.rows}
     assert LAYOUTS["comfyui"].packing(storage, "block").since in reads["comfyui"]  # type: ignore[union-attr]  # it is there

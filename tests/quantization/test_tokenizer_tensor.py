@@ -92,7 +92,7 @@ def test_without_one_comfyui_encodes_no_prompt_which_convert_and_verify_tell(tin
     assert about_tokenizer(report) == [without]
     checked = verify(tmp_path / "out", Check(client="comfyui"))
     assert about_tokenizer(checked) == [("warning", UMT5, f"{message}without it encodes no prompt")]
-    assert "comfyui" in str(inspect(tmp_path / "out").figures["clients"])
+    assert "comfyui" in inspect(tmp_path / "out").text("clients")
 
 
 def test_the_t5_of_cogvideox_needs_none(tiny: Tiny, tmp_path: Path) -> None:

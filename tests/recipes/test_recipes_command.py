@@ -29,7 +29,7 @@ def test_a_recipe_is_explained_rule_by_rule() -> None:
     (table,) = report.tables
     assert table.rows[0] == (1, "{dit,expert.*}/blocks.** (linear)", "fp8_e4m3fn", "none", "nearest", "bf16")
     assert [row[0] for row in table.rows] == [1, 2, 3]
-    assert report.figures["families"] == "**"
+    assert report.text("families") == "**"
 
 
 def test_on_a_model_it_says_which_rule_takes_what(tiny: Callable[..., Path]) -> None:

@@ -13,6 +13,7 @@ from wanconv.commands.verify import Options, verify
 from wanconv.conversion.options import Options as Job
 from wanconv.errors import Refused, UsageError
 from wanconv.layouts import LAYOUTS
+from wanconv.report import Cell
 
 A14B = "wan2.2-t2v-a14b"
 RECIPES = ("bf16", "fp8-scaled", "int8-row")
@@ -108,7 +109,7 @@ def clients(path: Path, *exclude: str) -> dict[str, tuple[str, str]]:
     """Returns client -> (first version known, reason why not) by inspect."""
     (table,) = [table for table in inspect(path, exclude=exclude).tables if table.title == "clients"]
     assert table.columns == ("client", "reads_it", "since", "why_not")
-    assert all((row[1] == "yes") == (row[3] == "") for row in table.rows)
+    assert all(isinstance(row[1], Cell) and row[1].value is (row[3] == "") for row in table.rows)
     return {str(row[0]): (str(row[2]), str(row[3])) for row in table.rows}
 
 
@@ -125,7 +126,7 @@ def test_inspect_says_of_every_client_what_verify_does(
     assert {client: reason == "" for client, (_, reason) in said.items()} == {
         client: failures(folder, client) == {} for client in LAYOUTS
     }
-    assert inspect(folder).figures["clients"] == ", ".join(client for client, (_, reason) in said.items() if not reason)
+    assert inspect(folder).text("clients") == ", ".join(client for client, (_, reason) in said.items() if not reason)
 
 
 def test_the_first_version_that_reads_it_is_named(made: Callable[[str, str], Path | None]) -> None:

@@ -81,7 +81,7 @@ def demo(folder: Path, progress: Progress = silent) -> Report:
         clips |= {"reference": frames["reference"], baked.name: frames["candidate"]}
     title = f"a small {cover.figures['family']}, trained on coloured shapes that move"
     write_anew(folder / PAGE, render(title, sides, clips, _commands(folder)).encode())
-    return told(folder, f"a small trained {cover.figures['family']}, official layout; {cover.figures['cover']}", sides)
+    return told(folder, f"a small trained {cover.figures['family']}, official layout; {cover.text('cover')}", sides)
 
 
 def _refuse_others(folder: Path) -> None:

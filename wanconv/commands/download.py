@@ -13,7 +13,7 @@ from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
 from wanconv.provenance import download_record
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Cell, Finding, Report, Table
 from wanconv.storage.digests import digest_files
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
@@ -88,7 +88,10 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
         sync_folders(job.root)
     figures = _figures(job) | {
         "out": str(job.root),
-        "fetched": f"{count(len(missing), 'file')}, {len(here)} were there; every digest is the hub's",
+        "fetched": Cell(
+            {"fetched": len(missing), "present": len(here)},
+            f"{count(len(missing), 'file')}, {len(here)} were there; every digest is the hub's",
+        ),
         "fetched_nbytes": sum(file.nbytes for file in missing),
     }
     title = f"{job.root.name}: complete, every digest right"
@@ -201,10 +204,14 @@ def _needed(job: _Job, here: Set[RemoteFile]) -> int:
 
 def _figures(job: _Job) -> dict[str, object]:
     snapshot = job.snapshot
+    listed = len(snapshot.files) + len(job.skipped)
     return {
-        "source": f"{job.hub.title}, {snapshot.repository}",
-        "revision": f"{snapshot.revision} ({snapshot.commit or 'no commit: pinned by the digest of every file'})",
-        "files": f"{len(snapshot.files)} of {len(snapshot.files) + len(job.skipped)}",
+        "source": Cell(f"{snapshot.hub}://{snapshot.repository}", f"{job.hub.title}, {snapshot.repository}"),
+        "revision": Cell(
+            {"name": snapshot.revision, "commit": snapshot.commit},
+            f"{snapshot.revision} ({snapshot.commit or 'no commit: pinned by the digest of every file'})",
+        ),
+        "files": Cell({"wanted": len(snapshot.files), "listed": listed}, f"{len(snapshot.files)} of {listed}"),
         "total_nbytes": sum(file.nbytes for file in snapshot.files),
     }
 

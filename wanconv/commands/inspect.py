@@ -20,7 +20,7 @@ from wanconv.planning import (
     without_match,
 )
 from wanconv.provenance import twins
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Cell, Finding, Report, Table
 from wanconv.types.model import Component, Model
 from wanconv.verification.clients import bare_weights, since, why_not
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wanconv.storage.hubs import Patience
 
 _NOTES = 20  # of a header, that are shown
+YES, NO = Cell(True, "yes"), Cell(False, "no")  # whether a client reads it
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
@@ -59,12 +60,12 @@ def _report(model: Model, title: str, tensors: bool, same_experts: InputError | 
         "family": family,
         "release": release_of(model),
         "layout": source_layout(model).name,
-        "clients": ", ".join(str(row[0]) for row in clients.rows if row[1] == "yes") or "none",
+        "clients": _listed([str(row[0]) for row in clients.rows if row[1] == YES]),
         "tensors": len(model.tensors),
         **({"unread_tensors": unread} if unread else {}),
         "parameters": sum(tensor.numel for tensor in model.tensors.values()),
         "total_nbytes": sum(tensor.nbytes for tensor in model.tensors.values()),
-        "dtypes": ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()),
+        "dtypes": _counted(dtypes),
     }
     tables = [_components(model), clients]
     if (notes := _notes(model)).rows:
@@ -93,6 +94,14 @@ def inspect_remote(
         return replace(report, figures=figures, findings=[*without_match(mirror.unmatched), *report.findings])
 
 
+def _listed(names: list[str]) -> Cell:
+    return Cell(names, ", ".join(names) or "none")
+
+
+def _counted(dtypes: dict[str, int]) -> Cell:
+    return Cell(dtypes, ", ".join(f"{dtype} {count}" for dtype, count in dtypes.items()))
+
+
 def _dtypes(components: list[Component]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for component in components:
@@ -110,7 +119,7 @@ def _components(model: Model) -> Table:
             component.part.path,
             len(component.part.files),
             len(component.tensors),
-            ", ".join(f"{dtype} {count}" for dtype, count in _dtypes([component]).items()),
+            _counted(_dtypes([component])),
             sum(tensor.nbytes for tensor in component.tensors.values()),
             component.fingerprint,
         )
@@ -124,7 +133,7 @@ def _clients(model: Model) -> Table:
     rows = []
     for layout in LAYOUTS.values():
         reason = why_not(model, layout)
-        rows.append((layout.name, "no" if reason else "yes", "" if reason else since(model, layout), reason))
+        rows.append((layout.name, NO if reason else YES, "" if reason else since(model, layout), reason))
     return Table("clients", ("client", "reads_it", "since", "why_not"), tuple(rows))
 
 
@@ -140,7 +149,7 @@ def _tensors(model: Model) -> Table:
             tensor.name,
             tensor.role.kind,
             tensor.stored_as,
-            str(list(tensor.shape)),
+            Cell(list(tensor.shape), str(list(tensor.shape))),
             tensor.nbytes,
             tensor.pieces[0].ref.name,
         )

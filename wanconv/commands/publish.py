@@ -9,7 +9,7 @@ from shlex import quote
 from wanconv.commands import verify as verifying
 from wanconv.errors import CheckFailed, DigestMismatch, UsageError
 from wanconv.provenance import manifest
-from wanconv.report import Finding, Report, Table
+from wanconv.report import Cell, Finding, Report, Table
 from wanconv.storage.hubs import Patience, Snapshot, open_hub, parse
 from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
@@ -63,7 +63,7 @@ def publish(
     if wrong:
         raise DigestMismatch(f"{repository} does not hold what {folder} does", "publish again", wrong)
     figures = {
-        "published": f"{count(len(files), 'file')}, every digest as {hub.title} lists it",
+        "published": Cell(len(files), f"{count(len(files), 'file')}, every digest as {hub.title} lists it"),
         "repository": snapshot.uri,
         "published_nbytes": sum(files.values()),
     }

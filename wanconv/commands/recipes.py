@@ -5,13 +5,13 @@ from typing import Literal
 
 from wanconv import recipe as recipes
 from wanconv.models import Expert
-from wanconv.report import Report, Table
+from wanconv.report import Cell, Report, Table
 
 
 def list_recipes() -> Report:
     """Returns the recipes that ship with wanconv."""
     found = [recipes.load(name) for name in recipes.names()]
-    rows = tuple((one.name, one.summary, ", ".join(one.families)) for one in found)
+    rows = tuple((one.name, one.summary, Cell(list(one.families), ", ".join(one.families))) for one in found)
     return Report(
         "recipes", "recipes", {"recipes": len(rows)}, (Table("recipes", ("name", "summary", "families"), rows),)
     )
@@ -31,7 +31,11 @@ def explain(
 ) -> Report:
     """Returns a recipe's rules; with a model, which rule takes what and how many bytes."""
     one = recipes.load(name)
-    figures: dict[str, object] = {"recipe": one.name, "summary": one.summary, "families": ", ".join(one.families)}
+    figures: dict[str, object] = {
+        "recipe": one.name,
+        "summary": one.summary,
+        "families": Cell(list(one.families), ", ".join(one.families)),
+    }
     if on is not None:
         from wanconv.conversion.options import Options, prepare
         from wanconv.planning import by_component, by_rule, family_in_words

@@ -11,7 +11,7 @@ from wanconv.layouts import source_layout
 from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
 from wanconv.provenance import manifest, twins
-from wanconv.report import Finding, Report, Table, Tone
+from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
 from wanconv.types.figures import count
 from wanconv.types.model import Model
@@ -20,6 +20,8 @@ from wanconv.types.tensors import Checkpoint
 from wanconv.verification import checksums, hub
 from wanconv.verification.clients import bare_weights, changed_marks, check_client, since
 from wanconv.weights.lora import with_loras
+
+_BOUND = Cell(1, "1 is the most that rounding to a format can do: errors up to it are normal, above is damage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     figures: dict[str, object] = {
         "family": family_in_words(model),
         "layout": source_layout(model).name,
-        "cover": f"{count(len(model.tensors), 'tensor')}, every one known and none missing",
+        "cover": Cell(len(model.tensors), f"{count(len(model.tensors), 'tensor')}, every one known and none missing"),
         "digests": digests.words,
     }
     findings += [*left_out(model), *twins.finding(twins.sampled(model))]
@@ -85,7 +87,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     table, failures = compare(model, source, progress, options.jobs, unclipped)
     figures |= {"against": str(options.against)}
     if table.rows:
-        figures["bound"] = "1 is the most that rounding to a format can do: errors up to it are normal, above is damage"
+        figures["bound"] = _BOUND
     return _report(path, figures, (table,), findings + failures)
 
 

@@ -2,7 +2,7 @@
 
 from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.planning.types import Plan, Step
-from wanconv.report import Table
+from wanconv.report import Cell, Table
 
 _INTERPRETER_NBYTES = 190 << 20  # anonymous memory of Python with torch imported, measured
 _SCRATCH_NBYTES = 16 << 20  # per worker: a run of source bytes and the caster's own
@@ -42,7 +42,7 @@ def by_component(plan: Plan) -> Table:
         before = sum(tensor.nbytes for tensor in component.tensors.values())
         rows.append((component.name, component.architecture.name, len(steps), before, after, after, streamed))
         sums = [one + more for one, more in zip(sums, (len(steps), before, after), strict=True)]
-    rows.append(("total", "", *sums, "", ""))
+    rows.append(("total", "", *sums, Cell(None, ""), Cell(None, "")))
     columns = (
         "component",
         "architecture",

@@ -25,15 +25,18 @@ def report(
     figures: dict[str, object] = {
         "verdict": verdict.outcome,
         "why": _plain(why(results, verdict, profile)),
-        "candidate": f"{candidate['path']}: {candidate['family']}, {candidate['layout']} layout",
+        "candidate": Cell(
+            candidate["path"], f"{candidate['path']}: {candidate['family']}, {candidate['layout']} layout"
+        ),
         "reference": reference["path"] if reference else "none: only safety is judged",
-        "profile": f"{profile.name}: {profile.summary}",
+        "profile": Cell(profile.name, f"{profile.name}: {profile.summary}"),
         "numerics": settings.get("numerics", "none"),
     }
     if out is not None:
         figures["page"] = str(out / PAGE)
         if clips:
-            figures["clips"] = ", ".join(str(out / f"{name}.mp4") for name in clips)
+            paths = [str(out / f"{name}.mp4") for name in clips]
+            figures["clips"] = Cell(paths, ", ".join(paths))
     findings = [
         Finding("warning" if str(note).startswith("stale") else "note", "validation", str(note))
         for note in results.get("notes") or []
