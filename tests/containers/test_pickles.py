@@ -159,6 +159,7 @@ def test_a_pickle_that_would_run_something_is_refused_in_a_sentence(
         assert "Traceback" not in done.errors
 
 
+@pytest.mark.exhaustive
 def test_every_one_of_them_runs_where_torch_is_told_to_trust_it(tmp_path: Path) -> None:
     """What the test above proves is that nobody ran them, and not that they do nothing."""
     paths = [tmp_path / f"{number}.pth" for number in range(len(FILES))]

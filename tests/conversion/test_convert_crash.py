@@ -122,6 +122,7 @@ def remote(small: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         yield server, tiny.contents(out)
 
 
+@pytest.mark.exhaustive
 @covering(("whats", "call"), [KILL, ERRORS], [*CALLS, "write"], strength=1)
 def test_any_call_may_fail_once_while_it_downloads_and_converts(
     remote: tuple[Server, dict[str, str]],

@@ -189,6 +189,7 @@ def test_a_synthetic_context_is_seeded_padded_and_says_what_it_is() -> None:
     assert "seed 5" in note
 
 
+@pytest.mark.exhaustive
 def test_libraries_are_used_in_silence_offline_and_without_torchvision(tiny: Callable[..., Path]) -> None:
     folder = tiny("wan2.1-i2v-14b", "diffusers")
     script = f"""

@@ -170,6 +170,7 @@ def test_the_kit_passes_what_keeps_its_promises_and_says_what_does_not(install: 
         testing.check_family(replace(family, name="elsewhere"), tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
 def test_our_own_layouts_keep_what_a_plugins_must(layout: Layout, tmp_path: Path) -> None:
     name = "cogvideox-2b" if layout.name == "diffusers" else "wan2.1-t2v"
