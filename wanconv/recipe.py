@@ -119,7 +119,7 @@ def load(name: str) -> Recipe:
             message = f"recipe {name} cannot be read: {error.strerror}"
             raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
         except UnicodeDecodeError:
-            raise UsageError(f"recipe {name} is no text in UTF-8", _SCHEMA) from None
+            raise UsageError(f"recipe {name} is not valid UTF-8", _SCHEMA) from None
         return parse(path.stem, text)
     if name not in names():
         otherwise = f"known: {', '.join(names())}; a file of your own ends in .toml"
@@ -132,7 +132,7 @@ def parse(name: str, text: str) -> Recipe:
     try:
         table = parsed_toml(text)
     except ValueError as error:
-        raise UsageError(f"recipe {name} is no TOML: {error}", _SCHEMA) from None
+        raise UsageError(f"recipe {name} is not valid TOML: {error}", _SCHEMA) from None
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
         problems.append(f"schema must be {SCHEMA}, not {brief(table.get('schema'))}")
@@ -202,7 +202,7 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     if rounding not in ROUNDINGS:
         found.append(_not_one_of(f"{where}: rounding", rounding, ROUNDINGS))
     elif rounding != "nearest" and scale == "none":
-        found.append(f"{where}: rounding {rounding} searches a scale, and scale is none")
+        found.append(f"{where}: rounding {rounding} searches a scale, and there is none")
     elif rounding != "nearest" and scale == "block":
         found.append(f"{where}: rounding {rounding} searches scales of rows and tensors, not of blocks")
     if fallback is not None and fallback == table.get("format"):

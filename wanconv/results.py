@@ -133,7 +133,7 @@ def faults(results: object) -> list[str]:
         if isinstance(value, Mapping):
             found += _of_fields(name, value, fields)
         elif needed or value is not None:
-            found.append(f"{name} is no object")
+            found.append(f"{name} is not an object")
     video = results.get("video")
     for of in ("candidate", "control"):
         metrics = video.get(of) if isinstance(video, Mapping) else None
@@ -148,7 +148,7 @@ def _of_rows(name: str, rows: object, fields: Fields, inner: Mapping[str, Fields
     if rows is None:
         return
     if not isinstance(rows, list):
-        yield f"{name} is no list"
+        yield f"{name} is not a list"
         return
     for number, row in enumerate(rows):
         where = f"{name}[{number}]"

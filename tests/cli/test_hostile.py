@@ -254,7 +254,7 @@ BROKEN: dict[str, tuple[Damage, str]] = {
     "index nested deeply":   (index_text(DEEP),                    "nested too deeply"),
     "index to a pth":        (index({NAME: VAE}),                                    f"{VAE} and its index disagree"),
     "config is no JSON":     (contents(b"{", "config.json"),                         "config.json"),
-    "config nested deeply":  (contents(DEEP.encode(), "config.json"),     "config.json is no JSON"),
+    "config nested deeply":  (contents(DEEP.encode(), "config.json"),     "config.json is not valid JSON"),
     "TorchScript":           (replaced_by(archive(SCRIPT), VAE),                      "a TorchScript program"),
     "empty pickle":          (replaced_by(archive({"data.pkl": b""}), VAE),          "is not what torch.save writes"),
     "compressed pickle":     (replaced_by(archive({}, DEFLATED), VAE),               "compressed or encrypted"),

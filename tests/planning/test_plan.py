@@ -130,7 +130,7 @@ def test_a_dtype_that_a_format_refuses_is_named(tiny: Callable[..., Path], tmp_p
         plan(model_of(source), load("bf16"), OFFICIAL)
     assert raised.value.message == f"recipe bf16 does not fit the numbers of {source}"
     assert raised.value.details[0] == (
-        "dit/patch_embedding.weight as bf16: int32 numbers are no weights: only keep stores them"
+        "dit/patch_embedding.weight as bf16: int32 numbers are not weights: only keep stores them"
     )
     assert plan(model_of(source), load("keep"), OFFICIAL).outputs
 

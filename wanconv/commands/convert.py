@@ -362,7 +362,7 @@ def _refuse_source(model: Model, source: Path, out: Path) -> None:
         target = _real(folder)
         inside = source.is_dir() and root in target.parents
         if inside or any(target == path or target in path.parents for path in own):
-            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an `out` beside the source")
+            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an `out` next to the source")
 
 
 def _reads(made: Plan) -> list[Path]:

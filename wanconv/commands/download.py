@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.conversion.replacing import check_not_home
-from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes
+from wanconv.downloads.fetch import check_way, fetch, folder_lock, part_nbytes
 from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
@@ -73,7 +73,7 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
     """Downloads what is wanted and not there yet; returns what was done. Raises WanconvError: what is complete stays,
     and so does the beginning of what is not."""
     job = _prepare(repository, options)
-    with held(job.root):
+    with folder_lock(job.root):
         before = _record_of(job)
         here = _found(job, before, options, progress)
         missing = [file for file in job.snapshot.files if file not in here]
@@ -107,7 +107,7 @@ def _prepare(repository: str, options: Options) -> _Job:
     wanted, reasons = select(listing.files, options.wish)
     check_names((file.path for file in wanted), listing.uri)
     if root.exists() and not root.is_dir():
-        raise UsageError(f"{folder} is no folder", "choose another `local_dir`")
+        raise UsageError(f"{folder} is not a folder", "choose another `local_dir`")
     for file in wanted:
         check_way(root, file.path)
     by_path = {file.path: file for file in listing.files}

@@ -40,7 +40,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
 def _report(model: Model, title: str, tensors: bool, same_experts: InputError | None) -> Report:
     family, absent = family_in_words(model), model.absent
     if not any(name in DENOISERS for name in model.components):
-        family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
+        family, absent = f"not known from {', '.join(model.components)} alone: a denoiser is needed", ()
     findings = left_out(model)
     findings += [Finding("note", name, f"absent ({family} has one)") for name in absent]
     findings += [*marks_of(model), *roles_of(model)]

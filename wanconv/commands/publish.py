@@ -43,7 +43,7 @@ def publish(
         raise UsageError(f"{repository} names a revision", "leave it out: what is published becomes the latest one")
     known = manifest.read(folder) if folder.is_dir() else None
     if known is None:
-        raise UsageError(f"{folder} has no {manifest.NAME}: it is no conversion", "convert first, then publish OUT")
+        raise UsageError(f"{folder} has no {manifest.NAME}: it is not a conversion", "convert first, then publish OUT")
     files = {file.path: file.nbytes for file in manifest.files(known)}
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
     if unseen := [ascii(path) for path in files if not path.isprintable()]:
@@ -78,7 +78,7 @@ def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
         return []
     shown = ", ".join(path[:_MAX_SHOWN] for path in others[:3]) + (" …" if len(others) > 3 else "")
     which = "which comes" if len(others) == 1 else "which come"
-    message = f"holds {count(len(others), 'file')} beside these, {which} with every download: {shown}"
+    message = f"holds {count(len(others), 'file')} besides these, {which} with every download: {shown}"
     return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 
 

@@ -21,7 +21,7 @@ _MOST_DIGITS = 1000  # of a whole number, enough for every size that is refused 
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _AGAIN = "download the file again"
-_MEANT = "do not trust it: no tool writes such by mistake"
+_MEANT = "do not trust it: no tool writes this by mistake"
 NAMED_WRONGLY = "check what it is: its name says one thing, and its bytes another"
 TOO_MUCH = "give the weights of a model: none has as many"
 SAVED_WHOLE = "save the tensors of the model alone: torch.save(model.state_dict(), path)"
@@ -146,7 +146,7 @@ def strict_json(raw: bytes, what: str) -> object:
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}", _AGAIN) from error
     except RecursionError as error:
-        raise InputError(f"{what} is no JSON that could be meant: it is nested too deeply", _MEANT) from error
+        raise InputError(f"{what} is not usable JSON: it is nested too deeply", _MEANT) from error
     except _Twice as error:
         raise InputError(f"{what} is not valid JSON: {error}", _MEANT) from error
     except ValueError as error:

@@ -66,7 +66,7 @@ def header_of(file: OpenFile) -> Header:
     path = file.path
     head = file.read(0, min(4, file.size))
     if head != _MAGIC:
-        what, hint = what_is(file) or ("no GGUF file: it does not start with 'GGUF'", NAMED_WRONGLY)
+        what, hint = what_is(file) or ("not a valid GGUF file: it does not start with 'GGUF'", NAMED_WRONGLY)
         raise InputError(f"{path} is {what}" + ("" if "GGUF" in what else ", not a GGUF file"), hint)
     cursor = _Cursor(file)
     cursor.take(4, "the magic")
@@ -193,7 +193,7 @@ class _Cursor:
             return
         if kind != _TEXT:
             message = f"{path}: {what} holds values of type {kind}, neither numbers nor texts"
-            raise InputError(message, "write it anew without: no client reads such an array of a model")
+            raise InputError(message, "write it again without this array: no client reads it")
         if count > _MAX_TEXTS:
             raise InputError(f"{path}: {what} has {count} texts; at most {_MAX_TEXTS} are read", TOO_MUCH)
         for _ in range(count):
@@ -226,17 +226,19 @@ def _tensor(row: _Row, path: Path, start: int) -> TensorRef:
     if dtype is None:
         kind = _OTHERS.get(row.kind, f"of the unknown type {row.kind}")
         known = "F32, F16, BF16 and Q8_0"
-        raise InputError(f"{where} is {kind}", f"wanconv reads {known}: use such a file, or the original weights")
+        raise InputError(
+            f"{where} is {kind}", f"wanconv reads {known}: use a file in one of these types, or the original weights"
+        )
     count = numel(row.shape, where)
     if dtype.blocked and (not row.shape or row.shape[-1] % dtype.block):
-        raise InputError(f"{where} is {dtype.name}, and its rows are no multiples of {dtype.block}", _WRITER)
+        raise InputError(f"{where} is {dtype.name}, and its row length is not a multiple of {dtype.block}", _WRITER)
     return TensorRef(row.name, dtype.name, row.shape, path, start + row.offset, dtype.nbytes(count))
 
 
 def _alignment(metadata: Mapping[str, str], path: Path) -> int:
     alignment = int(metadata.get(_ALIGNMENT_KEY, _ALIGNMENT))
     if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-        message = f"{path}: its {_ALIGNMENT_KEY} is {alignment}, no power of two up to {_MAX_ALIGNMENT}"
+        message = f"{path}: its {_ALIGNMENT_KEY} is {alignment}, not a power of two up to {_MAX_ALIGNMENT}"
         raise InputError(message, _DAMAGED)
     return alignment
 

@@ -45,7 +45,7 @@ def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
         raise InputError(f"{path} has no weight_map from tensor names to shards", _AGAIN)
     metadata = index.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise InputError(f"{path} has a metadata field that is no object", _AGAIN)
+        raise InputError(f"{path} has a metadata field that is not a JSON object", _AGAIN)
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         shards.setdefault(_shard_name(shard, path, extensions), set()).add(name)
@@ -84,10 +84,10 @@ def _shard_name(value: object, index: Path, extensions: tuple[str, ...]) -> str:
         raise InputError(f"{index} maps a tensor to {value!r} instead of a file name", _AGAIN)
     if not printable(value) or "/" in value or "\\" in value or value.startswith("."):
         raise InputError(
-            f"{index} names the shard {value!r}, which is no plain file name", "do not trust this download"
+            f"{index} names the shard {value!r}, which is not a plain file name", "do not trust this download"
         )
     if not value.endswith(extensions):
         raise InputError(
-            f"{index} names the shard {value!r}, which is no weight file", f"shards end in {', '.join(extensions)}"
+            f"{index} names the shard {value!r}, which is not a weight file", f"shards end in {', '.join(extensions)}"
         )
     return value

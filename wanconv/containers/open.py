@@ -120,7 +120,7 @@ def _open_file(path: Path) -> Checkpoint:
     elif not name.endswith(WEIGHTS):
         with regular_file(path) as file:
             known = what_is(file)
-        what = known[0] if known else "no weight file, by its name"
+        what = known[0] if known else "not a weight file, by its name"
         raise InputError(f"{path} is {what}", f"wanconv reads {_READABLE} and *{INDEX}")
     elif _is_shard(name):
         raise InputError(f"{path} is one shard of several", f"give the folder, or the *{INDEX} that lists the shards")

@@ -50,7 +50,7 @@ _WRAPPERS = ("state_dict", "module", "model")
 _STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)"
 _NOT_TORCHS = "if you trust its maker, re-save it with a current torch: torch.save(state_dict, path)"
 _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
-_OTHERS = ("entry that is no tensor", "entries that are no tensors")
+_OTHERS = ("entry that is not a tensor", "entries that are not tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
         message = f"{path} holds {count(len(others), *_OTHERS)}, the first {others[0]}"
         raise InputError(message, _STATE_DICT, others)
     if odd := [name for name in content if not isinstance(name, str)]:
-        raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is no text", _STATE_DICT)
+        raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is not text", _STATE_DICT)
     return content
 
 
@@ -201,7 +201,7 @@ class _Machine:
                 self.marks.append(len(self.stack) - _TUPLES[opcode])
                 self.stack.append(tuple(self.pop_to_mark()))
             case _:
-                raise _Unreadable(f"the opcode {opcode} is none that torch.save writes")
+                raise _Unreadable(f"torch.save never writes the opcode {opcode}")
 
     def pop_to_mark(self) -> list[object]:
         mark = self.marks.pop()
@@ -222,7 +222,7 @@ class _Machine:
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise _Unreadable("items for something that is no dict")
+            raise _Unreadable("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float | None):  # a tuple of tuples of … takes forever to hash
                 raise _Unreadable(f"{_describe(key)} as a key")
@@ -233,7 +233,7 @@ class _Machine:
     def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise _Unreadable("items for something that is no list")
+            raise _Unreadable("items for something that is not a list")
         target.extend(items)
 
     def build(self, state: object) -> None:
@@ -249,7 +249,7 @@ class _Machine:
                 if name in _DTYPE_OF_STORAGE:
                     dtype = _DTYPE_OF_STORAGE[name]
                     return Storage(dtype, key, size * DTYPES[dtype].itemsize)
-        raise _Unreadable("a reference to something that is no storage")
+        raise _Unreadable("a reference to something that is not a storage")
 
     def call(self, function: object, arguments: object) -> object:
         match function, arguments:

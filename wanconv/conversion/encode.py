@@ -127,7 +127,7 @@ class Mover:
         if not step.carried:
             part, out = "whole" if output.whole else "scales", torch.frombuffer(view, dtype=torch.uint8)
             numbers = TensorNumbers(reader, tensor)
-            codecs.of(step.dtype, step.packing).beside(part, self._fit(step), start, out, numbers)
+            codecs.of(step.dtype, step.packing).companion(part, self._fit(step), start, out, numbers)
             return
         scales = reader.scales(tensor)
         ref = tensor.whole if output.whole else tensor.scales

@@ -17,7 +17,7 @@ from wanconv.conversion.replacing import check_not_home
 from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
 from wanconv.conversion.sources import other_numbers
 from wanconv.conversion.workspace import downloads_folder, partial_folder, writing
-from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes, part_path
+from wanconv.downloads.fetch import check_way, fetch, folder_lock, part_nbytes, part_path
 from wanconv.downloads.headers import Mirror
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
@@ -197,7 +197,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         return
     root = kept_folder(out)
     check_not_home(root)
-    with held(root):
+    with folder_lock(root):
         before = download_record.read(root)
         mine = {file.path for file in before.files} if before is not None else set()
         snapshot = mirror.snapshot

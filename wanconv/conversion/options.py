@@ -94,7 +94,7 @@ def open_model(source: Path, exclude: Sequence[str] = (), expert: Expert | None 
 def check_base_model(name: str | None) -> None:
     """Raises UsageError for the name of a base model that is no repository."""
     if name is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
-        raise UsageError(f"`base_model` {name!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
+        raise UsageError(f"`base_model` {name!r} is not a valid repository name", "write it as Wan-AI/Wan2.2-T2V-A14B")
 
 
 def _check_report(loras: Sequence[str], report: Path | None) -> None:

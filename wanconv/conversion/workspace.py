@@ -218,7 +218,7 @@ def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[
     with writing(folder):
         replacing.check_place(folder, reads)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise Occupied(f"{folder} is in the way: it is no folder", "remove it, or choose another `out`")
+            raise Occupied(f"{folder} is in the way: it is not a folder", "remove it, or choose another `out`")
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:

@@ -22,7 +22,7 @@ _CHUNK_NBYTES = 1 << 20
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
+def folder_lock(root: Path) -> Iterator[None]:
     """Makes `root` where it is missing and keeps other downloads out of it; the lock ends with the process."""
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def _of_no_use(path: str, twice: Set[tuple[str, str]]) -> str:
         if name.endswith(suffix):
             return whose
     if any(weights.fullmatch(name) and (folder, pickled) in twice for pickled, weights in _PICKLED.items()):
-        return "the same stands beside it as safetensors"
+        return "the same weights are in the safetensors file next to it"
     if name.endswith(_EXAMPLES) or folder.split("/")[0] in _EXAMPLE_FOLDERS:
         return "an example"
     return ""

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import held, quiet
+from wanconv.engine.libraries import assigned, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 from wanconv.storage.reading import stream
@@ -120,7 +120,7 @@ class AudioEncoder:
             _NORMALISED.get(name) or self._names[name].removeprefix(f"{own}."): tensor.float()
             for name, tensor in self._source.tensors(_COMPONENT, prefix).items()
         }
-        return held(module, weights, "audio encoder")
+        return assigned(module, weights, "audio encoder")
 
 
 def features(states: Tensor) -> Tensor:

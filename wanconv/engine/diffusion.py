@@ -33,7 +33,7 @@ class NoiseSchedule:
         self._name = str(config.get("_class_name"))
         if self._name not in (_DDIM, _DPM):
             raise InputError(
-                f"the checkpoint's scheduler is {self._name}, which is none of CogVideoX",
+                f"the checkpoint's scheduler is {self._name}, which CogVideoX does not use",
                 f"put the scheduler_config.json of {_DDIM} or {_DPM} into its scheduler folder",
             )
         self._steps = steps

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import held, quiet
+from wanconv.engine.libraries import assigned, quiet
 from wanconv.engine.weights import WeightSource
 
 SIDE = 224
@@ -88,4 +88,4 @@ class ImageEncoder:
             for prefix in prefixes
             for name, tensor in self._source.tensors(_COMPONENT, prefix).items()
         }
-        return held(module, weights, "image encoder")
+        return assigned(module, weights, "image encoder")

@@ -41,7 +41,7 @@ def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
 
 
 @contextmanager
-def held(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterator[nn.Module]:
+def assigned(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterator[nn.Module]:
     """Lets a module have `weights` as its parameters for a while; raises as `assign` does."""
     assign(module, weights, what)
     try:

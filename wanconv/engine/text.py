@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import held, quiet
+from wanconv.engine.libraries import assigned, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 
@@ -85,7 +85,7 @@ def _pieces(file: Path, texts: Sequence[str], length: int) -> list[list[int]]:
         processor: Any = SentencePieceProcessor(model_file=str(file))
     except RuntimeError as error:
         raise InputError(
-            f"{file} is no model that SentencePiece can read",
+            f"{file} is not a valid SentencePiece model",
             "download the tokenizer's folder that belongs to the text encoder again",
         ) from error
     return [[*processor.encode(text)[: length - 1], processor.eos_id()] for text in texts]
@@ -171,7 +171,7 @@ class TextEncoder:
 
     def _held(self, module: nn.Module, prefix: str, theirs: str) -> AbstractContextManager[nn.Module]:
         """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
-        return held(module, self._weights.below(theirs, prefix), "text encoder")
+        return assigned(module, self._weights.below(theirs, prefix), "text encoder")
 
 
 def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype: torch.dtype) -> list[Tensor]:

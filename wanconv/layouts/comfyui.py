@@ -90,6 +90,6 @@ COMFYUI_LEGACY: Layout = replace(
     restated=(),
     marker=_MARKED,
     refused=dict.fromkeys(COGVIDEOX, "ComfyUI of that age had no CogVideoX"),
-    caution="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, biases "
+    caution="ComfyUI before December 2025 casts every tensor without a scale in this file's linear layers, biases "
     "included, to plain fp8",
 )

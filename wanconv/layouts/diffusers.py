@@ -359,7 +359,7 @@ DIFFUSERS = Layout(
 DIFFUSERS_SINGLE: Layout = replace(
     DIFFUSERS,
     name="diffusers-single",
-    summary="diffusers' from_single_file: each denoiser one file of official names, beside the folders of a pipeline",
+    summary="diffusers' from_single_file: each denoiser one file of official names, next to the folders of a pipeline",
     schemes=dict.fromkeys(DENOISERS, "official"),
     loader="diffusers 0.42.1 loaders/single_file_utils.py, quantizers/bfl/bfl_quantizer.py",
     places={

@@ -54,7 +54,7 @@ def _learned(component: Component, sample: dict[str, int]) -> bool:
     if positions != expected:
         raise Refused(
             f"{component.part.path} has {positions} positions, and nothing says for which size of video",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return True
 
@@ -64,13 +64,13 @@ def vae(model: Model, component: Component) -> Json:
     if "scaling_factor" not in stated and not any(name in DENOISERS for name in model.components):
         raise Refused(
             f"{component.part.path} is the VAE of every CogVideoX, and their latents are scaled by different numbers",
-            "put its config.json or its denoiser beside it",
+            "put its config.json or its denoiser next to it",
         )
     base, groups = component.dims["c"], component.dims.get("groups", 32)
     if base % groups:
         raise Refused(
             f"{component.part.path} is {base} wide, and nothing says how its norms group that",
-            "put its config.json beside it",
+            "put its config.json next to it",
         )
     return {
         "_class_name": CLASSES["vae"][1],

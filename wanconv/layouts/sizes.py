@@ -23,7 +23,7 @@ def heads(model: Model, component: Component) -> int:
     if width % _HEAD_DIM:
         raise Refused(
             f"{component.part.path} is {width} wide, and without its config.json nothing says how many heads it has",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return width // _HEAD_DIM
 
@@ -38,6 +38,6 @@ def vace_layers(component: Component) -> list[int]:
     if len(layers) != own:
         raise Refused(
             f"{component.part.path} has {own} blocks of VACE for {blocks}, and nothing says which they belong to",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return layers

@@ -26,7 +26,7 @@ def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
     except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}", _HINT) from None
+        raise InputError(f"{file} is not valid JSON: {error}", _HINT) from None
     if not isinstance(value, dict):
         raise InputError(f"{file} holds no JSON object", _HINT)
     return value

@@ -191,7 +191,7 @@ def _by_diffusers(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str
         yield Witness(f"folder name {folder}", _names(_FOLDERS[folder], folder))
     if folder == "transformer" and fit.scheme == "hub":
         if os.path.join(os.path.dirname(part.folder), "transformer_2") in folders:
-            yield Witness("folder name transformer, beside transformer_2", _names("high", folder))
+            yield Witness("folder name transformer, next to transformer_2", _names("high", folder))
         elif (ratio := _boundary_ratio(checkpoint, part)) is not None:
             what = f"folder name transformer, boundary_ratio {shown(str(ratio))} in model_index.json"
             yield Witness(what, _names("high", folder))
@@ -203,7 +203,7 @@ def twin(name: str, other: str) -> Witness | None:
     if twin_of(name) != twin_of(other) or len(ours.weights) != 1 or len(theirs.weights) != 1:
         return None
     (expert,), (opposite,) = ours.weights, theirs.weights
-    return None if expert == opposite else Witness(f"file name {name}, beside {other}", _names(expert, name))
+    return None if expert == opposite else Witness(f"file name {name}, next to {other}", _names(expert, name))
 
 
 def _names(expert: Expert, words: str) -> Said:

@@ -21,7 +21,7 @@ from wanconv.types.figures import count
 from wanconv.types.model import Component, Model
 from wanconv.types.tensors import Checkpoint, Part
 
-_ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
+_ODD = ("tensor that is not a linear layer's weight", "tensors that are not weights of linear layers")
 
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
@@ -121,8 +121,8 @@ def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: Claim
     """Returns which of families with the same networks: by the config, else by a released size, else the last."""
     config = read_json(checkpoint, os.path.join(claim.part.folder, "config.json")) or {}
     for family in families:
-        assert family.told_by is not None, f"{family.name} has the networks of another family"
-        key, value = family.told_by
+        assert family.config_key is not None, f"{family.name} has the networks of another family"
+        key, value = family.config_key
         if config.get(key) == value:
             return family
     return next((family for family in families if _released(family, claim.fit.dims)), families[-1])
@@ -193,7 +193,7 @@ def _compare_experts(experts: Sequence[Component]) -> None:
     for size in high.dims.keys() & low.dims.keys():
         if high.dims[size] != low.dims[size]:
             raise InputError(
-                f"{high.part.path} and {low.part.path} are no pair of experts: "
+                f"{high.part.path} and {low.part.path} are not a pair of experts: "
                 f"{size} is {high.dims[size]} and {low.dims[size]}",
                 "take both experts from one release",
             )

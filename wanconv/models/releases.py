@@ -125,7 +125,7 @@ OWN_FAMILIES = (
         releases=(
             Release("cogvideox-2b", cogvideox.SIZE_2B, "639d5a7d21d64d9bdc986976ba029ff2", "zai-org/CogVideoX-2b"),
         ),
-        told_by=(_ROTARY, False),
+        config_key=(_ROTARY, False),
     ),
     Family(
         name="cogvideox-5b",
@@ -135,7 +135,7 @@ OWN_FAMILIES = (
         releases=(
             Release("cogvideox-5b", cogvideox.T2V.full, "fd22314aec60bf4d09d7ca249ddadc1a", "zai-org/CogVideoX-5b"),
         ),
-        told_by=(_ROTARY, True),
+        config_key=(_ROTARY, True),
         breaks_in_fp16=_BREAKS,
     ),
     Family(

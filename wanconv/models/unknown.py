@@ -7,7 +7,7 @@ from wanconv.errors import Unrecognised, named
 from wanconv.models.lora_names import TAILS
 from wanconv.models.match import Fit, fits
 from wanconv.models.releases import ARCHITECTURES
-from wanconv.quantization.packings import astray, unpack
+from wanconv.quantization.packings import unexplained_reason, unpack
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
 from wanconv.types.tensors import Part, TensorRef
@@ -17,7 +17,7 @@ _DEEPEST = 6  # words of a prefix
 # A tensor that tells a file which wanconv knows and does not read, what the file is, and what to do.
 _NOT_READ = {
     "encoder.down.0.block.0.conv1.conv.weight": (  # zai-org/CogVideo sat/vae_modules/cp_enc_dec.py
-        "the VAE of a CogVideoX training checkpoint, among what it was trained with: wanconv reads no such",
+        "the VAE of a CogVideoX training checkpoint, together with its training state: wanconv does not read these",
         "{exclude}, and take the VAE of zai-org's diffusers folders: it is the same",
     ),
 }
@@ -74,9 +74,9 @@ def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
     message = f"{part.path}: {none} in a network that wanconv knows"
     if hits:
         most = f"{hits} of its {count(len(names), 'tensor')}"
-        message = f"{part.path} is no network that wanconv knows: none has more than {most}"
+        message = f"{part.path} is not a network that wanconv knows: no known network has more than {most}"
     details = first_of([f"unknown: {name}" for name in names])
-    return Unknown(part, Unrecognised(message, _known(), details), "no network that wanconv knows", foreign=bool(names))
+    return Unknown(part, Unrecognised(message, _known(), details), "not a network that wanconv knows", foreign=bool(names))
 
 
 _LORA_TAILS = tuple(tail.text for tail in TAILS)
@@ -99,7 +99,7 @@ def _near(part: Part, fit: Fit) -> Unknown:
         f"{part.path} fits no known network; the nearest is {fit.architecture.name} ({fit.scheme} names): "
         f"{len(fit.missing)} missing, {len(fit.extra)} unknown, {len(fit.wrong)} wrongly shaped"
     )
-    reasons = {name: astray(name, part) for name in fit.extra}
+    reasons = {name: unexplained_reason(name, part) for name in fit.extra}
     details = [
         *first_of(
             [f"shape of {bad.name}: found {_shape(bad.found)}, expected {_shape(bad.expected)}" for bad in fit.wrong]
@@ -118,7 +118,7 @@ def _advice(fit: Fit, odd_scales: bool) -> str:
     if fit.missing and not (fit.extra or fit.wrong):
         return f"it holds a part of {name}: give the rest of it in the same folder, with the index that lists all"
     if fit.extra and not (fit.missing or fit.wrong):
-        return f"it is {name} and more: a variant that wanconv does not know, or what stands beside it in training"
+        return f"it is {name} and more: a variant that wanconv does not know, or its training checkpoint"
     return f"it may be a variant of {name} that wanconv does not know; {_known()}"
 
 
@@ -132,7 +132,7 @@ class _Below:
 
     def __str__(self) -> str:
         if self.fit is None:
-            what = "no network that wanconv knows"
+            what = "not a network that wanconv knows"
         else:
             what = ("nearly " if self.fit.differences else "") + self.fit.architecture.name
         where = f"below the prefix {self.prefix!r}" if self.prefix else "without a prefix"

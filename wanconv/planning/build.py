@@ -15,7 +15,7 @@ from wanconv.planning.files import Slot, lay_out
 from wanconv.planning.findings import findings_of
 from wanconv.planning.marks import carried, refused_mark
 from wanconv.planning.outputs import outputs_of, without
-from wanconv.planning.sidecars import beside
+from wanconv.planning.sidecars import documents_and_copies
 from wanconv.planning.steps import steps_of
 from wanconv.planning.types import Contents, Plan
 from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
@@ -55,7 +55,7 @@ def plan(
                 documents |= index
                 held.findings.extend(left)
     with _collected(refusals):
-        derived, copies, left_out = beside(
+        derived, copies, left_out = documents_and_copies(
             model, layout, {name: held.stored.get(name, []) for name in model.components}
         )
         findings = [*findings_of(model, recipe, layout, list(held.steps.values())), *held.findings, *left_out]
@@ -153,7 +153,7 @@ def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
         content = _tokenizer_beside(model.checkpoint.root / sidecar)
     if content is None:
         return []
-    return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
+    return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), attached=True, constant=content)]
 
 
 def _tokenizer_beside(path: Path) -> bytes:
@@ -161,7 +161,7 @@ def _tokenizer_beside(path: Path) -> bytes:
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             most = size(TOKENIZER_NBYTES)
             message = f"{path} has {exact_size(nbytes)}, and a tokenizer that becomes a tensor at most {most}"
-            raise InputError(message, "leave it out with `exclude`: it is no tokenizer of this model")
+            raise InputError(message, "leave it out with `exclude`: it is not this model's tokenizer")
         return read_small(path, TOKENIZER_NBYTES)
 
 
@@ -184,4 +184,4 @@ def _marker(component: Component, layout: Layout, tensors: Sequence[Stored]) -> 
         return []
     shape = marker.shapes[component.name]
     content = bytes(prod(shape) * DTYPES[marker.dtype].itemsize)
-    return [Slot(f"{component.name}/{marker.name}", marker.name, marker.dtype, shape, beside=True, constant=content)]
+    return [Slot(f"{component.name}/{marker.name}", marker.name, marker.dtype, shape, attached=True, constant=content)]

@@ -23,14 +23,14 @@ _PLAIN = {"format": "pt"}
 class Slot:
     """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan.
 
-    One that stands `beside` another follows it into its shard: scales, or a `constant`, whose bytes are known already.
+    One that is `attached` to another follows it into its shard: scales, or a `constant`, whose bytes are known already.
     """
 
     key: str
     name: str
     dtype: str
     shape: Shape
-    beside: bool = False
+    attached: bool = False
     constant: bytes | None = None
 
     @property
@@ -78,7 +78,7 @@ def _shards(slots: Sequence[Slot], limit: int | None) -> list[list[Slot]]:
     shards: list[list[Slot]] = [[]]
     size = 0
     for slot in slots:
-        if limit is not None and shards[-1] and not slot.beside and size + slot.nbytes > limit:
+        if limit is not None and shards[-1] and not slot.attached and size + slot.nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(slot)
@@ -111,8 +111,8 @@ def _ordered(shard: Sequence[Slot]) -> list[Slot]:
     if not any(end % DTYPES[slot.dtype].itemsize for end, slot in zip(ends, in_turn[1:], strict=False)):
         return in_turn
     wide_first = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
-    late = sorted(wide_first, key=lambda slot: (slot.beside, slot.constant is not None))
-    odd = sum(slot.nbytes for slot in shard if not slot.beside) % DTYPES["fp32"].itemsize
+    late = sorted(wide_first, key=lambda slot: (slot.attached, slot.constant is not None))
+    odd = sum(slot.nbytes for slot in shard if not slot.attached) % DTYPES["fp32"].itemsize
     return wide_first if odd else late
 
 

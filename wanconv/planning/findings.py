@@ -7,8 +7,7 @@ from wanconv.models import DENOISERS, expert_named, expert_unless_dense
 from wanconv.planning.marks import marks_of, older_clients
 from wanconv.planning.types import Step
 from wanconv.quantization import FORMATS
-from wanconv.quantization.packings import beside as beside_name
-from wanconv.quantization.packings import in_full_precision, leaf_of
+from wanconv.quantization.packings import in_full_precision, leaf_of, sibling_name
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.types.figures import count
@@ -81,7 +80,7 @@ def dead_of(model: Model) -> list[Finding]:
     findings = []
     for component in model.components.values():
         for why, names in _grouped((why, ref.name) for ref, why in component.dead):
-            them = count(len(names), "tensor is no part", "tensors are no part")
+            them = count(len(names), "tensor is not part", "tensors are not part")
             left = "is left out" if len(names) == 1 else "are left out"
             message = f"{them} of {component.architecture.name} and {left}: {why}"
             findings.append(Finding("note", f"{component.part.path}: {some(names)}", message))
@@ -95,7 +94,7 @@ def left_out(model: Model) -> list[Finding]:
 
 
 def without_match(globs: Iterable[str]) -> list[Finding]:
-    return [Finding("warning", glob, "excludes nothing: no file has such a path or name") for glob in globs]
+    return [Finding("warning", glob, "excludes nothing: no path or name matches") for glob in globs]
 
 
 def roles_of(model: Model) -> list[Finding]:
@@ -112,13 +111,13 @@ def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
     if tensor.packing is None or tensor.packing.inputs is None:
         return False
     part = model.components[tensor.name.partition("/")[0]].part
-    return beside_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
+    return sibling_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
 
 
 def _without_input_scale(step: Step, layout: Layout) -> str:
     """Returns what a client does without the scale that a source has for a layer's inputs."""
     if step.packing is None or step.packing.inputs is None:
-        return f"{layout.name} reads none beside {step.label}"
+        return f"{layout.name} does not read one with {step.label}"
     if in_full_precision(step.packing):
         return "its client multiplies in full precision without"
     return "its client finds the scales of a layer's inputs itself"

@@ -9,8 +9,7 @@ from wanconv.layouts import Layout, Stored
 from wanconv.models import Target, targets
 from wanconv.planning.files import Slot
 from wanconv.planning.types import Output, Step
-from wanconv.quantization.packings import beside as beside_name
-from wanconv.quantization.packings import leaf_of
+from wanconv.quantization.packings import leaf_of, sibling_name
 from wanconv.report import Finding
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
@@ -64,7 +63,7 @@ def outputs_of(
     if fused:
         raise Refused(
             f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
-            "as one tensor, and wanconv writes no scales for such",
+            "as one tensor, for which wanconv writes no scales",
             "choose a recipe without scales",
             fused,
         )
@@ -86,10 +85,10 @@ def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Outp
         slot = Slot(f"{component}/{target.name}", target.name, step.dtype, target.shape)
         return [Output(slot, tuple(parts), target.transposed)]
     module, leaf = leaf_of(target.name)
-    assert leaf == "weight", f"{target.name} is no weight of a linear layer"
+    assert leaf == "weight", f"{target.name} is not a linear layer's weight"
 
     def slot_of(leaf: str, dtype: str, shape: Shape, constant: bytes | None = None) -> Slot:
-        name = beside_name(module, leaf)
+        name = sibling_name(module, leaf)
         return Slot(f"{component}/{name}", name, dtype, shape, leaf != packing.payload, constant)
 
     payload = slot_of(packing.payload, packing.payload_dtype, packing.payload_shape(target.shape))

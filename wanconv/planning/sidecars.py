@@ -15,7 +15,7 @@ _QUANTIZATION = "quantization_config"  # Hugging Face's key for what the source 
 _OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the model card
 
 
-def beside(
+def documents_and_copies(
     model: Model, layout: Layout, stored: Mapping[str, Sequence[Stored]]
 ) -> tuple[dict[str, bytes], dict[str, Path], list[Finding]]:
     """Returns documents (path -> bytes), copies (path -> source), and findings about what is left out.

@@ -51,7 +51,7 @@ def read(root: Path) -> Snapshot | None:
     with regular_file(path) as file:
         record = strict_json(file.read(0, file.size), str(path)) if file.size <= _MAX_NBYTES else None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no record of a download: its schema is not {SCHEMA}", _HINT)
+        raise InputError(f"{path} is not a valid download record: its schema is not {SCHEMA}", _HINT)
     hub, repository, revision = (record.get(key) for key in ("hub", "repository", "revision"))
     commit, files = record.get("commit"), record.get("files")
     named = isinstance(hub, str) and _SCHEME.fullmatch(hub) is not None

@@ -230,7 +230,7 @@ def read(folder: Path) -> Json | None:
     else:
         fault = _fault(manifest)
     if fault:
-        message = f"{path} is no manifest that this wanconv wrote: {fault}"
+        message = f"{path} is not a valid manifest of this wanconv: {fault}"
         raise InputError(message, "convert again, or check with the wanconv that wrote it")
     assert isinstance(manifest, dict)
     return manifest
@@ -271,36 +271,36 @@ def _fault(manifest: Json) -> str:
     for file in files:
         path, nbytes, digest = file.get("path"), file.get("nbytes"), file.get("sha256")
         if not isinstance(path, str) or not is_inside(path):
-            return f"{path!r} is no file of a folder"
+            return f"{path!r} is not a path inside the folder"
         if type(nbytes) is not int or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            return f"size or sha256 of {path} is none"
+            return f"size or sha256 of {path} is invalid"
     listed = {file["path"] for file in files}
     if not isinstance(tensors, dict):
         return "it lists no tensors"
     for name, entry in tensors.items():
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in _NAMED):
-            return f"its entry of {name} is none"
+            return f"its entry of {name} is invalid"
         for what, said in _BESIDE.items():
             scales = entry.get(what, {"name": "", "xxh3_128": ""})
             if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in _NAMED):
-                return f"its entry of the {said} of {name} is none"
+                return f"its entry of the {said} of {name} is invalid"
         if entry.get("file") not in listed:
             return f"{name} is in {entry.get('file')!r}, which it does not list"
     if not isinstance(options, dict) or options.get("expert") not in (None, "high", "low"):
         return "it has no options"
     exclude = options.get("exclude")
     if not isinstance(exclude, list) or not all(isinstance(glob, str) for glob in exclude):
-        return "its option exclude is no list"
+        return "its option exclude is not a list of texts"
     marks = manifest.get("says", {})
     if not isinstance(marks, dict) or not all(map(_is_said, marks.values())):
-        return "what it records of the model's own name is no such record"
+        return "its record of the model's own name is invalid"
     entries = manifest.get("loras", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return "its loras are no list"
+        return "its loras are not a list of objects"
     for entry in entries:
         words = (entry.get(key) for key in ("file", "sha256", "component"))
         if not all(isinstance(word, str) for word in words) or type(entry.get("strength")) is not float:
-            return "its entry of a LoRA is none"
+            return "its entry of a LoRA is invalid"
     return ""
 
 
@@ -389,7 +389,7 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
         return []  # the header itself is broken, and the headers' own check says how
     digests = {name: _digest_tensor(ref) for name, ref in tensors.items()}
     return [
-        _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is gone from {path}")
+        _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is missing from {path}")
         for name, entry in expected.items()
         if digests.get(entry["name"]) != entry["xxh3_128"]
     ]

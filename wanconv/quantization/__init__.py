@@ -69,7 +69,7 @@ class Format:
         if self.needs:
             return f"{self.name} needs a calibration's {', '.join(sorted(self.needs))}, and a conversion has none"
         if not DTYPES[source].is_float:
-            return f"{source} numbers are no weights: only keep stores them"
+            return f"{source} numbers are not weights: only keep stores them"
         if source == "fp64":
             # Through float32 it would round twice, and the bound of verify is exact in float32 only.
             return "fp64 is only stored by keep: a cast of it would be rounded twice"
@@ -78,7 +78,7 @@ class Format:
             what = f"{kind} of shape {list(shape)}"
             return f"only the 2-D weight of a linear layer takes it, in rows of whole blocks of {block}: this is {what}"
         if scale == "block" and shape[0] % block:
-            return f"its rows are no multiple of {block}: wanconv writes no padding, and this is of shape {list(shape)}"
+            return f"its rows are not a multiple of {block}: wanconv writes no padding, and its shape is {list(shape)}"
         if scale == "none":
             if DTYPES[self.storage].itemsize > 1 or kind in ("linear", "embed"):
                 return None

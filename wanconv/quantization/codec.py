@@ -101,7 +101,7 @@ class Codec(Protocol):
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         """Writes the payload of a run; raises NotFinite, and Overflow for what the format cannot hold."""
 
-    def beside(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
         """Writes the bytes, from byte `start` on, of what stands beside the payload: `scales`, or their `whole`."""
 
     def check(self, payload: Tensor, name: str, start: int) -> None:

@@ -164,7 +164,7 @@ class Microscaled:
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._microscaler.encode(values, scales.factors.item(), out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
         """Scales of blocks stand in tiles: those of a tile's rows are found at a time."""
         rows, columns = fit.shape
         strip = -(-columns // (self.unit * TILE[1])) * TILE[0] * TILE[1]  # bytes of the tiles of these rows

@@ -118,7 +118,7 @@ def tokenizer_of(part: Part) -> TensorRef | None:
     return ref if ref is not None and is_constant(ref) else None
 
 
-def beside(module: str, leaf: str) -> str:
+def sibling_name(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
@@ -135,9 +135,9 @@ def stated(part: Part) -> dict[str, object]:
         said = None
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, dict) or not all(layer.isprintable() for layer in layers):
-        message = f"{part.path}: what its header says under {_HEADER} is no list of layers"
+        message = f"{part.path}: {_HEADER} in its header is not a list of layers"
         raise InputError(message, "take the file that it was quantized from")
-    return {beside(layer, COMFY_QUANT): value for layer, value in layers.items()}
+    return {sibling_name(layer, COMFY_QUANT): value for layer, value in layers.items()}
 
 
 def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
@@ -154,7 +154,7 @@ def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
     for module, leaves in modules.items():
         packing = next((packing for packing in rows if _fits(packing, leaves, said)), None)
         if packing is not None:
-            name = beside(module, "weight")
+            name = sibling_name(module, "weight")
             used = {packing.payload, packing.scales, packing.whole, *(leaf for leaf, _ in packing.constants)}
             payload = leaves[packing.payload]
             weights[name] = replace(payload, name=name, dtype=packing.format, shape=packing.shape_of(payload.shape))
@@ -174,7 +174,7 @@ def _with_header(part: Part, said: Mapping[str, object]) -> dict[str, TensorRef]
     return {**part.tensors, **{name: ref for name, ref in stand_ins.items() if name not in part.tensors}}
 
 
-def astray(name: str, part: Part) -> str:
+def unexplained_reason(name: str, part: Part) -> str:
     """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
     with scales, or a tokenizer; empty where that is nothing of the kind."""
     if name == TOKENIZER:
@@ -187,7 +187,7 @@ def astray(name: str, part: Part) -> str:
     said = stated(part)
     tensors = _with_header(part, said)
     payloads, scales = (
-        [ref for leaf in dict.fromkeys(leaves) if (ref := tensors.get(beside(module, leaf)))]
+        [ref for leaf in dict.fromkeys(leaves) if (ref := tensors.get(sibling_name(module, leaf)))]
         for leaves in zip(*pairs, strict=True)
     )
     if not scales or not payloads:
@@ -195,13 +195,13 @@ def astray(name: str, part: Part) -> str:
         return missing if name in part.tensors else f"the header speaks of it, and {missing}"
     if len(payloads) > 1:
         return "its weight stands there twice, plain and quantized"
-    constant = tensors.get(beside(module, COMFY_QUANT))
+    constant = tensors.get(sibling_name(module, COMFY_QUANT))
     if constant is not None and (odd := _odd(constant, said)):
         return odd
     if scales[0].name != name:
         return ""
     of = f"{payloads[0].dtype} {list(payloads[0].shape)}"
-    return f"{scales[0].dtype} {list(scales[0].shape)} is no scale of {of} that wanconv knows"
+    return f"{scales[0].dtype} {list(scales[0].shape)} is not a scale of {of} that wanconv knows"
 
 
 def _odd(ref: TensorRef, said: Mapping[str, object]) -> str:
@@ -235,7 +235,7 @@ def multiplied_as(packing: Packing, module: str, part: Part) -> Packing:
     """Returns a packing of blocks with what a file says of the same weight: that it is multiplied in full precision."""
     if in_full_precision(packing):
         return packing
-    name = beside(module, COMFY_QUANT)
+    name = sibling_name(module, COMFY_QUANT)
     ref = part.tensors.get(name)
     said = stated(part).get(name) if ref is None else _parsed(ref)
     if not isinstance(said, dict) or not said.get(_FULL_PRECISION):

@@ -246,7 +246,7 @@ def refusal(source: Tensor, target: DType, name: str, start: int) -> NotFinite:
         bad = values.abs() > target.largest
     index = int(bad.int().argmax())
     at, count = f"{name}[{start + index}] is {values[index].item():.9g}", int(bad.sum())
-    more = f" ({count} such among {source.numel()} elements from {start} on)"
+    more = f" ({count} of {source.numel()} elements from {start} on)"
     if overflow:
         largest = values.abs().max().item()
         floats = [each for each in FORMATS.values() if each.storage and DTYPES[each.storage].is_float]

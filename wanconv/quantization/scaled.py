@@ -184,7 +184,7 @@ class Scaled:
             piece, part = (run[at : at + CHUNK].view(1, -1) for run in (values, out))
             self._scaler.encode(piece, scales.factors, part)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
         factors = out.view(torch.float32)
         factors.copy_(self._factors(fit, start // factors.itemsize, factors.numel(), numbers))
 

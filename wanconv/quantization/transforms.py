@@ -79,8 +79,8 @@ class Rotated:
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._inner.encode(rotate(values, self._group), scales, out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
-        self._inner.beside(part, fit, start, out, _RotatedNumbers(numbers, self._group))
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+        self._inner.companion(part, fit, start, out, _RotatedNumbers(numbers, self._group))
 
     def check(self, payload: Tensor, name: str, start: int) -> None:
         self._inner.check(payload, name, start)

@@ -156,7 +156,7 @@ def whole_number(text: str, most_digits: int = _DIGITS) -> int:
 def _finite(text: str) -> float:
     """NaN and infinity are below no limit and beyond none."""
     if not isfinite(value := float(text)):
-        raise ValueError(f"it holds {brief(text)[1:-1]}, which is no number")
+        raise ValueError(f"it holds {brief(text)[1:-1]}, which is not a finite number")
     return value
 
 

@@ -106,9 +106,9 @@ class Release:
 class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 
-    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `told_by` is
-    what a denoiser's config.json says where another family has the same networks: (key, value). `breaks_in_fp16` is a
-    sentence, for those whose denoiser must not be computed in fp16.
+    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `config_key`
+    is what a denoiser's config.json says where another family has the same networks: (key, value). `breaks_in_fp16` is
+    a sentence, for those whose denoiser must not be computed in fp16.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Family:
     shift: float
     releases: tuple[Release, ...]
     boundary: float | None = None
-    told_by: tuple[str, object] | None = None
+    config_key: tuple[str, object] | None = None
     breaks_in_fp16: str = ""
 
     def __hash__(self) -> int:

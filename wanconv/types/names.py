@@ -126,7 +126,7 @@ def _compiled(pattern: str) -> _Glob:
         raise ValueError(f"it has {stars} stars, and at most {_MOST_STARS} are read")
     glob = _Glob(pattern)
     if _PARTIAL.search(pattern):
-        raise ValueError("** stands for whole segments: put a . or / beside it, or write * for a part of one")
+        raise ValueError("** stands for whole segments: put a . or / next to it, or write * for a part of one")
     return glob
 
 

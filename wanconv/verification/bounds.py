@@ -70,7 +70,7 @@ def _stranger(model: Model, source: Model) -> Finding | None:
     if shared and not two_families and all(ours[name].architecture == theirs[name].architecture for name in shared):
         return None
     message = (
-        f"is no source of this: it is {source.family.name} ({', '.join(theirs)}), "
+        f"is not the source of this model: it is {source.family.name} ({', '.join(theirs)}), "
         f"and this is {model.family.name} ({', '.join(ours)})"
     )
     return _failure(str(source.checkpoint.root), message, "give the folder that it was made from")

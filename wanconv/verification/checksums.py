@@ -212,7 +212,7 @@ def check(
     findings, inside = [], []
     for line in listed:
         if line.path and not manifest.is_inside(line.path):
-            message = f"{line.origin} lists it, and it is no file of this folder"
+            message = f"{line.origin} lists it, and its path is not inside this folder"
             findings.append(Finding("failure", line.path, message, "give the folder it belongs to", CheckFailed.code))
         elif line.path and (finding := manifest.unreadable(root, line.path)):
             findings.append(finding)

@@ -55,7 +55,7 @@ def parse(text: str) -> Wanted:
         strength = float("nan")
     file = local_path(head, where)
     if not isfinite(strength):
-        raise UsageError(f"`loras` {text}: {tail!r} is no strength", _FORM)
+        raise UsageError(f"`loras` {text}: {tail!r} is not a valid strength", _FORM)
     return Wanted(file, strength, component)
 
 
@@ -125,7 +125,7 @@ def _component(
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
-        message = f"`loras` {wanted.file}: there is no such file, and {word!r} is no component"
+        message = f"`loras` {wanted.file}: the file does not exist, and {word!r} is not a component"
         raise UsageError(message, suggestion(word, _COMPONENTS, _FORM))
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
@@ -192,7 +192,7 @@ def _open(file: Path) -> tuple[Header, str]:
     if file.suffix != ".safetensors":
         with explained(file):
             file.stat()
-        raise InputError(f"{file} is no .safetensors file", "re-save its tensors as .safetensors")
+        raise InputError(f"{file} is not a .safetensors file", "re-save its tensors as .safetensors")
     header = read_header(file)
     with explained(file):
         return header, digest_file(file, "sha256", unheard)
@@ -291,14 +291,15 @@ def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
     (rows, rank), (other, columns) = flat
     if rank == other > 0 and (rows, columns) == (shape[0], prod(shape[1:])) and len(shape) > 1:
         return ""
-    return f"{up.name} {list(up.shape)} times {down.name} {list(down.shape)} is no {tensor.name} {list(shape)}"
+    product = f"{up.name} {list(up.shape)} times {down.name} {list(down.shape)}"
+    return f"{product} does not have the shape of {tensor.name} {list(shape)}"
 
 
 def _alpha(ref: TensorRef) -> float:
     """Returns an alpha, the only number that is read while a plan is made."""
     if ref.numel != 1 or ref.dtype not in (*_ALPHAS, "bf16"):
         raise InputError(
-            f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}",
+            f"{ref.file}: {ref.name} is not a single number: {ref.dtype} {list(ref.shape)}",
             "export the LoRA again, with one number for each alpha",
         )
     with explained(ref.file):
@@ -319,7 +320,7 @@ def _metadata_alpha(header: Header, file: Path) -> float | None:
             raise ValueError("it holds no JSON object")
         words = {key.removeprefix("transformer."): value for key, value in config.items()}
     except ValueError:
-        raise InputError(f"{file}: its {_METADATA} is no JSON object", "export the LoRA again") from None
+        raise InputError(f"{file}: its {_METADATA} is not a JSON object", "export the LoRA again") from None
     if told := [word for word in _UNTOLD if words.get(word)]:
         message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
         raise Refused(message, "fuse it with diffusers, and save it without")

@@ -95,7 +95,7 @@ class Reader:
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
         if tensor.transposed:
-            return self._turned(tensor)[first : first + count]
+            return self._transposed(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
         if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
             self._held = None
@@ -103,7 +103,7 @@ class Reader:
             self._held = tensor, first, count
         return torch.frombuffer(memoryview(self._scratch)[: dtype.nbytes(count)], dtype=TORCH_DTYPES[dtype.name])
 
-    def _turned(self, tensor: ModelTensor) -> torch.Tensor:
+    def _transposed(self, tensor: ModelTensor) -> torch.Tensor:
         """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
         (piece,) = tensor.pieces
         raw = bytearray(tensor.nbytes)

@@ -38,7 +38,7 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
         raise UsageError(fault[0], fault[1] if fault[1].startswith("write it as ") else _FORM)
     match = _REFERENCE.fullmatch(text)
     if match is None or ".." in match["repository"]:
-        raise UsageError(f"{text!r} is no repository", _FORM)
+        raise UsageError(f"{text!r} is not a valid repository name", _FORM)
     if source is not None and source not in _SOURCES and source not in hubs_of_plugins():
         otherwise = 'give `source="hf"` or `source="modelscope"`'
         raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))

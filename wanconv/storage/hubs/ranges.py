@@ -112,7 +112,7 @@ def _check_status(response: requests.Response, at_home: bool) -> None:
         hint = "accept the model's conditions on its page, and give a token that may read it (`token`)"
         raise InputError(f"{url} answers {status}: not allowed", hint)
     if status == 404:
-        raise InputError(f"{url} does not exist", "its revision may be gone: run the same command again")
+        raise InputError(f"{url} does not exist", "its revision may have been deleted: run the same command again")
     if status == 416:
         raise InputError(f"{url} ends before the byte that was asked for", "try again, or another hub")
     raise InputError(f"{url} answers {reason(response)}", LIES)
