@@ -110,7 +110,7 @@ def schema_page() -> str:
 
 
 def load(name: str) -> Recipe:
-    """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError where it breaks the schema."""
+    """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError if it breaks the schema."""
     path = Path(name)
     if path.suffix == ".toml":
         try:

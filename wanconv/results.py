@@ -1,4 +1,4 @@
-"""Saved results of a validation: read from a file that may come from anybody, and held against what judging reads.
+"""Saved results of a validation: read from a file of any origin, and checked for what judging reads.
 
 `wanconv.verdict` has the schema in words. What neither a verdict nor its report looks at is not checked.
 """

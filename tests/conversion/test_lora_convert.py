@@ -177,7 +177,7 @@ def test_the_plan_lists_each_lora(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_word_that_is_no_component_and_the_name_of_the_other_expert_are_told(tiny: Tiny, tmp_path: Path) -> None:
     refused = Options("bf16", out=tmp_path / "out", loras=("mid=b.safetensors",))
-    with pytest.raises(UsageError, match="there is no such file, and 'mid' is no component"):
+    with pytest.raises(UsageError, match="the file does not exist, and 'mid' is not a component"):
         preview(tiny(A14B), refused)
     high = lora(tmp_path, "a_high_noise.safetensors")
     report = preview(tiny(A14B), Options("bf16", out=tmp_path / "out", loras=(f"low={high}",)))

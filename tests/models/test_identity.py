@@ -502,7 +502,7 @@ def test_a_manifest_whose_record_of_a_name_is_none_is_not_trusted(marked: Callab
     )
     for says in odd:
         path.write_text(json.dumps({**json.loads(path.read_bytes()), "says": says}))
-        with pytest.raises(InputError, match="what it records of the model's own name"):
+        with pytest.raises(InputError, match="its record of the model's own name"):
             verify(tmp_path / "out", Options())
 
 

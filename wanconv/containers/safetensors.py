@@ -1,4 +1,4 @@
-"""The safetensors header, read strictly and written: in front of the library, which accepts duplicate keys and more.
+"""The safetensors header, read strictly and written: a check before the library, which accepts duplicate keys and more.
 
 A file is `N` (8 bytes, little-endian), `N` bytes of JSON, and the tensors' bytes, which the header must cover exactly.
 Format: https://github.com/huggingface/safetensors#format
@@ -137,7 +137,7 @@ def _is_counts(value: object) -> TypeGuard[list[int]]:
 
 
 def numel(shape: Shape | list[int], where: str) -> int:
-    """Returns the number of elements; raises InputError where a 64-bit product, taken from the left, would overflow."""
+    """Returns the number of elements; raises InputError if a 64-bit product, taken from the left, would overflow."""
     count = 1
     for size in shape:
         count *= size

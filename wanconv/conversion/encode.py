@@ -67,10 +67,10 @@ class Mover:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
         output = self._plan.outputs[key]
         if output.scales_of is not None:
-            self._fill_beside(output, output.scales_of, start, view)
+            self._fill_companion(output, output.scales_of, start, view)
             return
         if output.transposed:
-            self._fill_turned(output, start, view)
+            self._fill_transposed(output, start, view)
             return
         at, end = 0, start + len(view)
         for step in output.steps:
@@ -121,8 +121,8 @@ class Mover:
         fit = self._fits.get(step.tensor.name)
         return fit or self._fits.setdefault(step.tensor.name, Fit(step.tensor.shape, step.rounding))
 
-    def _fill_beside(self, output: Output, step: Step, start: int, view: memoryview) -> None:
-        """Fills the bytes of what stands beside a payload: the scales, or the one that multiplies them."""
+    def _fill_companion(self, output: Output, step: Step, start: int, view: memoryview) -> None:
+        """Fills the bytes of a payload's scales, or of the scale that multiplies them."""
         (reader, codecs), tensor = self._tools(), step.tensor
         if not step.carried:
             part, out = "whole" if output.whole else "scales", torch.frombuffer(view, dtype=torch.uint8)
@@ -183,17 +183,17 @@ class Mover:
             so_far, seen = self._flushed.get(name, (0, 0))
             self._flushed[name] = so_far + lost, seen + source.numel()
 
-    def _fill_turned(self, output: Output, start: int, view: memoryview) -> None:
+    def _fill_transposed(self, output: Output, start: int, view: memoryview) -> None:
         """Writes the transpose of a canonical tensor: made whole, because those are small."""
         (step,) = output.steps
         dtype = TORCH_DTYPES[output.slot.dtype]
         whole = bytearray(output.slot.nbytes)
         self._fill_units(step, 0, memoryview(whole))
-        turned = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous()
-        view[:] = turned.view(-1).view(torch.uint8)[start : start + len(view)].numpy().data
+        transposed = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous()
+        view[:] = transposed.view(-1).view(torch.uint8)[start : start + len(view)].numpy().data
 
     def compare_tied(self, copy: TensorRef, tensor: ModelTensor) -> None:
-        """Raises InputError where a tied copy differs from the tensor that stands for both."""
+        """Raises InputError if a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
         reader, other, caster = Reader(self._sources), Reader(self._sources), Caster()
         if copy.dtype != tensor.dtype or any(

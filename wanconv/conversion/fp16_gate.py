@@ -1,7 +1,7 @@
 """Denoisers that break when they are computed in fp16: what lets a conversion store one in fp16 all the same.
 
 A file that survives fp16 says nothing about computing in it. The proof is a validation of the same source that imitated
-fp16 and passed; that it is the same source, a sample of its numbers tells.
+fp16 and passed; a sample of its numbers shows that it is the same source.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
 
 
 def _doubts(report: Path, model: Model) -> Iterator[str]:
-    """Yields why a report is no proof for a model; raises InputError for a file that is no report."""
+    """Yields why a report does not prove a model; raises InputError for a file that is not a report."""
     results = read_results(report)
     candidate, settings = results["candidate"], results["settings"]
     assert isinstance(candidate, Mapping)

@@ -1,4 +1,4 @@
-"""A source on a hub: each of its weight files comes when it is needed, is checked, read, and gone.
+"""A source on a hub: each of its weight files is downloaded when it is needed, checked, read and deleted.
 
 With `keep` they stay, in a folder like one that `wanconv download` leaves.
 """
@@ -157,7 +157,7 @@ class Streamed:
         return target
 
     def _is_right(self, target: Path, file: RemoteFile, stop: threading.Event, tell: Advance) -> bool:
-        """True where an earlier run has left the whole file."""
+        """True if an earlier run has left the whole file."""
         if _size(target) != file.nbytes:
             return False
 

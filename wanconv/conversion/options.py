@@ -49,7 +49,7 @@ class Options:
 
 
 def named_layout(name: str) -> Layout:
-    """Returns a layout by its name; raises UsageError where there is none."""
+    """Returns a layout by its name; raises UsageError if there is none."""
     if name not in LAYOUTS:
         raise UsageError(f"there is no layout {name!r}", suggestion(name, LAYOUTS))
     return LAYOUTS[name]
@@ -143,13 +143,13 @@ def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: 
 def _takes(model: Model, recipe: Recipe, layout: Layout) -> bool:
     try:
         plan(model, recipe, layout)
-    except (Refused, InputError):  # a tokenizer beside it may be damaged
+    except (Refused, InputError):  # a tokenizer next to it may be damaged
         return False
     return True
 
 
 def target_folder(source: Path, options: Options) -> Path:
-    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
+    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` next to the source."""
     if options.out is not None:
         out = Path.cwd() / options.out
         return out.resolve() if out.name == ".." else out

@@ -1,4 +1,4 @@
-"""Source files that come from a hub while they are converted: in the order they are needed, and gone when they were.
+"""Source files that are downloaded during the conversion: in the order they are needed, and deleted after use.
 
 One thread fetches; those that convert wait for the file they read. While one file is used, the next one comes.
 """
@@ -22,7 +22,7 @@ Fetch = Callable[[Path, threading.Event], Path]
 
 class Arrivals:
     """`Files` for a writer that goes through the positions of `needed`. `fetch` puts a file on disk, checked, and says
-    where; `release` is told of a file that nobody needs any more."""
+    where; `release` is called with each file that is not needed any more."""
 
     def __init__(self, needed: Sequence[Need], fetch: Fetch, release: Callable[[Path], None]) -> None:
         self.stop = threading.Event()

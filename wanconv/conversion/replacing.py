@@ -27,12 +27,12 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def is_free(out: Path) -> bool:
-    """True where OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
+    """True if OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
     return not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
 
 
 def check_place(out: Path, reads: Iterable[Path] = ()) -> None:
-    """Raises UsageError where OUT is a mount point, or is or holds a folder that must stay where it is: home, the
+    """Raises UsageError if OUT is a mount point, or is or holds a folder that must stay where it is: home, the
     current one, those of the running Python and of wanconv, and what is read (`reads`). No option changes that."""
     if os.path.ismount(out) or os.path.realpath(out) in mount_points():
         raise UsageError(f"{out} is a mount point", _ELSEWHERE)
@@ -61,7 +61,7 @@ def check_replaceable(out: Path) -> None:
 
 
 def others_in(out: Path) -> UsageError | None:
-    """Returns why what stands at OUT is not wanconv's alone; None where it is. Raises OSError."""
+    """Returns why what stands at OUT is not wanconv's alone; None if it is. Raises OSError."""
     mode = out.lstat().st_mode
     if not stat.S_ISDIR(mode):
         return Occupied(f"{out} is {_kind(mode)}, not a folder, and is not replaced", _BY_HAND)
@@ -120,7 +120,7 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def remove(folder: Path, listed: Collection[str], keep_root: bool = False) -> bool:
     """Removes the listed files and the folders that this leaves empty, with `keep_root` all but `folder` itself; True
-    where nothing is left. Raises OSError.
+    if nothing is left. Raises OSError.
 
     It goes by descriptors, through no link. The manifest goes last of the files, so that what a killed run leaves is
     still known as wanconv's.
@@ -194,7 +194,7 @@ def mount_points() -> set[str]:
 
 
 def mounts_in(folder: Path) -> Callable[[str, os.stat_result], bool]:
-    """Returns what tells of something below a folder whether it is a mount point, be it a folder or a file. Raises
+    """Returns a test of whether a path below a folder, a file or a folder, is a mount point. Raises
     OSError."""
     real, device = os.path.realpath(folder), folder.lstat().st_dev
     found = {os.path.relpath(mount, real) for mount in mount_points() if mount.startswith(f"{real}/")}

@@ -62,8 +62,8 @@ def _files_of(output: Output, copies: Mapping[str, Sequence[TensorRef]]) -> set[
 
 
 def blocking(needed: Sequence[Need], index: int) -> list[Need]:
-    """Returns the files that must be gone before a file is begun: it may come while the one before it is used, and
-    beside those that are needed together with it."""
+    """Returns the files that must be deleted before a file is begun: it may come while the one before it is used, and
+    while those are present that are needed together with it."""
     return [need for need in needed[: max(0, index - 1)] if need.end <= needed[index].first]
 
 

@@ -32,7 +32,7 @@ class Origin(Protocol):
     compared: str
 
     def same_experts(self, model: Model) -> InputError | None:
-        """Returns an error for a pair of experts that are the same, as far as can be told before any are read."""
+        """Returns an error for two experts that are the same, as far as is known before they are read."""
 
     def begin(self, made: Plan) -> None:
         """Hears that the plan is to be carried out; raises InputError for a source that it cannot be made from."""
@@ -41,17 +41,17 @@ class Origin(Protocol):
         """Returns, as JSON values, what a resumed run must find as the first one left it."""
 
     def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
-        """Returns the room that the source takes beside the output, for the blocks that no journal knows."""
+        """Returns the disk space in bytes that the source needs besides the output, for blocks not in a journal."""
 
     def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
         """Returns the source's files for those blocks that the journal does not know."""
 
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
-        """Returns what fills the plan's payload, and raises InputError where `begin` could not yet. A tensor that needs
-        its fallback raises NeedsFallback, or is told to `fallen` when reading on is better than reading again."""
+        """Returns what fills the plan's payload, and raises InputError if `begin` could not yet. A tensor that needs
+        its fallback raises NeedsFallback, or is passed to `fallen` if reading again would download the source again."""
 
     def prove(self, made: Plan, folder: Path) -> None:
-        """Raises UsageError where a finished folder was made from other numbers than this source's."""
+        """Raises UsageError if a finished folder was made from other numbers than this source's."""
 
     def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
         """Returns the source's files for the manifest."""

@@ -58,7 +58,7 @@ class Workspace:
         return Journal(self.private / "journal")
 
     def start(self) -> None:
-        """Begins anew: nothing of an earlier run is left, its journal least of all. Raises UsageError where others have
+        """Begins anew: nothing of an earlier run is left, its journal least of all. Raises UsageError if others have
         put something there."""
         self.refuse_others()
         self._clear()
@@ -87,7 +87,7 @@ class Workspace:
             remove_if_empty(self.folder)
 
     def refuse_others(self) -> None:
-        """Raises UsageError where the folder holds files that no run has written."""
+        """Raises UsageError if the folder holds files that no run has written."""
         ours = self._ours()
         others = (path for path, status in self._entries() if path not in ours and not stat.S_ISDIR(status.st_mode))
         if named := list(islice(others, _MOST_NAMED)):
@@ -160,15 +160,15 @@ class Workspace:
                 yield path, status
 
     def _read_back(self) -> set[str]:
-        """Returns what the manifest lists; raises OutputError where it cannot be read, and where others have taken
+        """Returns what the manifest lists; raises OutputError if it cannot be read, and where others have taken
         away, behind our back, what it lists."""
         known = _manifest(self.folder)
         if known is None:
             raise OutputError(f"{self.folder} cannot be read back", "check the disk, then run the same command again")
-        gone = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
-        if gone:
+        changed = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
+        if changed:
             raise OutputError(
-                f"{self.folder} was changed by others while it was written: {gone[0]} is not as it was",
+                f"{self.folder} was changed by others while it was written: {changed[0]} is not as it was",
                 f"remove {self.folder}, and run the same command again when nothing else touches it",
             )
         return replacing.names(known)
@@ -280,7 +280,7 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
 
 
 def _is_complete(folder: Path, done: str) -> bool:
-    """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
+    """True if a run of plan `done` was stopped after its last byte: only the rename is missing."""
     known = _manifest(folder)
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, unheard)
 
@@ -299,13 +299,13 @@ def _aside(out: Path) -> Path:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Returns the files that a folder's manifest lists, and itself; none where there is no manifest of ours."""
+    """Returns the files that a folder's manifest lists, and itself; none if there is no manifest of ours."""
     known = _manifest(folder)
     return set() if known is None else replacing.names(known)
 
 
 def _manifest(folder: Path) -> manifest.Json | None:
-    """Returns a folder's manifest; None where there is none that can be read."""
+    """Returns a folder's manifest; None if there is none that can be read."""
     try:
         return manifest.read(folder)
     except InputError:

@@ -1,6 +1,6 @@
-"""Files from a hub to disk: each is built beside its place, digested while it is written, synced, and renamed.
+"""Files from a hub to disk: each is written next to its target, digested on the way, synced, and renamed.
 
-A file under way is `.NAME.<digest>.part` beside its target: the name says of which content it is the beginning, so that
+An unfinished file is `.NAME.<digest>.part` next to its target: the name says which content it begins, so that
 a later run may go on with it whatever ended the first. What was there is digested again, for nobody vouches for it.
 """
 
@@ -42,7 +42,7 @@ def folder_lock(root: Path) -> Iterator[None]:
 
 
 def check_way(root: Path, path: str) -> None:
-    """Raises UsageError where a link, or anything that is no folder, stands on the way to `path`, or no file at it."""
+    """Raises UsageError if the way to `path` has a link or anything but folders, or `path` is not a regular file."""
     parts = path.split("/")
     for depth in range(1, len(parts) + 1):
         here = root.joinpath(*parts[:depth])
@@ -107,7 +107,7 @@ class _Part:
         self._position, self._kept, self._hasher = 0, 0, hasher(file.algorithm, file.nbytes)
 
     def _open(self) -> int:
-        """Opens what an earlier run left, unless it is no plain file of one name: then a new one."""
+        """Opens an earlier run's part if it is a regular file with one name; otherwise a new one."""
         with suppress(FileNotFoundError):
             status = self._path.lstat()
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size > self._file.nbytes:

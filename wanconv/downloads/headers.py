@@ -30,7 +30,7 @@ from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import exact_size, size
 
 _EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
-_STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
+_STEP_NBYTES = 4096  # read ahead between records: those of a .pth have headers of their own
 _WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
 _ALL_WHOLE_NBYTES = 500_000_000  # of them together; a released model has some 40 MB
 _JOBS = 8
@@ -87,7 +87,7 @@ def mirrored(
 
 
 def _check_sidecars(files: Iterable[RemoteFile], where: str) -> None:
-    """Raises InputError where the files that would be fetched whole are too many: headers alone are wanted."""
+    """Raises InputError if the files that would be fetched whole are too many: headers alone are wanted."""
     nbytes = sum(file.nbytes for file in files if _is_small(file))
     if nbytes > _ALL_WHOLE_NBYTES:
         most = size(_ALL_WHOLE_NBYTES)
@@ -140,7 +140,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
 
 
 def _read_constants(far: OpenFile, header: Header) -> None:
-    """Fetches the few bytes behind a header by which scales are told, neighbours by one question."""
+    """Fetches the few bytes after a header that identify scales, neighbouring ones in one request."""
     spans = sorted((ref.offset, ref.offset + ref.nbytes) for ref in header.tensors.values() if is_constant(ref))
     runs: list[tuple[int, int]] = []
     for start, end in spans:
@@ -157,7 +157,7 @@ class _FarFile:
     def __init__(self, path: Path, size: int, descriptor: int, span: "_Span") -> None:
         self.path, self.size = path, size
         self._descriptor, self._span = descriptor, span
-        self._known: list[tuple[int, int]] = []  # (start, end) of what is there, ascending, apart
+        self._known: list[tuple[int, int]] = []  # (start, end) of the bytes present, ascending, apart
 
     def read(self, offset: int, nbytes: int) -> bytes:
         end = offset + nbytes

@@ -96,7 +96,7 @@ def owners(path: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Who owns what lies in a folder, in a folder or below it, or, by its name, beside all folders."""
+    """Who owns the files of a folder, those below it, or, by name, those outside all folders."""
 
     folders: Mapping[str, set[str]]
     sidecars: Mapping[str, set[str]]
@@ -105,7 +105,7 @@ class _Places:
 
 @cache
 def _places() -> _Places:
-    """Returns the places of every layout: what a list of thousands of files is held against, made once."""
+    """Returns the places of every layout: thousands of listed files are compared with them, so they are made once."""
     folders, sidecars, at_root = dict[str, set[str]](), dict[str, set[str]](), dict[tuple[str, str], re.Pattern[str]]()
     for layout in LAYOUTS.values():
         for slot, place in layout.places.items():
@@ -129,7 +129,7 @@ def _components(words: Sequence[str]) -> set[str]:
 
 
 def _why_not(path: str, twice: Set[tuple[str, str]], wish: Wish, only: set[str]) -> str:
-    """Returns why a file is not wanted; empty where it is."""
+    """Returns why a file is not wanted; empty if it is."""
     if excluded_by(path, wish.exclude) is not None:
         return "`exclude`"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):

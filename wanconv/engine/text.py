@@ -57,7 +57,7 @@ def cleaned(prompt: str) -> str:
 def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list[list[int]]:
     """Returns each prompt's tokens, at most `length` with the one that ends it; reads nothing but the folder.
 
-    A folder that has SentencePiece's model alone, as CogVideoX's, is read by that library. Raises InputError where
+    A folder that has SentencePiece's model alone, as CogVideoX's, is read by that library. Raises InputError if
     there is no tokenizer.
     """
     texts = [cleaned(prompt) for prompt in prompts]
@@ -198,7 +198,7 @@ def _look_up(table: Tensor, length: int, positions: Tensor, **_: object) -> Tens
 
 
 def _mask(length: int, hidden: Tensor) -> Tensor | None:
-    """Returns what hides padding when added to the scores, (1, 1, 1, L); None where there is none."""
+    """Returns what hides padding when added to the scores, (1, 1, 1, L); None if there is none."""
     if length == hidden.shape[1]:
         return None
     mask = hidden.new_zeros(1, 1, 1, hidden.shape[1])

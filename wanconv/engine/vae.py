@@ -171,5 +171,5 @@ class _Halves:
 def _pixels(video: Tensor) -> Tensor:
     """Returns a decoded video, -1 … 1, as float32 in 0 … 1, or NaN.  # (1, 3, F, H, W) -> (F, H, W, 3)"""
     pixels: Tensor = video.float() * 0.5 + 0.5
-    pixels = pixels.clamp(0, 1).masked_fill(~pixels.isfinite(), torch.nan)  # infinity is no white
+    pixels = pixels.clamp(0, 1).masked_fill(~pixels.isfinite(), torch.nan)  # infinity must not become white
     return pixels[0].permute(1, 2, 3, 0).contiguous()

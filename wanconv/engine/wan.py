@@ -59,7 +59,7 @@ PATCH = (1, 2, 2)
 class WanSizes:
     """d: width; ffn: hidden width; text: width of the context; freq: length of the timestep's sinusoid.
 
-    image: width of CLIP's tokens, 0 where there are none; positions: of how many tokens these have learned positions.
+    image: width of CLIP's tokens, 0 if there are none; positions: of how many tokens these have learned positions.
     """
 
     d: int
@@ -92,7 +92,7 @@ class WanSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """What a denoiser is given beside noise, time and text; of one sample, or of as many as there are latents.
+    """The inputs of a denoiser other than noise, time and text; of one sample, or of as many as there are latents.
 
     channels (B, C', F, H, W): I2V's mask and image latents, further channels after the noise's.
     tokens (B, 257 or 514, image): CLIP's, of one image or of two.

@@ -1,4 +1,4 @@
-"""The configs that diffusers reads of CogVideoX: denoiser, VAE, scheduler."""
+"""The configs that diffusers reads for CogVideoX: denoiser, VAE, scheduler."""
 
 from wanconv.errors import Refused
 from wanconv.layouts.types import Json
@@ -45,7 +45,7 @@ def transformer(model: Model, component: Component) -> Json:
 
 
 def _learned(component: Component, sample: dict[str, int]) -> bool:
-    """Returns whether positions are learned; raises Refused where there are others than a clip of this size has."""
+    """Returns whether positions are learned; raises Refused if they do not fit a clip of this size."""
     if component.architecture.name != "cogvideox-i2v":
         return False
     height, width = sample["sample_height"] // 2, sample["sample_width"] // 2

@@ -1,4 +1,4 @@
-"""What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
+"""Tables of tensors, one per network, and identify(), which finds a checkpoint's networks in them."""
 
 from wanconv.models.experts import expert_named, expert_unless_dense
 from wanconv.models.identify import identify

@@ -1,4 +1,4 @@
-"""Families of models, what they are made of, and the sizes that were published."""
+"""Families of models, their components, and the released sizes."""
 
 from collections.abc import Iterator
 
@@ -211,12 +211,12 @@ ARCHITECTURES: Values[Architecture] = Values(ARCHITECTURE_TABLE)
 
 
 def family_named(name: str) -> Family:
-    """Return a family; raises LookupError where there is none of this name."""
+    """Return a family; raises LookupError if there is none of this name."""
     return FAMILY_TABLE.named(name)
 
 
 def architecture_named(name: str) -> Architecture:
-    """Return an architecture; raises LookupError where there is none of this name."""
+    """Return an architecture; raises LookupError if there is none of this name."""
     return ARCHITECTURE_TABLE.named(name)
 
 

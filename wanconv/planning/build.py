@@ -106,7 +106,7 @@ def _contents(
 
 @contextmanager
 def _collected(refusals: list[Refused]) -> Iterator[None]:
-    """Keeps a refusal for later, so that all of them can be told at once."""
+    """Keeps a refusal for later, so that all of them are reported at once."""
     try:
         yield
     except Refused as refusal:
@@ -140,7 +140,7 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
 
 
 def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
-    """Returns what becomes a tensor of a component beside its weights: its tokenizer, a tensor already or a sidecar."""
+    """Returns what becomes a further tensor of a component: its tokenizer, which is a tensor already or a sidecar."""
     wanted = layout.attached_to(component.name, component.architecture.name)
     if wanted is None:
         return []

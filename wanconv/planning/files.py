@@ -43,7 +43,7 @@ class Slot:
 
 
 def not_held(container: Container, dtype: str) -> str:
-    """Returns why a file of this kind cannot hold a dtype; empty where it can."""
+    """Returns why a file of this kind cannot hold a dtype; empty if it can."""
     if container == "gguf":
         return "" if dtype in gguf.TYPES else f"GGUF files hold {', '.join(gguf.TYPES)} alone"
     return "" if DTYPES[dtype].code else f"only GGUF files hold {dtype}"
@@ -56,7 +56,7 @@ def to_json(value: Mapping[str, object]) -> bytes:
 def lay_out(
     place: Place, slots: Sequence[Slot], shard_nbytes: int | None, metadata: Mapping[str, str] = _PLAIN
 ) -> tuple[list[Image], dict[str, bytes]]:
-    """Returns a component's files and, where there are several, their index (path -> bytes). `metadata` is in each."""
+    """Returns a component's files and, if there are several, their index (path -> bytes). `metadata` is in each."""
     path = f"{place.prefix}{place.stem}.{place.container}"
     if place.container == "pth":
         return [_archive(path, slots, build_archive([slot.entry for slot in slots]))], {}

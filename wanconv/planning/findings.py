@@ -98,7 +98,7 @@ def without_match(globs: Iterable[str]) -> list[Finding]:
 
 
 def roles_of(model: Model) -> list[Finding]:
-    """Returns what told each denoiser's role; and where nothing did, for what it was taken and how to say otherwise."""
+    """Returns the evidence for each denoiser's role; without any, the role it was given and how to change it."""
     findings = [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
     if model.mark is None and (family := expert_unless_dense(model)) is not None:
         message = f"taken for the denoiser of {model.family.name}: nothing here tells it from an expert of {family}, "

@@ -1,4 +1,4 @@
-"""What a model says of itself: which clients read that, what of its headers goes along, and how people are told.
+"""What a model says of itself: which clients read it, which parts of its headers are carried, and what is reported.
 
 Of a header, what names its network and what only tells of it (titles, licences, training notes) is carried; what
 describes how its tensors are stored is written anew by the layout, or is no longer so.
@@ -16,7 +16,7 @@ from wanconv.types.model import Component, Mark, Model
 from wanconv.types.tensors import Container
 
 NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
-_KEY_SHOWN, _TEXT_SHOWN = 60, 200  # characters of what a header says
+_KEY_SHOWN, _TEXT_SHOWN = 60, 200  # most characters of a header's own text in a message
 # What describes a file's bytes: of safetensors and torchao, ComfyUI, GGUF, and the hashes that trainers leave
 _STORAGE = frozenset(
     (
@@ -37,14 +37,14 @@ def family_in_words(model: Model) -> str:
 
 
 def release_of(model: Model) -> Cell:
-    """Returns the release that a model's denoiser has the sizes of; None, with the reason, where it is none."""
+    """Returns the release whose sizes a model's denoiser has; None, with the reason, if there is none."""
     if model.mark is not None:
         return Cell(None, f"none: it says of itself that it is {model.title}")
     return Cell(model.release.name, model.release.name) if model.release else Cell(None, "none: not a released size")
 
 
 def marks_of(model: Model) -> list[Finding]:
-    """Returns what a model's files say of their network beside the tensors, and what of that no client can read."""
+    """Returns what a model's headers say of its network, and which part of it no client can read."""
     findings = []
     for component in model.components.values():
         if component.mark is not None:
@@ -73,7 +73,7 @@ def says(mark: Mark) -> str:
 
 
 def unreadable_config(component: Component) -> str:
-    """Returns why no client can read what a denoiser's header says of its network; empty where one can."""
+    """Returns why no client can read what a denoiser's header says of its network; empty if one can."""
     if component.name not in DENOISERS:
         return ""
     _, fault = header_config(component.part)
@@ -81,7 +81,7 @@ def unreadable_config(component: Component) -> str:
 
 
 def unread_mark(model: Model, layout: Layout) -> str:
-    """Returns why a layout's client would build another network than a model says it is; empty where it would not."""
+    """Returns why a layout's client would build another network than a model says it is; empty if it would not."""
     mark = model.mark
     if mark is None or mark.by in layout.marks:
         return ""
@@ -183,7 +183,7 @@ def _texts(component: Component) -> dict[str, str]:
 
 
 def notes_of(component: Component) -> list[tuple[str, str]]:
-    """Returns what a component's header says beside how it stores tensors, as text of bounded length."""
+    """Returns the texts of a component's header other than about storage, of bounded length."""
     return [
         (shortened(key, _KEY_SHOWN), shortened(text, _TEXT_SHOWN)) for key, text in sorted(_texts(component).items())
     ]

@@ -23,7 +23,7 @@ def outputs_of(
     """Returns the tensors that `layout` stores for a component: with those beside them, and without; and what has no
     home in it. They are in the order of its table, those of the source's first file before those of its second.
 
-    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
+    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe keeps apart.
     """
     made: list[list[Output]] = []
     tensors: list[Stored] = []

@@ -1,4 +1,4 @@
-"""What lies beside the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
+"""The files next to the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
 
 import os
 from collections.abc import Mapping, Sequence, Set
@@ -67,7 +67,7 @@ def documents_and_copies(
 
 
 def _derived(model: Model, layout: Layout) -> dict[str, Json]:
-    """Returns the layout's documents; of a model that is another network than its tensors tell, the components' configs
+    """Returns the layout's documents; of a model that is another network than its tensors show, the components' configs
     alone: nobody knows which pipeline it is of, or how it samples."""
     documents = dict(layout.documents(model))
     if model.mark is None or model.mark.by == "header":
@@ -77,7 +77,7 @@ def _derived(model: Model, layout: Layout) -> dict[str, Json]:
 
 
 def _keeps(layout: Layout, component: Component) -> bool:
-    """True where a component's own config.json says what it is, in words that the layout's client reads."""
+    """True if a component's own config.json says what it is, in words that the layout's client reads."""
     return component.mark is not None and component.mark.by != "header" and component.mark.by in layout.marks
 
 

@@ -56,7 +56,7 @@ def by_component(plan: Plan) -> Table:
 
 
 def by_lora(plan: Plan) -> tuple[Table, ...]:
-    """Which LoRA goes where and changes how much; no table where there is none."""
+    """Which LoRA goes where and changes how much; no table if there is none."""
     rows = tuple(
         (lora.file.name, lora.component, lora.changed, _ranks(lora.ranks), lora.strength, lora.sha256)
         for lora in plan.model.loras

@@ -1,4 +1,4 @@
-"""What a plan is: a step for every tensor, the tensors of every output file, and what lies beside them."""
+"""What a plan is: a step for every tensor, the tensors of every output file, and the other files."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk: the payload and what stands beside it."""
+        """Bytes on disk: the payload and its scales."""
         payload = DTYPES[self.dtype].nbytes(self.tensor.numel)
         if self.packing is None:
             return payload
@@ -44,7 +44,7 @@ class Step:
 
     @property
     def carried(self) -> bool:
-        """True where the source's payload and scales are written as they are: the formats agree, and where the source
+        """True if the source's payload and scales are written as they are: the formats agree, and where the source
         has one scale for all rows, the target may have it in each."""
         if self.tensor.patches:
             return False
@@ -100,7 +100,7 @@ class Plan:
     """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
 
     `notes` are about how it came to be asked for; they stay when it is made again with other fallbacks. `shard_nbytes`
-    is the largest weight file that was asked for, None where the layout decides.
+    is the largest weight file that was asked for, None if the layout decides.
     """
 
     model: Model
@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def identity(self) -> str:
-        """A digest of what goes where: two plans with the same one write the same files from the same source bytes."""
+        """A digest of the plan: plans with equal identities write the same files from the same source bytes."""
         table = [
             [image.identity for image in self.images],
             {path: hashlib.sha256(content).hexdigest() for path, content in self.documents.items()},

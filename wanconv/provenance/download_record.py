@@ -1,6 +1,6 @@
 """.wanconv-download.json: what a folder was downloaded from, with the digest that the hub lists for every file.
 
-It is written before the first byte, so that a folder that is not complete is known as such.
+It is written before the first byte, so that an incomplete folder is known as incomplete.
 """
 
 import json
@@ -44,7 +44,7 @@ def sha256_by_file(record: Snapshot | None) -> dict[tuple[str, int], str]:
 
 
 def read(root: Path) -> Snapshot | None:
-    """Returns a folder's record, None where there is none; raises InputError for one that cannot be trusted."""
+    """Returns a folder's record, None if there is none; raises InputError for one that cannot be trusted."""
     path = root / NAME
     if not os.path.lexists(path):
         return None

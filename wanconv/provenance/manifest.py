@@ -1,4 +1,4 @@
-"""wanconv.json, the proof beside every converted model: what it was made from, how, and the digest of every byte."""
+"""wanconv.json, the proof in every converted model: what it was made from, how, and the digest of every byte."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _SEAL = "self_sha256"
 _NAMED = ("name", "xxh3_128")  # what an entry of a tensor says at least
-_BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of what stands beside a payload, in words
+_BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of a payload's companion tensors, in words
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
 _MAX_ETAG_NBYTES = 10_000  # of the three lines that Hugging Face's client leaves
@@ -202,7 +202,7 @@ def lora_entries(model: Model) -> list[Json]:
 
 
 def says_entry(model: Model) -> dict[str, Json]:
-    """Returns what is recorded of each component that says it is another network than its tensors tell."""
+    """Returns the record of each component that says it is another network than its tensors show."""
     return {
         name: {"name": mark.name, "by": mark.by, "said": dict(mark.said), "tensors_of": mark.base}
         for name, component in model.components.items()
@@ -211,13 +211,13 @@ def says_entry(model: Model) -> dict[str, Json]:
 
 
 def says(manifest: Json) -> Mapping[str, Json]:
-    """Returns what a manifest from read() records of what its model says that it is: says_entry()."""
+    """Returns the networks that a model says it is, as recorded in a manifest from read(): says_entry()."""
     entries: dict[str, Json] = manifest.get("says", {})  # type: ignore[assignment]  # read() has checked it
     return entries
 
 
 def read(folder: Path) -> Json | None:
-    """Returns a folder's manifest, None where there is none; raises InputError for one that cannot be trusted."""
+    """Returns a folder's manifest, None if there is none; raises InputError for one that cannot be trusted."""
     path = folder / NAME
     if not os.path.lexists(path):
         return None

@@ -22,7 +22,7 @@ _HINT = "get the expert again that the other was copied over, or convert one of 
 
 
 def sampled(model: Model) -> InputError | None:
-    """Returns an error where the experts' files hold the same numbers, as far as the middle of every tensor tells.
+    """Returns an error if the experts' files hold the same numbers, as far as the middle of every tensor shows.
 
     Zeros do not count: both may well have them, as files have that are not all there.
     """
@@ -52,7 +52,7 @@ def listed(model: Model, digests: Mapping[str, str]) -> InputError | None:
 
 def written(plan: Plan, files: Sequence[Written]) -> InputError | None:
     """Returns an error where the digests of both experts are the same, tensor by tensor and scale by scale, wherever
-    both are stored alike. Says nothing where fewer than half of them are."""
+    both are stored alike. Says nothing if fewer than half of them are."""
     if (pair := _experts(plan.model)) is None:
         return None
     digests = {key: digest for file in files for key, digest in file.tensors.items()}

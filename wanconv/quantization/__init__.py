@@ -17,8 +17,8 @@ ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitu
 class Limits:
     """The largest relative L2 errors that rounding to a format explains, where a profile does not say otherwise.
 
-    Of a teacher-forced `noise` prediction, of what a `block` adds when it is given the reference's input, of each
-    stored `weight`, and of what a text encoder or a VAE as a `component` gives.
+    Limits of a teacher-forced `noise` prediction, of what a `block` adds to the reference's input, of each
+    stored `weight`, and of the result of a text encoder or a VAE as a `component`.
     """
 
     noise: float
@@ -37,8 +37,8 @@ class Format:
     `scales` are what one scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
     `tensor`, each `row` of axis 0, or each `block` of a row; `auto` leaves it to the layout.
 
-    What a verdict takes from it: `limits`, None where rounding to it is never lossy enough to be judged;
-    `significand_bits` where the storage is no float, so that formats can be ordered from coarse to fine; `linear_only`
+    What a verdict takes from it: `limits`, None if rounding to it is never lossy enough to be judged;
+    `significand_bits` if the storage is not a float, so that formats can be ordered from coarse to fine; `linear_only`
     for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
     zero. `clips` where a search may choose a scale that does not reach the largest numbers.
 
@@ -118,7 +118,7 @@ FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
 
 
 def stored_as(dtype: str) -> Format | None:
-    """Returns the format whose numbers a dtype on disk holds; None where no recipe writes it."""
+    """Returns the format whose numbers a dtype on disk holds; None if no recipe writes it."""
     return next((one for one in _FORMATS if one.storage == dtype), None)
 
 

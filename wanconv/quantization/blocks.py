@@ -1,7 +1,7 @@
 """GGUF's Q8_0: along a row, every 32 numbers share a scale, which stands in front of them.
 
     d  = max(|w|) / 127 of the block, in float32
-    q  = round(w * (1 / d))           to nearest, ties away from zero; 0 where d is so small that 1 / d is no number
+    q  = round(w * (1 / d))           to nearest, ties away from zero; 0 where d is so small that 1 / d is infinite
     w' = float32(q) * float32(fp16(d))
 
 A block is fp16(d), little-endian, and 32 times int8: 34 bytes. Up to here it is bit for bit what gguf and ggml write.
@@ -47,7 +47,7 @@ class Blocker:
         self._nearly_half = torch.tensor(_NEARLY_HALF)
 
     def encode(self, source: Tensor, out: Tensor, name: str, start: int = 0) -> None:
-        """Writes the blocks of `source` into `out`; raises NotFinite, and Overflow where fp16 has no such scale."""
+        """Writes the blocks of `source` into `out`; raises NotFinite, and Overflow if fp16 cannot hold a scale."""
         for at in range(0, source.numel(), CHUNK):
             rows = self._rows(source[at : at + CHUNK])
             scales = _scales(rows)
@@ -84,7 +84,7 @@ class Blocker:
 
 
 class Q8(Unscaled):
-    """The codec (codec.py) of Q8_0: its scales stand in the payload, and nothing beside it."""
+    """The codec (codec.py) of Q8_0: its scales are in the payload."""
 
     unit = _Q8_0.block
     flushes = False
@@ -138,7 +138,7 @@ def bound(weight: Tensor) -> Tensor:
 
 
 def _scales(rows: Tensor) -> Tensor:
-    """Returns the float32 scale of each block, as a column; NaN or infinity where a block holds such."""
+    """Returns the float32 scale of each block, as a column; NaN or infinity if a block holds one."""
     return torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_()).div_(127.0)
 
 

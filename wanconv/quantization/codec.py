@@ -61,11 +61,11 @@ class Judge(Protocol):
         """Returns the first element further from its source than the codec's bound, and the largest error / bound."""
 
     def fault(self) -> str:
-        """Returns what is wrong with the weight though every element is within its bound; empty where nothing is."""
+        """Returns what is wrong with the weight though every element is within its bound; empty if nothing is."""
 
 
 class RunJudge:
-    """The Judge of a codec whose runs tell all: `compare` holds a payload against its source, from an element on."""
+    """The Judge of a codec that judges each run alone: `compare` checks a payload against its source."""
 
     def __init__(self, compare: Callable[[Tensor, Tensor, int], tuple[Violation | None, float]]) -> None:
         self._compare = compare
@@ -78,7 +78,7 @@ class RunJudge:
 
 
 class Codec(Protocol):
-    """How one format stores weights: the bytes of its payload and of the scales beside it, and the error it may make.
+    """How one format stores weights: the bytes of its payload and of its scales, and the error it may make.
 
     Runs are contiguous and start at a multiple of `unit`, the elements that are coded together; payloads have the torch
     dtype of `plain.TORCH_DTYPES`, which is bytes where a unit has several elements. `name` and `start`, the tensor's
@@ -102,17 +102,17 @@ class Codec(Protocol):
         """Writes the payload of a run; raises NotFinite, and Overflow for what the format cannot hold."""
 
     def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
-        """Writes the bytes, from byte `start` on, of what stands beside the payload: `scales`, or their `whole`."""
+        """Writes the bytes, from byte `start` on, of a tensor next to the payload: `scales`, or their `whole`."""
 
     def check(self, payload: Tensor, name: str, start: int) -> None:
         """Raises NotFinite for a payload, carried over from a source, that holds NaN or infinity."""
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
-        """Returns the scales of a weight of this shape from the bytes that stand beside it."""
+        """Returns the scales of a weight of this shape from the stored tensors."""
 
     def invalid(self, scales: Scales) -> float | None:
         """Returns the first scale that no quantizer writes: NaN, infinite, negative, or zero where that erases a row.
-        None where all are valid."""
+        None if all are valid."""
 
     def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
         """Returns the numbers of a payload from element `first` on, 1-D: float32, or the payload itself where nothing
@@ -133,7 +133,7 @@ class Unscaled:
     def scales(self, fit: "Fit", first: int, count: int, numbers: Numbers) -> Scales:
         return UNSCALED
 
-    def beside(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
         raise AssertionError("nothing stands beside the payload")
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:

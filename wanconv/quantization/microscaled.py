@@ -22,7 +22,7 @@ largest magnitude is 460,000 times below the tensor's become zeros. The bound is
 power of two; NVFP4's has a factor (1 + 2 ** -13), for what float32 may lose in quotient and product.
 
 Scales stand in tiles of 128 rows and 4 columns, one after the other, row by row; in a tile, those of rows r, r + 32,
-r + 64 and r + 96 are neighbours. What is no scale is zero.
+r + 64 and r + 96 are neighbours. Padding is zero.
 
 Sources: OCP Microscaling Formats 1.0 (MXFP8, E8M0, E2M1); cuBLAS documentation, "1D Block Quantization" (scales,
 rounded up in E8M0) and "1D Block Scaling Factors Layout" (tiles); comfy_kitchen 0.2.40
@@ -72,7 +72,7 @@ class Microscaler:
         self._half = torch.empty(CHUNK, dtype=torch.int16)
 
     def scales(self, source: Tensor, whole: float, name: str, start: int = 0) -> Tensor:
-        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow where float32 could not hold what is
+        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow if float32 could not hold what is
         read back."""
         starts = range(0, source.numel(), CHUNK)
         peaks = (self._peaks(source[at : at + CHUNK], name, start + at) for at in starts)
@@ -117,7 +117,7 @@ class Microscaler:
         return None, worst
 
     def largest(self, source: Tensor) -> float:
-        """Returns the largest |w| of a run; NaN where there is any."""
+        """Returns the largest |w| of a run; NaN if there is any."""
         pieces = (source[at : at + CHUNK] for at in range(0, source.numel(), CHUNK))
         return torch.stack([_peaks(self._rows(piece)).max() for piece in pieces]).max().item()
 
@@ -239,7 +239,7 @@ def whole_of(peak: float) -> float:
 
 
 def covers(whole: float, peak: float) -> bool:
-    """True where a scale of the tensor is no coarser than its largest |w| asks for: then the bound holds for all."""
+    """True if the tensor's scale is at most what its largest |w| needs: then the bound holds for all elements."""
     return peak == 0.0 or 0.0 < whole <= whole_of(peak) * _WHOLE_SLACK
 
 
@@ -280,7 +280,7 @@ def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> N
 
 def odd_scale(codes: Tensor, storage: str, whole: float = 1.0) -> float | None:
     """Returns the first that is no scale: `whole` where it is no positive number, or the scale of a block that is NaN,
-    below zero or, in MXFP8, what clients take for infinity. None where all are scales: zero is one, of a block."""
+    below zero or, in MXFP8, what clients take for infinity. None if all are scales: zero is one, of a block."""
     if not 0.0 < whole < inf:
         return whole
     bad = codes == 0xFF if storage == "mxfp8" else (codes > 0x80) | (codes == 0x7F)
@@ -303,7 +303,7 @@ def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _peaks(rows: Tensor) -> Tensor:
-    """Returns the largest |w| of each block; NaN or infinity where a block holds such."""
+    """Returns the largest |w| of each block; NaN or infinity if a block holds one."""
     return torch.maximum(rows.amax(1), rows.amin(1).neg_()).abs_()  # no -0
 
 

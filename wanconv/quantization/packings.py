@@ -21,13 +21,13 @@ _HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors w
 _CONSTANT_NBYTES = 4096  # at most
 TOKENIZER = "spiece_model"
 TOKENIZER_NBYTES = 16 << 20  # at most: UMT5's has 4.5 MB
-_SHOWN = 200  # characters of what a file says
+_SHOWN = 200  # most characters of a file's own text in a message
 _FULL_PRECISION = "full_precision_matrix_mult"
 _OPTIONS = {_FULL_PRECISION}  # of comfy_quant: says how to multiply, not what the numbers are
 
 
 def comfy_quant(name: str) -> bytes:
-    """Returns what ComfyUI reads beside a weight. Without a calibrated input scale it must multiply in full precision:
+    """Returns what ComfyUI reads with a weight. Without a calibrated input scale it must multiply in full precision:
     it would clamp activations at 448."""
     return json.dumps({"format": name, _FULL_PRECISION: True}, separators=(",", ":")).encode()
 
@@ -81,13 +81,13 @@ PACKINGS: tuple[Packing, ...] = (
 )
 # fmt: on
 
-# Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
+# Tensors that are not weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
 ATTACHED = {TOKENIZER: ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The scales that stand beside a weight, and how."""
+    """The scales of a weight, and how they are stored."""
 
     packing: Packing
     scales: TensorRef
@@ -141,7 +141,7 @@ def stated(part: Part) -> dict[str, object]:
 
 
 def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
-    """Returns the weights of a file by the names they have where nothing is scaled, and what stands beside those that
+    """Returns the weights of a file by the names they have where nothing is scaled, and the scales of those that
     are. What no row explains keeps its own name, as does what the header alone says."""
     said = stated(part)
     rows = of_client("comfyui") if said else PACKINGS
@@ -176,7 +176,7 @@ def _with_header(part: Part, said: Mapping[str, object]) -> dict[str, TensorRef]
 
 def unexplained_reason(name: str, part: Part) -> str:
     """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
-    with scales, or a tokenizer; empty where that is nothing of the kind."""
+    with scales, or a tokenizer; empty if that is nothing of the kind."""
     if name == TOKENIZER:
         return f"no tokenizer that wanconv reads: uint8 of at most {size(TOKENIZER_NBYTES)}"
     module, leaf = leaf_of(name)
@@ -205,7 +205,7 @@ def unexplained_reason(name: str, part: Part) -> str:
 
 
 def _odd(ref: TensorRef, said: Mapping[str, object]) -> str:
-    """Returns why wanconv does not read a weight of which this is said; empty where a row says the same."""
+    """Returns why wanconv does not read a weight of which this is said; empty if a row says the same."""
     known = [json.loads(content) for packing in PACKINGS for _, content in packing.constants]
     told = _told(ref, said)
     for value in told:
@@ -227,7 +227,7 @@ def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
 
 
 def in_full_precision(packing: Packing) -> bool:
-    """True where ComfyUI decodes such a weight before it multiplies, and so has no use for a scale of the inputs."""
+    """True if ComfyUI decodes this weight before it multiplies, and so does not use a scale of the inputs."""
     return all(json.loads(content).get(_FULL_PRECISION) for _, content in packing.constants)
 
 
@@ -244,7 +244,7 @@ def multiplied_as(packing: Packing, module: str, part: Part) -> Packing:
 
 
 def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, object]) -> bool:
-    if packing.payload != "weight" and "weight" in leaves:  # which of the two is meant, nothing tells
+    if packing.payload != "weight" and "weight" in leaves:  # nothing shows which of the two is meant
         return False
     payload, scales = leaves.get(packing.payload), leaves.get(packing.scales)
     if payload is None or scales is None or payload.dtype != packing.payload_dtype:
@@ -252,7 +252,7 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, 
     if packing.scale == "block" and (len(payload.shape) != 2 or not payload.numel):
         return False
     shape = packing.shape_of(payload.shape)
-    if packing.payload_shape(shape) != payload.shape:  # its rows are no whole blocks
+    if packing.payload_shape(shape) != payload.shape:  # its rows are not whole blocks
         return False
     if (scales.dtype, scales.shape) != (packing.scale_dtype, packing.scale_shape(shape)):
         return False
@@ -273,7 +273,7 @@ def _told(ref: TensorRef, said: Mapping[str, object]) -> list[object]:
 
 
 def _parsed(ref: TensorRef) -> object:
-    """Returns what a constant says as JSON, None where that cannot be read."""
+    """Returns what a constant says as JSON, None if that cannot be read."""
     if not is_constant(ref):
         return None
     try:
@@ -283,7 +283,7 @@ def _parsed(ref: TensorRef) -> object:
 
 
 def same_meaning(found: object, wanted: object) -> bool:
-    """True where two JSON values differ in nothing but how to multiply."""
+    """True if two JSON values differ in nothing but how to multiply."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return found == wanted
     keys = (found.keys() | wanted.keys()) - _OPTIONS

@@ -82,7 +82,7 @@ class Caster:
             self.amax(source, name, start)
 
     def amax(self, source: Tensor, name: str, start: int = 0) -> float:
-        """Returns the largest |w| of a float dtype, which tells what formats would overflow; raises NotFinite."""
+        """Returns the largest |w| of a float dtype, which shows the formats that would overflow; raises NotFinite."""
         largest = 0.0
         for (piece,) in _chunks(source):
             amax = self._largest(piece)
@@ -140,7 +140,7 @@ class Caster:
 
 
 class Plain(Unscaled):
-    """The codec (codec.py) of a cast: every element is a unit of its own, and nothing stands beside them."""
+    """The codec (codec.py) of a cast: each element is a unit of its own, and there are no scales."""
 
     flushes = True
     stable = False
@@ -169,7 +169,7 @@ def encode(weight: Tensor, storage: str, name: str) -> Tensor:
 
 
 def decode(stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns the values of any float dtype but fp64, exactly, in the same shape; NaN and infinity as such.
+    """Returns the exact values of any float dtype but fp64, in the same shape; NaN and infinity stay as they are.
 
     They are float32, or of a narrower `dtype` that holds them all, as fp16 holds both fp8.
     """
@@ -217,7 +217,7 @@ def widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
 
 
 def _amax(values: Tensor) -> float:
-    """Returns the largest |w|; NaN where there is any."""
+    """Returns the largest |w|; NaN if there is any."""
     low, high = torch.aminmax(values)
     return max(-low.item(), high.item())
 

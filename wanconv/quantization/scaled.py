@@ -24,7 +24,7 @@ lose in quotient and product. Where `mse` may clip, |w| from 127 * scale to 127 
 127 * scale is. Scales are found on whole rows: runs here are (rows, columns), and a tensor's scale comes from the peaks
 of its rows.
 
-Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (families/packings.py) for the decode; the search
+Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (packings.py) for the decode; the search
 for a clipped range with less squared error is that of GPTQ (quant.py: 1 down to 0.2) and of llm-compressor's MSE
 observer (1 down to 0.8).
 """
@@ -255,7 +255,7 @@ def decode(stored: Tensor, scales: Tensor) -> Tensor:
 
 
 def odd_scale(scales: Tensor) -> float | None:
-    """Returns the first scale that is no positive number; None where each is one."""
+    """Returns the first scale that is not a positive finite number; None if all are valid."""
     odd = scales[~((scales > 0) & torch.isfinite(scales))]
     return odd[0].item() if len(odd) else None
 

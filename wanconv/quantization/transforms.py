@@ -102,7 +102,7 @@ class Rotated:
         return _RotatedJudge(self._inner.judge(scales, columns, clips), self._group)
 
     def _check_columns(self, columns: int) -> None:
-        """Raises ValueError where a group would reach into the next row."""
+        """Raises ValueError if a group would reach into the next row."""
         if columns % self._group:
             raise ValueError(f"rows of {columns} numbers are not whole groups of {self._group}")
 

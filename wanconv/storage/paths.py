@@ -38,13 +38,13 @@ def _at_home(path: Path, where: str) -> Path:
 
 
 def check_scheme(text: str, where: str = "", hubs: bool = False) -> None:
-    """Raises UsageError for an address, with `hubs` for one that is no repository's."""
+    """Raises UsageError for an address; with `hubs`, only for one that is not a repository's."""
     if fault := unsupported(text, hubs):
         raise UsageError(f"{where}: {fault[0]}" if where else fault[0], fault[1])
 
 
 def check_target(folder: Path, *suffixes: str) -> None:
-    """Raises UsageError where a folder that is to be written has the name of a weight file, or of a file with one of
+    """Raises UsageError if a folder that is to be written has the name of a weight file, or of a file with one of
     `suffixes`, or one that cannot be printed, or is the address of a place elsewhere."""
     if not printable(str(folder)):  # what is written there, no command would read
         raise UsageError(f"{str(folder)!r} holds characters that no path should have", "choose another name")

@@ -27,7 +27,7 @@ def scheme_of(text: str) -> str | None:
 
 
 def repository_of(text: str) -> str | None:
-    """Returns the address of a hub's repository, `hf://…` or `ms://…`; None where the text is no such address."""
+    """Returns the address of a hub's repository, `hf://…` or `ms://…`; None if the text is not one."""
     match = _ADDRESS.match(text)
     if match is None or not _is_hub(match[1].lower()):
         return None

@@ -19,8 +19,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-TEXT_NBYTES = 500_000  # of what people write: recipes, profiles
-JSON_NBYTES = 64_000_000  # of what programs write: manifests, indexes, results, records, lists
+TEXT_NBYTES = 500_000  # limit for files that people write: recipes, profiles
+JSON_NBYTES = 64_000_000  # limit for files that programs write: manifests, indexes, results, records, lists
 _PATIENCE_S = 60.0  # for all of a small file, whatever kind of file system it lies on
 _CHUNK_NBYTES = 1 << 20
 _NODES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
@@ -31,7 +31,7 @@ _BRIEF = 100
 
 
 def node_kind(mode: int) -> str:
-    """Returns what a node of a file system that is no regular file is, in words."""
+    """Returns in words what a node of a file system is that is not a regular file."""
     return _NODES.get(stat.S_IFMT(mode), "a device")
 
 
@@ -71,7 +71,7 @@ def stream(path: Path) -> BufferedReader:
 
 
 def read_small(path: Path, most_nbytes: int) -> bytes:
-    """Returns all that a file holds; raises OSError where that is more than so many bytes, or takes too long.
+    """Returns a file's content; raises OSError if it has more bytes than allowed, or takes too long.
 
     What counts is the bytes that come: files of /proc say that they have none, and others grow.
     """

@@ -1,6 +1,6 @@
 """A folder for as long as a process lives; what one that was killed has left is removed by the next that needs one.
 
-Its name is what tells that it is nobody else's: it ends as `tempfile` makes it up, and no two processes share one.
+Its name shows whose it is: its end is random, from `tempfile`, and no two processes share one.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ def _make(home: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _sweep(home: Path, prefix: str) -> None:
-    """Removes the folders of this user's processes that are no more."""
+    """Removes the folders of this user's processes that have ended."""
     name = re.compile(re.escape(prefix) + _COMPLETED)
     with suppress(OSError):
         for entry in os.scandir(home):

@@ -70,7 +70,7 @@ class Architecture:
 
     `source` is where its table was read; `full` are the (largest) released sizes, `tiny` sizes for tests: symbols and
     counts, plus `heads` where the shapes do not show it. `config` says which of them a scheme's config.json states, as
-    (key or product of keys, size). `dead` are tensors beside the network's own, all or some of which a file may hold.
+    (key or product of keys, size). `dead` are further tensors without use, all or some of which a file may hold.
     `classes` are the names by which a config.json calls this network and no other.
     """
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """How numbers are stored; `code` is the name in a safetensors header, empty where that has none.
+    """How numbers are stored; `code` is the name in a safetensors header, empty if that has none.
 
-    `itemsize` are the bytes of an element, or of a `block` of so many along a row. Floats carry what a cast needs:
+    `itemsize` are the bytes of an element, or of a `block` of elements along a row. Floats carry what a cast needs:
     `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value. `gguf` are its numbers in GGUF,
     where that has it: the type of a tensor, and the type of a file whose matrices are mostly of it.
     """
@@ -32,7 +32,7 @@ class DType:
 
     @property
     def blocked(self) -> bool:
-        """True where several numbers are coded together, with a scale of their own."""
+        """True if several numbers are coded together, with a scale of their own."""
         return self.block > 1
 
     @property

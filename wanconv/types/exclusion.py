@@ -32,7 +32,7 @@ def unmatched(globs: Iterable[str], paths: Collection[str]) -> tuple[str, ...]:
 
 
 def excluding(paths: Sequence[str], kept: Collection[str] = ()) -> str:
-    """Returns the argument that leaves files out and none of those `kept`: one glob for each file or, where
+    """Returns the argument that leaves files out and none of those `kept`: one glob for each file or, if
     there are many, for each folder that holds nothing else."""
     if len(paths) > _MOST:
         homes = {os.path.dirname(path) for path in kept}

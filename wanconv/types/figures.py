@@ -36,7 +36,7 @@ def sizes(*counts: int) -> tuple[str, ...]:
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """Returns a number with so many digits and, as far as people can read it, without an exponent."""
+    """Returns a number with the given digits and, as far as people can read it, without an exponent."""
     if not isfinite(value):
         return "not finite"
     if isinstance(value, int) or (value and 1000 <= abs(value) < _MOST):

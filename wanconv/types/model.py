@@ -70,12 +70,12 @@ class ModelTensor:
 
     @property
     def quantized(self) -> bool:
-        """True where its numbers are products with scales, which stand beside them or in their blocks."""
+        """True if its numbers are products with scales, stored in tensors of their own or in the blocks."""
         return self.packing is not None or DTYPES[self.dtype].blocked
 
     @property
     def as_it_lies(self) -> bool:
-        """True where its numbers are the bytes on disk, in order."""
+        """True if its numbers are the bytes on disk, in order."""
         return not (self.quantized or self.patches or self.transposed)
 
     @property
@@ -89,8 +89,8 @@ class ModelTensor:
 
     @property
     def nbytes(self) -> int:
-        beside = sum(ref.nbytes for ref in (self.scales, self.whole) if ref is not None)
-        return DTYPES[self.dtype].nbytes(self.numel) + beside
+        scales = sum(ref.nbytes for ref in (self.scales, self.whole) if ref is not None)
+        return DTYPES[self.dtype].nbytes(self.numel) + scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Component:
 class Lora:
     """A LoRA that is merged into one component: how many of its tensors it changes, and by which ranks.
 
-    `unmatched` are the keys that name nothing there; `evidence` says what told its component, where the user did not.
+    `unmatched` are the keys that name nothing there; `evidence` says how the component is known, if not by the user.
     """
 
     file: Path
@@ -160,12 +160,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
+    """A checkpoint whose every tensor has a role. `evidence` says how each expert's role is known.
 
     Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
 
-    `loras` are those that its tensors' patches come from. `skipped` are weight files beside it that are no network of
-    any family, each with what is known of it; they are no parts of the checkpoint. `opened` says how it was asked for.
+    `loras` are those that its tensors' patches come from. `skipped` are further weight files that are not a network of
+    any family, each with what is known of it; they are not part of the checkpoint. `opened` says how it was asked for.
     """
 
     checkpoint: Checkpoint
@@ -179,7 +179,7 @@ class Model:
 
     @property
     def mark(self) -> Mark | None:
-        """What its denoisers say that they are; None where they are what their tensors tell."""
+        """The network that its denoisers say they are; None if it is the one that their tensors show."""
         return next((component.mark for component in self.components.values() if component.mark), None)
 
     @property
@@ -189,7 +189,7 @@ class Model:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """The family's components that it lacks; none where it is another network, of which nobody knows."""
+        """The family's components that it lacks; none if it is another network, of which nobody knows."""
         if self.mark is not None:
             return ()
         return tuple(name for name in self.family.components if name not in self.components)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 _TOKEN = re.compile(r"\*\*[./]|\*\*|\*|\{|\}|,|[^*{},]+")
-_PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** beside a part of a segment
+_PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** next to a part of a segment
 _MOST_CHARACTERS = 20_000  # of a pattern, enough for a list of some hundred names
 _MOST_STARS = 100
 _MOST_REMEMBERED = 2000  # sets of places in a pattern
 _ENDS = "./"  # of a segment
-_INSIDE, _END, _ANY = "inside", "end", "any"  # what a step takes beside a character of its own; all longer than one
+_INSIDE, _END, _ANY = "inside", "end", "any"  # what a step takes other than one character; all longer than one
 
 
 class _Glob:
@@ -49,7 +49,7 @@ class _Glob:
         return len(self._steps) - 1
 
     def _build(self, pattern: str) -> int:
-        """Returns the place where the pattern ends; raises ValueError where it has no meaning."""
+        """Returns the place where the pattern ends; raises ValueError if it has no meaning."""
         at, groups = 0, list[tuple[int, int]]()  # where each open brace began, and where it ends
         for token in _TOKEN.findall(pattern):
             if token == "{":
@@ -146,7 +146,7 @@ _FLOATS = re.compile(r"(b?)float(?=\d)")  # torch's bfloat16 and float8 are bf16
 
 
 def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Returns the known names that `name` was probably meant to be, best first; none where nothing is near.
+    """Returns the known names that `name` was probably meant to be, best first; none if nothing is near.
 
     Upper and lower case, `-`, `_` and `.` are alike. The first of these that finds any decides: the same name; names
     that begin with it; names that have all of its words, or of whose words it has all; the fewest typing errors, of

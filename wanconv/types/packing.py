@@ -11,7 +11,7 @@ TILE = (128, 4)  # rows and columns of scales of blocks: cuBLAS documentation, 1
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How one client stores a weight that has scales: as tensors of their own beside the payload.
+    """How one client stores a weight that has scales: as tensors next to the payload.
 
     The last part of a name is its leaf: `payload` and `scales` are the leaves that stand for `weight`, `constants`
     those of further tensors, bytes that never change. One scale for the `tensor` has the shape `()`, those of each

@@ -10,7 +10,7 @@ from typing import Protocol
 class Step:
     """`done` of `total` units of a task, which `what` names; the task begins, or begins anew, where `done` is 0.
 
-    `unit` is a plural by a lone s. `kept` of what is done is an earlier run's work: it tells nothing about the speed of
+    `unit` is a plural by a lone s. `kept` is the part of `done` from an earlier run: it says nothing about the speed of
     this one.
     """
 

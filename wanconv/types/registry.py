@@ -104,7 +104,7 @@ class Table(Mapping[str, Value]):
         return len(self._every())
 
     def named(self, name: str) -> Value:
-        """Return the value of a name; raises LookupError where there is none."""
+        """Return the value of a name; raises LookupError if there is none."""
         if name in self:
             return self[name]
         raise LookupError(f"wanconv knows no {self._what} {name!r}; is the plugin that adds it installed?")
@@ -169,7 +169,7 @@ def pickle_by_name(kind: type[Value], find: Callable[[str], Value]) -> None:
 
     Args:
         kind: the class of the table's values.
-        find: a module's function that returns the table's value of a name; raises LookupError where there is none.
+        find: a module's function that returns the table's value of a name; raises LookupError if there is none.
     """
 
     def reduced(value: Value) -> str | tuple[object, ...]:

@@ -34,7 +34,7 @@ class TensorRef:
         return prod(self.shape)
 
     def read(self) -> bytes:
-        """Returns the payload; raises OSError where the file ends early."""
+        """Returns the payload; raises OSError if the file ends early."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             payload = stream.read(self.nbytes)  # until nothing comes: a system may hand over less at a time

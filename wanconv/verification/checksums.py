@@ -1,4 +1,4 @@
-"""Digests that are known of a folder's files: lists of sha256sum and md5sum, and what downloads left beside them."""
+"""Known digests of a folder's files: lists of sha256sum and md5sum, and the records of downloads."""
 
 import os
 import re
@@ -128,7 +128,7 @@ def _check_comment(line: str) -> None:
 def placed(read: DigestList, root: Path) -> DigestList:
     """Returns the list as it is about a folder: one that was made further up names more folders before its files.
 
-    Which ones is told by what lies here, or else by the folder's name; where both leave it open, that is a failure.
+    Which ones follows from the files here, or else from the folder's name; if both leave it open, that is a failure.
     """
     named = [line for line in read.lines if line.path]
     if not named or any(_is_here(root, line.path) for line in named):
@@ -155,7 +155,7 @@ def placed(read: DigestList, root: Path) -> DigestList:
 
 
 def _prefix(root: Path, path: str) -> tuple[str, ...] | None:
-    """Returns the folders before the longest end of a path that is a file's here; None where no end is."""
+    """Returns the folders before the longest end of a path that is a file's here; None if no end is."""
     parts = tuple(path.split("/"))
     return next((parts[:cut] for cut in range(1, len(parts)) if _is_here(root, "/".join(parts[cut:]))), None)
 
@@ -191,7 +191,7 @@ def known_to_hugging_face(root: Path, paths: Sequence[str]) -> list[Listed]:
 
 
 def recorded(root: Path) -> list[Listed]:
-    """Returns the files of the download that a folder came from; raises InputError for a record that is none."""
+    """Returns the files of the download that a folder came from; raises InputError for an invalid record."""
     record = download_record.read(root)
     return (
         [Listed(file.path, file.algorithm, file.digest, download_record.NAME) for file in record.files]

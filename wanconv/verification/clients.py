@@ -1,4 +1,4 @@
-"""Whether a folder is what a client reads: its headers held against those that a conversion for it would write.
+"""Whether a client can read a folder: its headers are compared with those that a conversion for it would write.
 
 What `keep` stores in the layout says every name, dtype and shape, and refuses what the client does not read. So
 the rules are the layout's own, in one place; whether they are the client's is what the tests with its loader show.
@@ -34,7 +34,7 @@ def check_client(model: Model, layout: Layout) -> list[Finding]:
 
 
 def why_not(model: Model, layout: Layout) -> str:
-    """Returns the first reason why the client of `layout` does not read a model; empty where it does.
+    """Returns the first reason why the client of `layout` does not read a model; empty if it does.
 
     What needs no plan is asked first: a plan of two experts takes as long as reading their headers.
     """
@@ -59,7 +59,7 @@ def why_not(model: Model, layout: Layout) -> str:
 
 def bare_weights(model: Model) -> list[Finding]:
     """Returns a warning for each component in which some linear weights of a dtype have scales, and others have none:
-    that may be meant, or theirs were lost; where their names are those of plain weights, only the source can tell."""
+    that may be meant, or theirs were lost; if their names are those of plain weights, only the source can show it."""
     findings = []
     for component in model.components.values():
         linear = [tensor for tensor in component.tensors.values() if tensor.role.kind == "linear"]
@@ -74,7 +74,7 @@ def bare_weights(model: Model) -> list[Finding]:
 
 
 def since(model: Model, layout: Layout) -> str:
-    """Returns the first versions of a client that are known to read such a model; empty where none is known."""
+    """Returns the first versions of a client that are known to read this model; empty if none is known."""
     packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
     marked = read_since(model.mark) if model.mark is not None else ""
     versions = sorted({packing.since for packing in packings & set(layout.packings)} - {""}) + [marked] * bool(marked)
@@ -95,7 +95,7 @@ def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[
 
 
 def _title(entry: Json) -> str:
-    return f"{entry['name']} ({entry['by']})" if entry else "what its tensors tell"
+    return f"{entry['name']} ({entry['by']})" if entry else "what its tensors show"
 
 
 def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[Finding]:
@@ -118,10 +118,10 @@ def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[F
 def _component(model: Model, component: Component, layout: Layout, held: Contents) -> Iterator[Finding]:
     part = component.part
     yield from _misplaced(model, component, layout)
-    beside = layout.attached_to(component.name, component.architecture.name)
-    if beside is not None and tokenizer_of(part) is None:
-        message = f"{layout.name} takes its tokenizer from a tensor, {beside[0]}, and without it encodes no prompt"
-        yield Finding("warning", part.path, message, f"convert a folder with the model's {beside[1]} in it")
+    attached = layout.attached_to(component.name, component.architecture.name)
+    if attached is not None and tokenizer_of(part) is None:
+        message = f"{layout.name} takes its tokenizer from a tensor, {attached[0]}, and without it encodes no prompt"
+        yield Finding("warning", part.path, message, f"convert a folder with the model's {attached[1]} in it")
     if "header" in layout.marks and (fault := unreadable_config(component)):
         yield _failure(part.path, fault)
     ignored = {name for name, _ in layout.attached.values()} | {ref.name for ref, _ in component.dead}

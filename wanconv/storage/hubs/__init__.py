@@ -33,7 +33,7 @@ class Reference:
 
 
 def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:
-    """Returns what `text` and the options say together; raises UsageError where they say nothing, or two things."""
+    """Returns what `text` and the options say together; raises UsageError if they say nothing, or two things."""
     if fault := unsupported(text, hubs=True):
         raise UsageError(fault[0], fault[1] if fault[1].startswith("write it as ") else _FORM)
     match = _REFERENCE.fullmatch(text)

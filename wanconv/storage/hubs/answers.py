@@ -23,7 +23,7 @@ _MAX_ERROR_NBYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`value` is the JSON of an answer, None where an error's is none; `reason` is status and text of the header."""
+    """`value` is an answer's JSON, None for an error without any; `reason` is status and text of the header."""
 
     status: int
     reason: str
@@ -72,7 +72,7 @@ class Questions:
     def _content(self, response: requests.Response) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise self.lie("encoded JSON, which was not asked for")
-        if response.status_code != 200:  # an error is told by its beginning
+        if response.status_code != 200:  # the beginning of an error is enough
             return b"".join(self._caller.chunks(response, _MAX_ERROR_NBYTES, whole=False))
         most = min(_MAX_ANSWER_NBYTES, self._patience.list_nbytes - self._nbytes)
         content = bytearray()

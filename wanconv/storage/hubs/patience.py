@@ -14,8 +14,8 @@ _SECONDS = re.compile(r"[0-9]+")
 class Patience:
     """How often to try without progress, how long between attempts (doubled each time), how long to bear silence.
 
-    A server that asks to wait longer than `longest_wait_s` is told no. A header, and each read of a body, ends within
-    `stall_s`. The list of a repository ends within `list_s`, in so many answers and bytes, or is refused.
+    If a server asks for a wait above `longest_wait_s`, wanconv gives up. A header, and each read of a body, ends within
+    `stall_s`. The list of a repository ends within `list_s` and within its limits of answers and bytes, or is refused.
     """
 
     attempts: int = 6

@@ -1,7 +1,7 @@
 """Byte ranges over HTTP, for as long as it takes: goes on where a connection ended, and believes no answer unchecked.
 
 There is no limit on the whole, only on silence: a read that brings nothing, or next to nothing, within `stall_s`
-counts as a failure, and so many failures without progress end it. HTTP semantics: RFC 9110, sections 13.1.5 and 14.
+counts as a failure, and too many failures without progress end it. HTTP semantics: RFC 9110, sections 13.1.5 and 14.
 """
 
 import re
@@ -76,7 +76,7 @@ def _etag(response: requests.Response) -> str:
 
 
 def _first_byte(response: requests.Response, what: str, start: int, end: int, nbytes: int) -> int:
-    """Returns the offset at which the body begins; raises InputError where it is not the file's."""
+    """Returns the offset at which the body begins; raises InputError if it is not the file's."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise InputError(f"{what} comes encoded as {encoding[:_MAX_SHOWN]}, which was not asked for", LIES)

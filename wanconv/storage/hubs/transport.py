@@ -126,7 +126,7 @@ class Caller:
         self._redirected: dict[str, str] = {}  # address → where the last good answer came from
 
     def open(self, address: Address, headers: Mapping[str, str]) -> tuple[requests.Response, bool]:
-        """Returns an answer that is no redirect, its body unread, and whether it is from the address' own origin."""
+        """Returns the answer after redirects, its body unread, and whether it is from the address' own origin."""
         asked = {"Accept-Encoding": "identity", "User-Agent": "wanconv", **headers}
         url, home = self._redirected.pop(address.url, address.url), origin(address.url)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -159,7 +159,7 @@ class Caller:
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             kind = Unreachable if _is_unreachable(error) else Passing
             raise kind(f"no answer from {plain(url)}: {_why(error)}") from error
-        except (http.client.HTTPException, ValueError) as error:  # of what the libraries do not expect in a header
+        except (http.client.HTTPException, ValueError) as error:  # from a header that the libraries do not expect
             raise InputError(f"{plain(url)} answers what is not HTTP: {_why(error)}", LIES) from error
 
     def chunks(self, response: requests.Response, left: int, whole: bool = True) -> Iterator[bytes]:
@@ -189,7 +189,7 @@ class Caller:
                 since, received = now, 0
 
     def wait(self, problem: Passing, failures: int, what: str) -> None:
-        """Waits before the next attempt; raises InputError where patience is at an end."""
+        """Waits before the next attempt; raises InputError if patience is at an end."""
         self._check_time(what)
         patience = self.patience
         if failures >= patience.attempts:
@@ -230,7 +230,7 @@ def reason(response: requests.Response) -> str:
 
 
 def _redirected(url: str, location: str) -> str:
-    """Returns where a redirect leads; raises InputError for an address that is not valid, or is less safe."""
+    """Returns where a redirect leads; raises InputError for an address that is invalid, or is less safe."""
     try:
         if not location or len(location) > _MAX_ADDRESS:
             raise ValueError("no address, or one of more than 16,000 characters")

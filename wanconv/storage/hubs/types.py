@@ -31,7 +31,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A repository's files. `commit` is None where the hub names none: then the digests alone say what is meant."""
+    """A repository's files. `commit` is None if the hub names none: then the digests alone say what is meant."""
 
     hub: str
     repository: str
@@ -60,13 +60,13 @@ class Hub(Protocol):
     token_name: str
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
-        """Returns the files of a revision, pinned; raises InputError where the hub refuses or cannot be reached."""
+        """Returns the files of a revision, pinned; raises InputError if the hub refuses or cannot be reached."""
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
         """Returns where the bytes of a listed file are; asks nobody."""
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
-        """Uploads these files of a folder as one commit, to a repository that is made where there is none; `bars` shows
+        """Uploads these files of a folder as one commit, to a repository that is made if there is none; `bars` shows
         the client's own progress on stderr."""
 
 

@@ -20,7 +20,7 @@ _SECRETS = ("authorization", "cookie")
 
 
 def _leave_secrets(url: str, home: str, headers: MutableMapping[str, Any]) -> None:
-    """Takes the token out of a request that goes elsewhere; raises InputError for what is no address."""
+    """Takes the token out of a request that goes elsewhere; raises InputError for an invalid address."""
     headers["Accept-Encoding"] = "identity"  # what unpacks to gigabytes is not asked for
     try:
         at_home = _is_home(origin(url), origin(home))
