@@ -134,7 +134,7 @@ class Unscaled:
         return UNSCALED
 
     def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
-        raise AssertionError("nothing stands beside the payload")
+        raise AssertionError("this codec has no scales")
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
         return UNSCALED
