@@ -16,7 +16,7 @@ from wanconv.types.names import alternatives, check, matches, nearest, suggestio
 
 SCHEMA = 1
 _SCHEMA = "wanconv `recipe.schema_page()` prints it"
-_LAST_BLOCK = 1000  # far beyond every network
+_LAST_BLOCK = 1000  # far above any network's
 _MOST_RULES = 2000  # one for each linear weight of the largest family
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
 _RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallback", "optional")
@@ -68,14 +68,14 @@ class Recipe:
     """Precision policy: rules, of which the first that takes a tensor decides its format.
 
     Args:
-        name: How reports and the manifest call it.
+        name: Its name in reports and the manifest.
         summary: One sentence about it.
         families: Globs on the names of the families that it is for.
         rules: The rules, in their order; at least one.
         text: The TOML file that it was read from, which the manifest carries; left out, it is written from the rest.
 
     Raises:
-        UsageError: Where the rules break the schema, with everything that is wrong in them.
+        UsageError: If the rules break the schema, with all of their errors.
 
     Example:
         >>> import wanconv as wc
@@ -91,7 +91,8 @@ class Recipe:
     text: str = ""
 
     def __post_init__(self) -> None:
-        """Writes the text of a recipe that was made in Python, and reads it: what a file cannot say is refused."""
+        """Writes the text of a recipe that was made in Python, and reads it: values that a file cannot hold are
+        refused."""
         if not self.text:
             text = _written(self)
             object.__setattr__(self, "rules", parse(self.name, text).rules)
@@ -105,7 +106,7 @@ def names() -> tuple[str, ...]:
 
 
 def schema_page() -> str:
-    """Returns the page, in Markdown, that says how a recipe is written."""
+    """Returns the Markdown page about the format of recipes."""
     return (resources.files("wanconv") / "recipes" / "README.md").read_text(encoding="utf-8")
 
 
@@ -128,7 +129,7 @@ def load(name: str) -> Recipe:
 
 
 def parse(name: str, text: str) -> Recipe:
-    """Returns the recipe that `text` holds, or raises UsageError with everything that is wrong in it."""
+    """Returns the recipe that `text` holds, or raises UsageError with all of its errors."""
     try:
         table = parsed_toml(text)
     except ValueError as error:
@@ -154,7 +155,7 @@ def parse(name: str, text: str) -> Recipe:
 
 
 def _written(recipe: Recipe) -> str:
-    """Returns a recipe as a TOML file; what a rule leaves to its format stays out of it."""
+    """Returns a recipe as a TOML file; a rule's defaults are left out."""
     lines = [f"schema = {SCHEMA}", f"summary = {_toml(recipe.summary)}", f"families = {_toml(recipe.families)}"]
     for rule in recipe.rules:
         lines += ["", "[[rule]]", f"match = {_toml(rule.match)}"]
@@ -268,7 +269,7 @@ def _family_problems(globs: object) -> list[str]:
 def assign(recipe: Recipe, family: str, vocabulary: Sequence[tuple[str, Kind, int | None]]) -> Mapping[str, int]:
     """Returns canonical name -> index of the rule that decides it.
 
-    `vocabulary` is (canonical name, kind, block number) of the whole family, whatever the source holds of it.
+    `vocabulary` is (canonical name, kind, block number) of the whole family, also of tensors that the source lacks.
 
     Raises Refused for a family that the recipe is not for, a name that no rule covers and a rule that decides nothing.
     """

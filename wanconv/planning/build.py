@@ -36,7 +36,7 @@ def plan(
 ) -> Plan:
     """Returns the plan, or raises Refused with every reason at once.
 
-    `overflowing` are canonical tensors whose values are known to exceed their rule's format: they take its fallback.
+    `overflowing` are canonical tensors whose values are known to exceed their rule's format: they get its fallback.
     """
     refusals: list[Refused] = []
     held = _contents(model, recipe, layout, overflowing, refusals)
@@ -82,7 +82,7 @@ def contents(model: Model, recipe: Recipe, layout: Layout) -> Contents:
 def _contents(
     model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str], refusals: list[Refused]
 ) -> Contents:
-    """Returns what the files hold of the components for which there is no refusal, and adds those to `refusals`."""
+    """Returns the files' contents of all components without a refusal, and adds the refusals to `refusals`."""
     held = Contents({}, {}, {}, {}, [])
     with _collected(refusals):
         held.steps.update(steps_of(model, recipe, layout, overflowing))
@@ -114,7 +114,7 @@ def _collected(refusals: list[Refused]) -> Iterator[None]:
 
 
 def _all_of(refusals: Sequence[Refused]) -> Refused:
-    """Returns one refusal that says all of them: first what each is about, then its lines."""
+    """Returns one refusal for all of them: each one's message, then its lines."""
     first, *others = refusals
     if not others:
         return first
@@ -166,7 +166,7 @@ def _tokenizer_beside(path: Path) -> bytes:
 
 
 def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[Slot]) -> list[Finding]:
-    """Returns what becomes of a tokenizer that the layout has no place for, or lacks."""
+    """Returns findings about a tokenizer that the layout does not store, or that is missing."""
     wanted = layout.attached_to(component.name, component.architecture.name)
     if wanted is None and tokenizer_of(component.part) is not None:
         message = f"its tokenizer, the tensor {TOKENIZER}, has no place in the {layout.name} layout and is left out"
@@ -178,7 +178,7 @@ def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[
 
 
 def _marker(component: Component, layout: Layout, tensors: Sequence[Stored]) -> list[Slot]:
-    """Returns the tensor that marks a component's file, where it has scales."""
+    """Returns the tensor that marks a component's file, if it has scales."""
     marker = layout.marker
     if marker is None or not any(tensor.packing for tensor in tensors):
         return []

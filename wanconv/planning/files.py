@@ -21,7 +21,7 @@ _PLAIN = {"format": "pt"}
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan.
+    """A tensor's place in an output file: `name` is its name in the file, `key` is unique in the plan.
 
     One that is `attached` to another follows it into its shard: scales, or a `constant`, whose bytes are known already.
     """
@@ -100,11 +100,11 @@ def _safetensors(path: str, shard: Sequence[Slot], metadata: Mapping[str, str]) 
 
 
 def _ordered(shard: Sequence[Slot]) -> list[Slot]:
-    """Returns the tensors as the file has them: every one at a multiple of its element size, as safetensors has it.
+    """Returns the tensors in the file's order: each at a multiple of its element size, as safetensors requires.
 
-    They stay in their order, in which a source's files are needed one after the other, with constants last. Where that
-    puts one at an odd place, wide elements come first, then scales, which are measured with their payloads; but where
-    the payloads would leave those at an odd place, they are wide elements like others.
+    They keep their order, in which the source's files are needed one after the other, with constants last. If that
+    misaligns one, wide elements come first, then scales, which are measured with their payloads. If the payloads would
+    misalign the scales, these are sorted like other wide elements.
     """
     in_turn = sorted(shard, key=lambda slot: slot.constant is not None)
     ends = accumulate(slot.nbytes for slot in in_turn)

@@ -1,4 +1,4 @@
-"""What a user should know of a plan before it is carried out."""
+"""Findings about a plan for the user, before it is carried out."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,11 +18,11 @@ _NAMES = ("of its keys names", "of its keys name")
 
 
 def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
-    """Returns what a user should know before: overrides, fallbacks, what is absent, what brings a client nothing."""
+    """Returns the findings: overrides, fallbacks, absent components, formats without use to a client."""
     findings = [
         Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
         for component in model.absent
-        if any(name in DENOISERS for name in model.components)  # else the family is a guess
+        if any(name in DENOISERS for name in model.components)  # otherwise the family is a guess
     ]
     findings += [*left_out(model), *marks_of(model), *older_clients(model, layout), *roles_of(model)]
     for lora in model.loras:
@@ -76,7 +76,7 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
 
 
 def dead_of(model: Model) -> list[Finding]:
-    """Returns what a file holds that no client reads, and no output."""
+    """Returns a note about tensors in a file that neither a client nor the output uses."""
     findings = []
     for component in model.components.values():
         for why, names in _grouped((why, ref.name) for ref, why in component.dead):
@@ -88,7 +88,7 @@ def dead_of(model: Model) -> list[Finding]:
 
 
 def left_out(model: Model) -> list[Finding]:
-    """Returns which files of a source are not read, and which globs were to leave files out and matched none."""
+    """Returns the files of a source that are not read, and the globs of `exclude` that matched none."""
     skipped = [Finding("note", path, f"left out: {what}") for path, what in model.skipped]
     return skipped + without_match(model.checkpoint.unmatched)
 
@@ -115,7 +115,7 @@ def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
 
 
 def _without_input_scale(step: Step, layout: Layout) -> str:
-    """Returns what a client does without the scale that a source has for a layer's inputs."""
+    """Returns how a client works without the source's scale for a layer's inputs."""
     if step.packing is None or step.packing.inputs is None:
         return f"{layout.name} does not read one with {step.label}"
     if in_full_precision(step.packing):
@@ -124,7 +124,7 @@ def _without_input_scale(step: Step, layout: Layout) -> str:
 
 
 def _second_steps(steps: Sequence[Step]) -> list[Finding]:
-    """Returns what becomes of tensors that were quantized before: carried over, or rounded a second time."""
+    """Returns findings about tensors that were quantized before: carried over, or rounded a second time."""
     before = [step for step in steps if step.tensor.quantized]
     findings = []
     for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):

@@ -1,4 +1,4 @@
-"""The tensors that a layout stores for a component, and the steps that each is filled by."""
+"""The tensors that a layout stores for a component, and the steps that fill each of them."""
 
 from collections.abc import Mapping, Sequence
 from glob import escape
@@ -20,8 +20,8 @@ from wanconv.types.tensors import Shape
 def outputs_of(
     component: Component, layout: Layout, steps: Mapping[str, Step]
 ) -> tuple[list[Output], list[Stored], list[Finding]]:
-    """Returns the tensors that `layout` stores for a component: with those beside them, and without; and what has no
-    home in it. They are in the order of its table, those of the source's first file before those of its second.
+    """Returns the tensors that `layout` stores for a component, with their scales and without, and those that it does
+    not store. They are in the table's order, those of the source's first file before those of its second.
 
     Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe keeps apart.
     """
@@ -79,7 +79,7 @@ def _last_file(output: Output) -> Path:
 
 
 def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Output]:
-    """Returns the tensors of a file that hold one of the table: itself, or its payload, scales and constants."""
+    """Returns the tensors of a file that hold a tensor of the table: itself, or its payload, scales and constants."""
     step, packing = parts[0], parts[0].packing
     if packing is None:
         slot = Slot(f"{component}/{target.name}", target.name, step.dtype, target.shape)
@@ -111,6 +111,6 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
 
 
 def without(component: Component) -> str:
-    """Returns the options that leave a component out."""
+    """Returns the arguments that leave a component out."""
     folder = component.part.folder
     return argument("exclude", [f"{escape(folder)}/*"]) if folder else excluding(component.part.files)

@@ -33,11 +33,11 @@ from wanconv.types.text import printable
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _SEAL = "self_sha256"
-_NAMED = ("name", "xxh3_128")  # what an entry of a tensor says at least
+_NAMED = ("name", "xxh3_128")  # required fields of a tensor's entry
 _BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of a payload's companion tensors, in words
 _CHUNK_NBYTES = 4 << 20
-_MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
-_MAX_ETAG_NBYTES = 10_000  # of the three lines that Hugging Face's client leaves
+_MAX_NBYTES = 64_000_000  # enough for 200 000 tensors, the most that a file may hold
+_MAX_ETAG_NBYTES = 10_000  # for the three lines that Hugging Face's client leaves
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
@@ -45,8 +45,8 @@ Json = dict[str, object]
 
 
 def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> list[Json]:
-    """Returns the source's weight files: size, digest of the header, and the full digest where one is known, with who
-    says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
+    """Returns the source's weight files: size, digest of the header, and the full digest if one is known, with its
+    origin: read now, listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
     record = download_record.read(checkpoint.root)
     recorded = download_record.sha256_by_file(record)
@@ -84,8 +84,8 @@ def known_etag(root: Path, path: str) -> str | None:
 
 
 def plan_key(plan: Plan, base_model: str | None) -> str:
-    """Returns what makes two conversions the same: sources by size and header, sidecars, recipe, layout, base model,
-    LoRAs, each byte's place. Raises InputError for a sidecar that cannot be read."""
+    """Returns a key that is equal for equal conversions: sources by size and header, sidecars, recipe, layout, base
+    model, LoRAs, each byte's place. Raises InputError for a sidecar that cannot be read."""
     table = [
         [[file["path"], file["nbytes"], file["header_sha256"]] for file in source_files(plan.model.checkpoint)],
         plan.recipe.text,
@@ -117,8 +117,8 @@ def _sidecar_digest(path: Path) -> str:
 
 
 def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json], options: Json) -> bytes:
-    """Returns the manifest. It holds no time and no absolute path, and depends on the tool only under `tool`."""
-    import torch  # only for its version: a conversion has it loaded anyway
+    """Returns the manifest. It holds no time and no absolute path; only `tool` depends on wanconv's version."""
+    import torch  # for its version; a conversion has imported it anyway
 
     home = {payload.key: image.path for image in plan.images for payload in image.payloads}
     digests = {key: digest for file in written for key, digest in file.tensors.items()}
@@ -173,7 +173,7 @@ def _plugin_entries(plan: Plan) -> list[Json]:
 
 
 def _seal(manifest: Json) -> str:
-    """Returns the digest of all that a manifest says, whatever its spacing."""
+    """Returns the digest of a manifest's content, independent of white space."""
     content = {key: value for key, value in manifest.items() if key != _SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -188,7 +188,7 @@ def _scales_entry(step: Step, slots: Mapping[str, Slot], digests: Mapping[str, s
 
 
 def lora_entries(model: Model) -> list[Json]:
-    """Returns what is recorded of the LoRAs that were merged, in their order."""
+    """Returns the records of the merged LoRAs, in their order."""
     return [
         {
             "file": lora.file.name,
@@ -243,7 +243,7 @@ def files(manifest: Json) -> list[Written]:
 
 
 def source_options(manifest: Json) -> tuple[Expert | None, tuple[str, ...]]:
-    """Returns --expert and --exclude as the conversion had them: what it saw of its source."""
+    """Returns the conversion's `expert` and `exclude`, which select its part of the source."""
     options: Json = manifest["options"]  # type: ignore[assignment]  # read() has checked it, and what follows
     expert: Expert | None = options["expert"]  # type: ignore[assignment]
     return expert, tuple(options["exclude"])  # type: ignore[arg-type]
@@ -256,13 +256,13 @@ def unclipped(manifest: Json) -> frozenset[str]:
 
 
 def loras(manifest: Json) -> list[Json]:
-    """Returns what a manifest from read() says of the LoRAs that were merged: lora_entries()."""
+    """Returns the records of merged LoRAs in a manifest from read(): lora_entries()."""
     entries: list[Json] = manifest.get("loras", [])  # type: ignore[assignment]  # read() has checked it
     return entries
 
 
 def _fault(manifest: Json) -> str:
-    """Returns what is wrong with the fields that are read again; all of it may come from anybody."""
+    """Returns the first fault of the fields that are read again: a manifest may have any origin."""
     files, tensors, options = manifest.get("files"), manifest.get("tensors"), manifest.get("options")
     if not isinstance(manifest.get("plan"), str):
         return "it names no plan"
@@ -305,7 +305,7 @@ def _fault(manifest: Json) -> str:
 
 
 def _is_said(entry: object) -> bool:
-    """True for an entry of says_entry(): its name is one in the letters of a mark's, the rest is text."""
+    """True for an entry of says_entry(): its name has the letters of a mark's name, the rest is text."""
     if not isinstance(entry, dict) or not isinstance(entry.get("said"), dict):
         return False
     words = [entry.get("name"), entry.get("by"), entry.get("tensors_of"), *entry["said"].values()]
@@ -327,8 +327,8 @@ def is_inside(path: str) -> bool:
 def check_files(
     folder: Path, manifest: Json, progress: Advance, jobs: int = 2, read: dict[str, str] | None = None
 ) -> list[Finding]:
-    """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
-    manifest itself among them. Into `read` it puts path -> sha256 of the files that it read.
+    """Returns a failure for every file of the manifest, and the manifest itself, that is missing or has another size or
+    other bytes. Adds path -> sha256 of the files that it read to `read`.
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed: they come last.
     """
@@ -359,7 +359,7 @@ def check_files(
 
 
 def unreadable(folder: Path, path: str) -> Finding | None:
-    """Returns what keeps a listed file from being read: missing, a link to elsewhere, no file at all."""
+    """Returns why a listed file cannot be read: missing, a link to elsewhere, or not a file."""
     if not os.path.lexists(folder / path):
         return Finding("failure", path, "is missing", "get the file again, or convert again", CheckFailed.code)
     try:
@@ -386,7 +386,7 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     try:
         tensors = read_header(folder / path).tensors if expected else {}
     except InputError:
-        return []  # the header itself is broken, and the headers' own check says how
+        return []  # the header itself is broken; its own check reports it
     digests = {name: _digest_tensor(ref) for name, ref in tensors.items()}
     return [
         _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is missing from {path}")

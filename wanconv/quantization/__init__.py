@@ -1,5 +1,5 @@
-"""How numbers are stored: the formats a recipe can name. This table is free of torch; the modules of each kind move the
-bytes: `plain` casts, `scaled` divides by a scale first, `blocks` and `microscaled` by one for every few numbers of a
+"""The formats that a recipe can name. This table does not import torch; the modules of each kind move the bytes:
+`plain` casts, `scaled` divides by a scale first, `blocks` and `microscaled` by one scale for every few numbers of a
 row."""
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from wanconv.types.architecture import Kind
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.tensors import Shape
 
-MAX_ROW = 1 << 18  # elements of a row that takes a scale of its own: what fits a worker's scratch memory
+MAX_ROW = 1 << 18  # most elements of a row with its own scale: they must fit a worker's scratch memory
 ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitude, or by the least squared error
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest relative L2 errors that rounding to a format explains, where a profile does not say otherwise.
+    """The largest relative L2 errors that rounding to a format explains, unless a profile says otherwise.
 
     Limits of a teacher-forced `noise` prediction, of what a `block` adds to the reference's input, of each
     stored `weight`, and of the result of a text encoder or a VAE as a `component`.
@@ -27,7 +27,7 @@ class Limits:
     component: float
 
 
-EXACT = Limits(noise=1e-5, block=1e-5, weight=0.0, component=1e-5)  # of formats that hold every value of the source
+EXACT = Limits(noise=1e-5, block=1e-5, weight=0.0, component=1e-5)  # for formats that hold every value of the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Format:
     `scales` are what one scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
     `tensor`, each `row` of axis 0, or each `block` of a row; `auto` leaves it to the layout.
 
-    What a verdict takes from it: `limits`, None if rounding to it is never lossy enough to be judged;
+    For verdicts: `limits`, None if rounding to it is never lossy enough to be judged;
     `significand_bits` if the storage is not a float, so that formats can be ordered from coarse to fine; `linear_only`
     for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
-    zero. `clips` where a search may choose a scale that does not reach the largest numbers.
+    zero. `clips`: a search may choose a scale that does not reach the largest numbers.
 
-    `needs` are the statistics of a layer's inputs that the codec must be given; no conversion has any yet.
+    `needs` are the statistics of a layer's inputs that the codec needs; no conversion has any yet.
     """
 
     name: str
@@ -123,6 +123,6 @@ def stored_as(dtype: str) -> Format | None:
 
 
 def significand_bits(dtype: str) -> int:
-    """Returns how many bits of a number's significand a dtype on disk keeps, its leading one aside."""
+    """Returns the significand bits that a dtype on disk keeps, without the leading one."""
     known = stored_as(dtype)
     return known.significand_bits if known and known.significand_bits is not None else DTYPES[dtype].mantissa or 0

@@ -1,4 +1,4 @@
-"""MXFP8 and NVFP4: along a row, every few numbers share a scale of eight bits, which stands in another tensor.
+"""MXFP8 and NVFP4: along a row, every few numbers share a scale of eight bits, which is in another tensor.
 
     mxfp8   s  = 2 ** ceil(log2(max(|w|) / 448)) of 32 numbers       E8M0: the exponent alone, 127 higher
             q  = round(clamp(w / s))                                 E4M3
@@ -17,12 +17,12 @@ The worst error of an element is half a step of its block's grid,
 
     bound(w) = S * h(w / S)            S = s, or t * s in NVFP4, from the source alone; h: half the spacing there
 
-In NVFP4, where s is small (below 2 ** -6) and so coarse, a number beyond 6 S may be as far away as 6 S is: blocks whose
-largest magnitude is 460,000 times below the tensor's become zeros. The bound is exact in MXFP8, where every S is a
-power of two; NVFP4's has a factor (1 + 2 ** -13), for what float32 may lose in quotient and product.
+In NVFP4, where s is small (below 2 ** -6) and so coarse, a number beyond 6 S may be off by its distance from 6 S:
+blocks whose largest magnitude is 460,000 times below the tensor's become zeros. The bound is exact in MXFP8, where
+every S is a power of two; NVFP4's has a factor (1 + 2 ** -13), for float32's rounding of quotient and product.
 
-Scales stand in tiles of 128 rows and 4 columns, one after the other, row by row; in a tile, those of rows r, r + 32,
-r + 64 and r + 96 are neighbours. Padding is zero.
+Scales are stored in tiles of 128 rows and 4 columns, one after the other, row by row; in a tile, those of rows r, r +
+32, r + 64 and r + 96 are neighbours. Padding is zero.
 
 Sources: OCP Microscaling Formats 1.0 (MXFP8, E8M0, E2M1); cuBLAS documentation, "1D Block Quantization" (scales,
 rounded up in E8M0) and "1D Block Scaling Factors Layout" (tiles); comfy_kitchen 0.2.40
@@ -51,7 +51,7 @@ _GRIDS = {"mxfp8": _E4M3, "nvfp4": _E2M1}
 _SMALLEST_WHOLE = 2.0**-100
 _SMALLEST = 2.0**-149  # of float32: a block of zeros has no error at all, and 0 / 0 would be none
 _SLACK = {"mxfp8": 1.0, "nvfp4": 1 + 2.0**-13}
-_WHOLE_SLACK = 1 + 2.0**-7  # what others' scale of the tensor may be off, who find it in bf16
+_WHOLE_SLACK = 1 + 2.0**-7  # tolerance for a tensor scale that others compute in bf16
 _NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _PAIRS = torch.tensor([[_NUMBERS[byte >> 4], _NUMBERS[byte & 15]] for byte in range(256)])
 

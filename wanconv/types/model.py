@@ -25,9 +25,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What a LoRA adds to a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
+    """A LoRA's change of a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
 
-    `up` is (rows, rank), `down` (rank, row); further axes are part of the row, as a convolution's are.
+    `up` is (rows, rank), `down` (rank, row); further axes, such as a convolution's, are part of the row.
     """
 
     scale: float
@@ -43,9 +43,8 @@ class Patch:
 class ModelTensor:
     """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose).
 
-    Where it is stored with scales, `packing` says how, the pieces are its payload, and `scales` lies elsewhere, as does
-    the `whole` scale of scales.
-    `patches` are added to its numbers when they are read.
+    If it has scales, `packing` says how they are stored, the pieces are its payload, and `scales` and the `whole` scale
+    of scales are tensors of their own. `patches` are added to its numbers when they are read.
     """
 
     name: str
@@ -80,7 +79,7 @@ class ModelTensor:
 
     @property
     def stored_as(self) -> str:
-        """The dtype on disk, and what its scales cover where it has some: `int8 row`."""
+        """The dtype on disk, and what its scales cover, if it has some: `int8 row`."""
         return self.dtype if self.packing is None else f"{self.dtype} {self.packing.scale}"
 
     @property
@@ -95,9 +94,9 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a denoiser's files say of its network that its tensors do not: another network has the same ones.
+    """A network that a denoiser's files name, whose tensors are those of another network.
 
-    `name` is its own, in letters that a file name takes. It is said `by` the header, or by the config.json of a scheme,
+    `name` is its own, in letters of a file name. It is said `by` the header, or by the config.json of a scheme,
     at `path`, as the fields `said`, whose values are JSON. `base` is what the tensors alone would be.
     """
 
@@ -116,7 +115,8 @@ class Mark:
 class Component:
     """One identified network of a model.
 
-    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` what no client reads: (tensor, why).
+    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` are tensors that no client reads:
+    (tensor, why).
     """
 
     name: str
@@ -134,7 +134,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA that is merged into one component: how many of its tensors it changes, and by which ranks.
+    """A LoRA that is merged into one component: the number of its tensors that it changes, and the ranks.
 
     `unmatched` are the keys that name nothing there; `evidence` says how the component is known, if not by the user.
     """
@@ -151,7 +151,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """How a checkpoint was asked for: its path, the role of a lone expert, and the globs of what is left out."""
+    """How a checkpoint was opened: its path, the role of a lone expert, and the globs of excluded files."""
 
     source: Path
     expert: Literal["high", "low"] | None = None
@@ -165,7 +165,7 @@ class Model:
     Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
 
     `loras` are those that its tensors' patches come from. `skipped` are further weight files that are not a network of
-    any family, each with what is known of it; they are not part of the checkpoint. `opened` says how it was asked for.
+    any family, each with what is known of it; they are not part of the checkpoint. `opened` says how it was opened.
     """
 
     checkpoint: Checkpoint
@@ -189,7 +189,7 @@ class Model:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """The family's components that it lacks; none if it is another network, of which nobody knows."""
+        """The family's components that it lacks; empty for another network, whose components are unknown."""
         if self.mark is not None:
             return ()
         return tuple(name for name in self.family.components if name not in self.components)

@@ -1,6 +1,6 @@
 """Hugging Face and ModelScope behind one small protocol: list files with sizes and digests, open a byte range.
 
-Importing a hub brings its client; `open_hub` imports the one that is asked for.
+Importing a hub's module imports its client; `open_hub` imports only the requested one.
 """
 
 import re
@@ -25,7 +25,7 @@ _FORM = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revis
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository as a user names it: `hf://owner/name@revision`, of which only owner/name must be there."""
+    """A repository as a user names it: `hf://owner/name@revision`; only owner/name is required."""
 
     hub: str
     repository: str
@@ -33,7 +33,7 @@ class Reference:
 
 
 def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:
-    """Returns what `text` and the options say together; raises UsageError if they say nothing, or two things."""
+    """Returns the repository that `text` and the arguments name; raises UsageError if they name none, or two."""
     if fault := unsupported(text, hubs=True):
         raise UsageError(fault[0], fault[1] if fault[1].startswith("write it as ") else _FORM)
     match = _REFERENCE.fullmatch(text)
