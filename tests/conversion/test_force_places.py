@@ -536,7 +536,11 @@ def test_an_odd_path_on_the_command_line_replaces_nothing(
     with pytest.raises(SystemExit) as ended:
         run(["convert", str(out.parent / "source"), "-r", "fp16", "--force", *arguments])
     error = capsys.readouterr().err
-    assert (ended.value.code, error.startswith(("error[usage]: ", "error[occupied]: ")), said in error) == (2, True, True), error
+    assert (ended.value.code, error.startswith(("error[usage]: ", "error[occupied]: ")), said in error) == (
+        2,
+        True,
+        True,
+    ), error
     assert state(out.parent) == before
 
 

@@ -20,16 +20,16 @@ from wanconv.weights.reader import Reader, Sources, TensorNumbers, invalid_scale
 from wanconv.weights.source_files import Files, confirm_file
 from wanconv.weights.threads import single_threaded
 
-_FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
+_FLUSH_SAMPLE = 1 << 13  # elements of each run that are checked for numbers that became zero
 _FLUSH_LIMIT = 0.01
 
 
 class NeedsFallback(Exception):
-    """A value exceeds its rule's format, and the rule names a fallback. Never leaves the convert verb."""
+    """A value exceeds its rule's format, and the rule names a fallback. Never leaves `convert`."""
 
 
 class Mover:
-    """Fills the payload of a plan's outputs. Use as a context: it holds the source files open."""
+    """Fills the payload of a plan's outputs. A context manager: it holds the source files open."""
 
     def __init__(self, plan: Plan, files: Files | None = None) -> None:
         self._plan = plan
@@ -51,8 +51,8 @@ class Mover:
         self._entered.close()
 
     def confirm(self) -> None:
-        """Has torch itself read the tables of .pth files, compares tied copies with what is written, and looks
-        at every scale."""
+        """Reads the tables of .pth files with torch, compares tied copies with the written tensor, and checks
+        every scale."""
         codecs = Codecs()
         for component in self._plan.model.components.values():
             for file in component.part.files:
@@ -81,9 +81,9 @@ class Mover:
             at += nbytes
 
     def findings(self) -> list[Finding]:
-        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, the worst first.
+        """Returns a warning for each tensor of which a plain cast turned more than 1 % into zero, the worst first.
 
-        A sample of each run is counted, of those that this run of the program has written.
+        The shares come from a sample of each run that this process has written.
         """
         steps = {step.tensor.name: step for step in self._plan.steps}
         shares = {name: lost / seen for name, (lost, seen) in self._flushed.items() if lost > _FLUSH_LIMIT * seen}
@@ -98,7 +98,8 @@ class Mover:
         ]
 
     def overflowing(self) -> frozenset[str]:
-        """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
+        """Returns the tensors whose values exceed their format and whose rule names a fallback, by one pass over
+        these."""
         reader, caster = Reader(self._sources), Caster()
         return frozenset(
             step.tensor.name
@@ -134,11 +135,11 @@ class Mover:
         assert ref is not None
         if ref.nbytes == output.slot.nbytes:
             self._sources.read_into(ref, DTYPES[ref.dtype].numel(start), view)
-        else:  # the source has one scale for all rows, the target one for each
+        else:  # the source has one scale for all rows, the target one per row
             torch.frombuffer(view, dtype=torch.float32).copy_(scales.factors)
 
     def _fill_bytes(self, step: Step, start: int, view: memoryview) -> None:
-        """Fills the bytes of a payload, whose first and last unit `view` may cut: those two are made whole."""
+        """Fills the bytes of a payload. `view` may cut its first and last unit: those two are encoded whole."""
         dtype, at = DTYPES[step.dtype], 0
         while at < len(view):
             unit, inside = divmod(start + at, dtype.itemsize)
@@ -184,7 +185,7 @@ class Mover:
             self._flushed[name] = so_far + lost, seen + source.numel()
 
     def _fill_transposed(self, output: Output, start: int, view: memoryview) -> None:
-        """Writes the transpose of a canonical tensor: made whole, because those are small."""
+        """Writes the transpose of a canonical tensor, made at once: these tensors are small."""
         (step,) = output.steps
         dtype = TORCH_DTYPES[output.slot.dtype]
         whole = bytearray(output.slot.nbytes)

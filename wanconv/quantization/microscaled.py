@@ -206,7 +206,7 @@ class Microscaled:
         return _Judge(self._storage, self._microscaler, scales)
 
     def _whole(self, fit: Fit, row: int, numbers: Numbers) -> Tensor:
-        """Returns the scale of the scales: 1 where the format has none, else measured from `row` on."""
+        """Returns the scale of the scales: 1 if the format has none, else measured from `row` on."""
         if self._storage != "nvfp4":
             return torch.ones(1)
         return fit.once("whole", lambda: torch.tensor([whole_of(peak_of(fit, row, numbers, self._scaler).item())]))
@@ -270,7 +270,7 @@ def bound(weight: Tensor, storage: str, whole: float = 1.0) -> Tensor:
 
 
 def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> None:
-    """Raises NotFinite for NaN, which E4M3 has and E2M1 has not."""
+    """Raises NotFinite for NaN, which E4M3 has but E2M1 does not."""
     if storage == "mxfp8" and (bad := payload.bitwise_and(0x7F) == 0x7F).any():
         at = start + int(bad.int().argmax())
         raise NotFinite(
@@ -279,8 +279,8 @@ def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> N
 
 
 def odd_scale(codes: Tensor, storage: str, whole: float = 1.0) -> float | None:
-    """Returns the first that is no scale: `whole` where it is no positive number, or the scale of a block that is NaN,
-    below zero or, in MXFP8, what clients take for infinity. None if all are scales: zero is one, of a block."""
+    """Returns the first invalid scale: `whole` unless it is positive and finite, or a block's scale that is NaN,
+    negative or, in MXFP8, infinity to clients. None if all are valid; zero is valid for a block."""
     if not 0.0 < whole < inf:
         return whole
     bad = codes == 0xFF if storage == "mxfp8" else (codes > 0x80) | (codes == 0x7F)
@@ -296,7 +296,7 @@ def tiled(codes: Tensor) -> Tensor:
 
 
 def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Returns the (rows, columns) of scales that stand in the bytes of tiles."""
+    """Returns the (rows, columns) of scales from the bytes of tiles."""
     across = -(-columns // TILE[1])
     grid = tiles.view(-1, across, 32, 4, TILE[1]).permute(0, 3, 2, 1, 4).reshape(-1, across * TILE[1])
     return grid[:rows, :columns].contiguous()
@@ -334,7 +334,7 @@ def _bound(rows: Tensor, storage: str, whole: float, scratch: Tensor) -> Tensor:
         spacing = power(rows / steps.clamp(min=_SMALLEST).view(-1, 1), _E4M3, scratch)
         return spacing.mul_(half_spacing(_E4M3)).mul_(steps.view(-1, 1)).clamp_(min=_SMALLEST)
     quotients = _quotients(peaks, whole)
-    # a scale of the tensor that is too fine for a block excuses nothing
+    # a tensor scale that is too small for a block does not widen the bound
     steps = torch.where(quotients > _E4M3.largest * _WHOLE_SLACK, peaks / _E2M1.largest, steps).view(-1, 1)
     spacing = power((rows / steps.clamp(min=_SMALLEST)).clamp_(-6.0, 6.0), _E2M1, scratch)
     limit = spacing.mul_(half_spacing(_E2M1)).mul_(steps)
