@@ -1,4 +1,4 @@
-"""inspect: what a file or folder is, from its headers."""
+"""inspect: identifies a file or folder from its headers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +27,12 @@ from wanconv.verification.clients import bare_weights, since, why_not
 if TYPE_CHECKING:
     from wanconv.storage.hubs import Patience
 
-_NOTES = 20  # of a header, that are shown
+_NOTES = 20  # most texts of a header that are shown
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
     """Returns family, release, components, naming, dtypes and sizes, and which clients read it; `tensors` lists every
-    one. Reads headers only."""
+    tensor. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
     return _report(model, str(path), tensors, twins.sampled(model))
 
@@ -82,8 +82,8 @@ def inspect_remote(
     token: str | None = None,
     patience: "Patience | None" = None,
 ) -> Report:
-    """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
-    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
+    """Returns the same for a repository (`hf://…`, `ms://…`), of which only the headers are downloaded."""
+    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which local files do not need
 
     with mirrored(repository, Wish(exclude=exclude), token, patience) as mirror:
         model = identify(open_checkpoint(mirror.root), expert)
@@ -129,7 +129,7 @@ def _clients(model: Model) -> Table:
 
 
 def _notes(model: Model) -> Table:
-    """Returns what the headers say beside their tensors, the first of each component."""
+    """Returns the further texts in the headers, the first ones of each component."""
     rows = [(component.name, *note) for component in model.components.values() for note in notes_of(component)[:_NOTES]]
     return Table("notes", ("component", "field", "text"), tuple(rows))
 

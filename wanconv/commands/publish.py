@@ -1,4 +1,4 @@
-"""publish: a converted folder, verified, to a repository of a hub, and compared with what the hub then lists."""
+"""publish: uploads a verified conversion to a hub's repository, and compares it with the hub's list."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -15,13 +15,13 @@ from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
 from wanconv.verification import checksums
 
-_MAX_SHOWN = 200  # characters of a name that nobody has checked
+_MAX_SHOWN = 200  # most characters of an unchecked name
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `publish` is asked for; `private` is about a repository that is yet to be made. Inside of `bars` the hub's
-    client draws how far it is; without them the upload is one step of `progress`."""
+    """The options of `publish`; `private` applies to a new repository. Within `bars` the hub's client draws its
+    progress; without them the upload is one step of `progress`."""
 
     token: str | None = field(default=None, repr=False)
     private: bool = False
@@ -36,8 +36,8 @@ def publish(
     options: Options,
     progress: Progress = silent,
 ) -> Report:
-    """Uploads what the folder's manifest lists, and the manifest; returns where it is. Raises CheckFailed for a folder
-    that does not verify, and DigestMismatch where the hub then lists other bytes."""
+    """Uploads the files of the folder's manifest, and the manifest; returns their address. Raises CheckFailed for a
+    folder that fails verification, and DigestMismatch if the hub then lists other bytes."""
     reference = parse(repository)
     if reference.revision is not None:
         raise UsageError(f"{repository} names a revision", "leave it out: what is published becomes the latest one")
@@ -72,7 +72,7 @@ def publish(
 
 
 def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
-    """Returns a warning about what was in the repository before: who downloads this gets that, too."""
+    """Returns a warning about older files in the repository: every download includes them."""
     others = [file.path for file in snapshot.files if file.path not in files and not file.path.startswith(".")]
     if not others:
         return []

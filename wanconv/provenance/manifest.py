@@ -34,7 +34,7 @@ NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _SEAL = "self_sha256"
 _NAMED = ("name", "xxh3_128")  # required fields of a tensor's entry
-_BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of a payload's companion tensors, in words
+_COMPANIONS = {"scales": "scales", "whole": "scale of scales"}  # entries of a payload's companion tensors, in words
 _CHUNK_NBYTES = 4 << 20
 _MAX_NBYTES = 64_000_000  # enough for 200 000 tensors, the most that a file may hold
 _MAX_ETAG_NBYTES = 10_000  # for the three lines that Hugging Face's client leaves
@@ -122,10 +122,10 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
 
     home = {payload.key: image.path for image in plan.images for payload in image.payloads}
     digests = {key: digest for file in written for key, digest in file.tensors.items()}
-    beside: dict[Step, dict[str, Slot]] = {}
+    companions: dict[Step, dict[str, Slot]] = {}
     for output in plan.outputs.values():
         if output.scales_of is not None:
-            beside.setdefault(output.scales_of, {})["whole" if output.whole else "scales"] = output.slot
+            companions.setdefault(output.scales_of, {})["whole" if output.whole else "scales"] = output.slot
     tensors = {}
     for output in plan.outputs.values():
         for step in output.steps:
@@ -135,7 +135,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
                 "shape": list(output.slot.shape),
                 "dtype": output.slot.dtype,
                 "format": step.format,
-                **(_scales_entry(step, beside[step], digests) if step in beside else {}),
+                **(_scales_entry(step, companions[step], digests) if step in companions else {}),
                 "rule": step.rule + 1,
                 **({"reason": step.reason} if step.reason else {}),
                 "xxh3_128": digests[output.slot.key],
@@ -280,7 +280,7 @@ def _fault(manifest: Json) -> str:
     for name, entry in tensors.items():
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in _NAMED):
             return f"its entry of {name} is invalid"
-        for what, said in _BESIDE.items():
+        for what, said in _COMPANIONS.items():
             scales = entry.get(what, {"name": "", "xxh3_128": ""})
             if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in _NAMED):
                 return f"its entry of the {said} of {name} is invalid"
@@ -380,7 +380,7 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     expected |= {
         f"the {words} of {name}": entry[what]
         for name, entry in expected.items()
-        for what, words in _BESIDE.items()
+        for what, words in _COMPANIONS.items()
         if what in entry
     }
     try:

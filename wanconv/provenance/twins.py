@@ -38,8 +38,8 @@ def sampled(model: Model) -> InputError | None:
         if ours != theirs:
             return None
         counted += any(any(sample) for sample in ours)
-    told = f"each of the {counted} tensors that are not zero is the same in both, as samples of them show"
-    return _same(pair, told) if counted else None
+    detail = f"each of the {counted} tensors that are not zero is the same in both, as samples of them show"
+    return _same(pair, detail) if counted else None
 
 
 def listed(model: Model, digests: Mapping[str, str]) -> InputError | None:
@@ -75,9 +75,9 @@ def finding(error: InputError | None, severity: Severity = "failure") -> list[Fi
     return [Finding(severity, "expert.low", f"{error.message}: {error.details[0]}", error.hint, code)]
 
 
-def _same(pair: tuple[Component, Component], told: str) -> InputError:
+def _same(pair: tuple[Component, Component], detail: str) -> InputError:
     high, low = (expert.part.path for expert in pair)
-    return InputError(f"{high} and {low} are the same expert, under both names", _HINT, [told])
+    return InputError(f"{high} and {low} are the same expert, under both names", _HINT, [detail])
 
 
 def _experts(model: Model) -> tuple[Component, Component] | None:
@@ -104,8 +104,8 @@ def _samples(tensor: ModelTensor, other: ModelTensor) -> tuple[list[Sequence[flo
 
 
 def _middles(tensor: ModelTensor) -> list[bytes]:
-    beside = [Piece(ref, 0, ref.numel) for ref in (tensor.scales, tensor.whole) if ref is not None]
-    return [_middle(piece) for piece in (*tensor.pieces, *beside)]
+    scales = [Piece(ref, 0, ref.numel) for ref in (tensor.scales, tensor.whole) if ref is not None]
+    return [_middle(piece) for piece in (*tensor.pieces, *scales)]
 
 
 def _middle(piece: Piece) -> bytes:

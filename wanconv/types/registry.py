@@ -56,7 +56,7 @@ def plugins(group: str) -> tuple[Plugin, ...]:
     """Return what installed distributions add to a group, by distribution and name of the entry point.
 
     Raises:
-        PluginError: where one of them cannot be imported.
+        PluginError: if one of them cannot be imported.
     """
     if os.environ.get(SWITCH, "") == "0":
         return ()

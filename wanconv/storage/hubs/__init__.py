@@ -55,7 +55,7 @@ def open_hub(name: str, token: str | None = None, patience: Patience | None = No
     """Return the hub of a scheme; without a token, with the one its own client has saved.
 
     Raises:
-        PluginError: where a plugin's hub cannot be opened.
+        PluginError: if a plugin's hub cannot be opened.
     """
     if name not in OWN_HUBS:
         return _opened(hubs_of_plugins()[name], token, patience)
