@@ -20,10 +20,13 @@ OPTION = re.compile(r"(?<![\w\-\\)])(?:--[a-z][\w-]*|-[a-z](?![\w\[]))")
 # English that is read twice: "is no folder" for "is not a folder", and words with a plainer one.
 # "there is no profile x", "no longer" and "such as" are plain.
 TWICE = re.compile(
-    r"(?<!there )\b(?:is|are|be|was|were) no\b(?! (?:longer|more)\b)|\b(?:is|are) none of\b|\b(?:told|astray|gone)\b"
-    r"|\bbeside\b|(?<!^No )\bsuch\b(?! as\b)|\bof what\b|\bwhat is none\b|(?<!there )\bis none$",
+    r"(?<!there )\b(?:is|are|be|was|were) no\b(?! (?:longer|more)\b)|(?<!there )\b(?:is|are) none of\b"
+    r"|\b(?:told|astray|gone)\b|\bbeside\b|(?<!^No )\bsuch\b(?! as\b)|\bof what\b|\bwhat is none\b|(?<!there )\bis none$",
     re.IGNORECASE,
 )
+
+# Rooms whose docstrings have not been gone over yet.
+NOT_YET = {"evaluation", "generation", "verdict", "validate.py"}
 
 # What is a command line by itself: in a model card, in the demo's page, of pip, and in what numbers are named by.
 COMMAND_LINES = {
@@ -92,6 +95,19 @@ def twice_read(path: Path) -> list[str]:
 def test_messages_say_it_in_the_words_of_the_field() -> None:
     everywhere = sorted((ROOT / "wanconv").rglob("*.py"))
     assert [line for path in everywhere for line in twice_read(path)] == []
+
+
+def test_docstrings_say_it_in_the_words_of_the_field() -> None:
+    modules = [path for path in sorted((ROOT / "wanconv").rglob("*.py")) if not set(path.parts) & NOT_YET]
+    assert len(modules) > 150
+    found = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in modules
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and TWICE.search(text := " ".join((ast.get_docstring(node) or "").split()))
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(

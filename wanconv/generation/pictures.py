@@ -42,7 +42,7 @@ def drawn(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 def cropped(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Returns the middle of a picture, as much of it as has the proportions of `size`.
+    """Returns the largest middle part of a picture with the proportions of `size`.
 
     The official code takes the proportions of a clip from its image; here they are given.
     """
@@ -61,10 +61,10 @@ def covering(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    """Returns a picture's numbers in -1 … 1, float32.  # (1, 3, H, W)"""
+    """Returns a picture's pixels in -1 … 1, float32.  # (1, 3, H, W)"""
     return torch.from_numpy(np.asarray(picture, np.float32) / 255 * 2 - 1).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def interpolated(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns an image resized to `size` (width, height), bicubically and not smoothed before (wan/image2video.py)."""
+    """Returns an image resized to `size` (width, height), bicubically, without antialiasing (wan/image2video.py)."""
     return torch.nn.functional.interpolate(image, size[::-1], mode="bicubic")

@@ -17,7 +17,7 @@ _ALSO_CALLED = {"vace": ("t2v",)}
 
 
 def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
-    """Returns a sidecar's JSON object; None if there is no such sidecar."""
+    """Returns a sidecar's JSON object; None if there is no sidecar of this path."""
     if path not in checkpoint.sidecars:
         return None
     file = checkpoint.root / path

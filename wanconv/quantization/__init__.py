@@ -17,7 +17,7 @@ ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitu
 class Limits:
     """The largest relative L2 errors that rounding to a format explains, unless a profile says otherwise.
 
-    Limits of a teacher-forced `noise` prediction, of what a `block` adds to the reference's input, of each
+    Limits of a teacher-forced `noise` prediction, of a `block`'s change of the reference's input, of each
     stored `weight`, and of the result of a text encoder or a VAE as a `component`.
     """
 
