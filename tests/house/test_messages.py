@@ -21,7 +21,8 @@ OPTION = re.compile(r"(?<![\w\-\\)])(?:--[a-z][\w-]*|-[a-z](?![\w\[]))")
 # "there is no profile x", "no longer" and "such as" are plain.
 TWICE = re.compile(
     r"(?<!there )\b(?:is|are|be|was|were) no\b(?! (?:longer|more)\b)|(?<!there )\b(?:is|are) none of\b"
-    r"|\b(?:told|astray|gone)\b|\bbeside\b|(?<!^No )\bsuch\b(?! as\b)|\bof what\b|\bwhat is none\b|(?<!there )\bis none$",
+    r"|\b(?:told|astray|gone)\b|\bbeside\b|(?<!^No )\bsuch\b(?! as\b)"
+    r"|\bof what\b|\bwhat is none\b|(?<!there )\bis none$",
     re.IGNORECASE,
 )
 
