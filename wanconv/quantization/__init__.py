@@ -78,7 +78,7 @@ class Format:
             what = f"{kind} of shape {list(shape)}"
             return f"only the 2-D weight of a linear layer takes it, in rows of whole blocks of {block}: this is {what}"
         if scale == "block" and shape[0] % block:
-            return f"its row count is not a multiple of {block}: wanconv writes no padding, and its shape is {list(shape)}"
+            return f"its row count is not a multiple of {block}: wanconv writes no padding, its shape is {list(shape)}"
         if scale == "none":
             if DTYPES[self.storage].itemsize > 1 or kind in ("linear", "embed"):
                 return None
