@@ -1,11 +1,11 @@
-"""Every error wanconv raises on purpose. Each says what is wrong and where, and hints at what would fix it.
+"""Every error wanconv raises on purpose. Each says what is wrong and where, and hints at a fix.
 
     WanconvError
     ├── UsageError      2    usage          a legal input with an option, recipe, layout or target that cannot be
     │   ├── Refused     2    refused        a plan that headers alone forbid: every reason at once
     │   ├── Occupied    2    occupied       a target that holds another conversion, or files wanconv did not write
     │   └── PluginError 2    plugin         an installed plugin that cannot be loaded, or clashes with another one
-    ├── InputError      3    unreadable     a file that is not what it should be
+    ├── InputError      3    unreadable     a file that is invalid, or of another kind
     │   ├── Unrecognised 3   unrecognised   tensors that fit no known family, by name
     │   └── HubUnreachable 3 unreachable    a hub that does not answer, or is not to be asked (offline)
     ├── CheckFailed     1    check-failed   a cover or bound that does not hold
@@ -35,7 +35,7 @@ def argument(name: str, value: str | Sequence[str]) -> str:
 
     Args:
         name: The parameter of the library's function, such as "exclude".
-        value: Its text, or several texts where it takes a list.
+        value: Its text, or several texts if it takes a list.
 
     Returns:
         The argument as Python writes it, in backticks: `exclude=["*.bin"]`.
@@ -44,7 +44,7 @@ def argument(name: str, value: str | Sequence[str]) -> str:
 
 
 def named(*texts: str) -> Iterator[str]:
-    """Yield the names of what stands in backticks in texts, in their order."""
+    """Yield the names in backticks in texts, in their order."""
     for text in texts:
         yield from (match["name"] for match in NAMED.finditer(text))
 
@@ -52,7 +52,7 @@ def named(*texts: str) -> Iterator[str]:
 class WanconvError(Exception):
     """`message` says what and where, `hint` starts with what to do; `details` are further lines (ten are shown).
 
-    Arguments stand in them as Python writes them (see above); the command line shows its options.
+    They contain arguments as Python writes them (see above); the command line shows its options.
     """
 
     code = "error"

@@ -16,7 +16,7 @@ from wanconv.types.names import alternatives, check, matches, nearest, suggestio
 
 SCHEMA = 1
 _SCHEMA = "wanconv `recipe.schema_page()` prints it"
-_LAST_BLOCK = 1000  # far beyond every network
+_LAST_BLOCK = 1000  # far above any network's
 _MOST_RULES = 2000  # one for each linear weight of the largest family
 _RECIPE_KEYS = ("schema", "summary", "families", "rule")
 _RULE_KEYS = ("match", "kind", "blocks", "format", "scale", "rounding", "fallback", "optional")
@@ -68,14 +68,14 @@ class Recipe:
     """Precision policy: rules, of which the first that takes a tensor decides its format.
 
     Args:
-        name: How reports and the manifest call it.
+        name: Its name in reports and the manifest.
         summary: One sentence about it.
         families: Globs on the names of the families that it is for.
         rules: The rules, in their order; at least one.
         text: The TOML file that it was read from, which the manifest carries; left out, it is written from the rest.
 
     Raises:
-        UsageError: Where the rules break the schema, with everything that is wrong in them.
+        UsageError: If the rules break the schema, with all of their errors.
 
     Example:
         >>> import wanconv as wc
@@ -91,7 +91,8 @@ class Recipe:
     text: str = ""
 
     def __post_init__(self) -> None:
-        """Writes the text of a recipe that was made in Python, and reads it: what a file cannot say is refused."""
+        """Writes the text of a recipe that was made in Python, and reads it: values that a file cannot hold are
+        refused."""
         if not self.text:
             text = _written(self)
             object.__setattr__(self, "rules", parse(self.name, text).rules)
@@ -105,12 +106,12 @@ def names() -> tuple[str, ...]:
 
 
 def schema_page() -> str:
-    """Returns the page, in Markdown, that says how a recipe is written."""
+    """Returns the Markdown page about the format of recipes."""
     return (resources.files("wanconv") / "recipes" / "README.md").read_text(encoding="utf-8")
 
 
 def load(name: str) -> Recipe:
-    """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError where it breaks the schema."""
+    """Returns a recipe by its name, or by the path of a TOML file. Raises UsageError if it breaks the schema."""
     path = Path(name)
     if path.suffix == ".toml":
         try:
@@ -119,7 +120,7 @@ def load(name: str) -> Recipe:
             message = f"recipe {name} cannot be read: {error.strerror}"
             raise UsageError(message, "check the path; wanconv recipes lists those that need none") from None
         except UnicodeDecodeError:
-            raise UsageError(f"recipe {name} is no text in UTF-8", _SCHEMA) from None
+            raise UsageError(f"recipe {name} is not valid UTF-8", _SCHEMA) from None
         return parse(path.stem, text)
     if name not in names():
         otherwise = f"known: {', '.join(names())}; a file of your own ends in .toml"
@@ -128,11 +129,11 @@ def load(name: str) -> Recipe:
 
 
 def parse(name: str, text: str) -> Recipe:
-    """Returns the recipe that `text` holds, or raises UsageError with everything that is wrong in it."""
+    """Returns the recipe that `text` holds, or raises UsageError with all of its errors."""
     try:
         table = parsed_toml(text)
     except ValueError as error:
-        raise UsageError(f"recipe {name} is no TOML: {error}", _SCHEMA) from None
+        raise UsageError(f"recipe {name} is not valid TOML: {error}", _SCHEMA) from None
     problems = _unknown(table, _RECIPE_KEYS, "the recipe")
     if table.get("schema") != SCHEMA:
         problems.append(f"schema must be {SCHEMA}, not {brief(table.get('schema'))}")
@@ -154,7 +155,7 @@ def parse(name: str, text: str) -> Recipe:
 
 
 def _written(recipe: Recipe) -> str:
-    """Returns a recipe as a TOML file; what a rule leaves to its format stays out of it."""
+    """Returns a recipe as a TOML file; a rule's defaults are left out."""
     lines = [f"schema = {SCHEMA}", f"summary = {_toml(recipe.summary)}", f"families = {_toml(recipe.families)}"]
     for rule in recipe.rules:
         lines += ["", "[[rule]]", f"match = {_toml(rule.match)}"]
@@ -202,7 +203,7 @@ def _rule(position: int, table: Mapping[str, object], problems: list[str]) -> Ru
     if rounding not in ROUNDINGS:
         found.append(_not_one_of(f"{where}: rounding", rounding, ROUNDINGS))
     elif rounding != "nearest" and scale == "none":
-        found.append(f"{where}: rounding {rounding} searches a scale, and scale is none")
+        found.append(f"{where}: rounding {rounding} searches a scale, and there is none")
     elif rounding != "nearest" and scale == "block":
         found.append(f"{where}: rounding {rounding} searches scales of rows and tensors, not of blocks")
     if fallback is not None and fallback == table.get("format"):
@@ -268,7 +269,7 @@ def _family_problems(globs: object) -> list[str]:
 def assign(recipe: Recipe, family: str, vocabulary: Sequence[tuple[str, Kind, int | None]]) -> Mapping[str, int]:
     """Returns canonical name -> index of the rule that decides it.
 
-    `vocabulary` is (canonical name, kind, block number) of the whole family, whatever the source holds of it.
+    `vocabulary` is (canonical name, kind, block number) of the whole family, also of tensors that the source lacks.
 
     Raises Refused for a family that the recipe is not for, a name that no rule covers and a rule that decides nothing.
     """

@@ -1,4 +1,4 @@
-"""What every verb returns: findings, figures and tables, as plain data with one versioned JSON form."""
+"""The result of every command: findings, figures and tables, as plain data with one versioned JSON form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Tone = Literal["", "success", "warning", "failure"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing a user should know: where, what, what would fix it. A failure carries its error code (errors.py)."""
+    """One fact for the user: where, what, and the fix. A failure carries its error code (errors.py)."""
 
     severity: Severity
     where: str
@@ -23,9 +23,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value in a table or among the figures that a screen shows in other words, or in a colour.
+    """A value in a table or figure that a screen shows with another text, or in a colour.
 
-    `value` is what JSON holds; `text` is what people read; `tone` says how good that is.
+    `value` is for JSON, `text` for people; `tone` says how good it is.
     """
 
     value: object
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`figures` are the facts in reading order, `tables` go below them; `exit_code` is what the command ends with.
+    """`figures` are the facts in reading order, `tables` follow them; `exit_code` is the command's exit code.
 
     `tone` says how good the news in the title is.
     """

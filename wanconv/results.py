@@ -1,6 +1,6 @@
-"""Saved results of a validation: read from a file that may come from anybody, and held against what judging reads.
+"""Saved results of a validation: read from a file of any origin, and checked for what judging reads.
 
-`wanconv.verdict` has the schema in words. What neither a verdict nor its report looks at is not checked.
+`wanconv.verdict` has the schema in words. Keys that neither a verdict nor its report reads are not checked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ def _are_numbers(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """What a key's value is, in words and as a question; one that is not `needed` may be absent or null."""
+    """The kind of a key's value, in words and as a check; unless it is `needed`, it may be absent or null."""
 
     what: str
     is_sound: Callable[[object], bool]
@@ -52,7 +52,7 @@ _TEXT, _NUMBER, _NAME = _Field("text", _is_text), _Field("a number", _is_number)
 _TEXTS, _NUMBERS = _Field("a list of texts", _are_texts), _Field("a list of numbers", _are_numbers)
 _OBJECT = _Field("an object", _is_object)
 _A_TEXT, _A_NUMBER, _A_NAME = (_Field(one.what, one.is_sound, True) for one in (_TEXT, _NUMBER, _NAME))
-# what was infinite is null: JSON has no word for it
+# infinite values are null: JSON has no infinity
 _OR_NULL = _Field("a number or null", lambda value: value is None or _is_number(value), needed=True)
 Fields = Mapping[str, _Field]
 
@@ -119,7 +119,7 @@ def read_results(path: Path) -> dict[str, object]:
 
 
 def faults(results: object) -> list[str]:
-    """Returns what keeps a JSON value from being results that can be judged."""
+    """Returns the faults of a JSON value that is to be judged as results."""
     if not isinstance(results, Mapping) or results.get("schema") != SCHEMA:
         return [f"schema is not {SCHEMA}"]
     found = [*_of_fields("", results, _LISTS)]
@@ -133,7 +133,7 @@ def faults(results: object) -> list[str]:
         if isinstance(value, Mapping):
             found += _of_fields(name, value, fields)
         elif needed or value is not None:
-            found.append(f"{name} is no object")
+            found.append(f"{name} is not an object")
     video = results.get("video")
     for of in ("candidate", "control"):
         metrics = video.get(of) if isinstance(video, Mapping) else None
@@ -148,7 +148,7 @@ def _of_rows(name: str, rows: object, fields: Fields, inner: Mapping[str, Fields
     if rows is None:
         return
     if not isinstance(rows, list):
-        yield f"{name} is no list"
+        yield f"{name} is not a list"
         return
     for number, row in enumerate(rows):
         where = f"{name}[{number}]"
@@ -161,7 +161,7 @@ def _of_rows(name: str, rows: object, fields: Fields, inner: Mapping[str, Fields
 
 
 def _of_fields(where: str, found: Mapping[str, object], fields: Fields) -> Iterator[str]:
-    """Yields what is missing, all at once, and what is of another kind."""
+    """Yields the missing keys, as one fault, and the keys of another kind."""
     needed = [key for key, field in fields.items() if field.needed]
     if any(key not in found for key in needed):
         yield f"{where} lacks {'one of' if needed[1:] else 'its'} {', '.join(needed)}"

@@ -1,12 +1,12 @@
-"""A conformance kit: what wanconv promises of its own tables, as functions that a plugin's tests call with theirs.
+"""A conformance kit: the promises of wanconv's own tables, as functions for the tests of a plugin's tables.
 
     from wanconv import testing
 
     def test_my_layout(tmp_path):
         testing.check_layout(MY_LAYOUT, tmp_path)
 
-Each function returns nothing, and raises AssertionError with a sentence where a promise is broken. They write below the
-folder that they are given alone; only check_hub needs a network.
+Each function returns nothing, and raises AssertionError with a sentence if a promise is broken. They write only below
+the given folder; only check_hub needs a network.
 """
 
 import json
@@ -30,14 +30,14 @@ __all__ = ["check_architecture", "check_family", "check_hub", "check_layout"]
 def check_architecture(architecture: Architecture) -> None:
     """Check a network's table.
 
-    In every scheme, at full and tiny size, each canonical tensor is written once or has no home, a fused tensor has all
+    In every scheme, at full and tiny size, each canonical tensor is written once or not stored, a fused tensor has all
     of its parts, and the names and shapes of a file of the tiny size are found to be this network, with these sizes.
 
     Args:
         architecture: the table; no plugin needs to be installed.
 
     Raises:
-        AssertionError: where the table breaks a promise; it names the scheme and the tensors.
+        AssertionError: if the table breaks a promise; it names the scheme and the tensors.
     """
     for scheme in architecture.schemes:
         where = f"{architecture.name} in {scheme} names"
@@ -81,7 +81,7 @@ def check_family(family: Family, folder: Path) -> None:
         folder: an empty folder to write some megabytes to.
 
     Raises:
-        AssertionError: where a promise is broken.
+        AssertionError: if a promise is broken.
     """
     from wanconv.samples.synthetic import Options, home, make
 
@@ -99,10 +99,10 @@ def check_layout(layout: Layout, folder: Path, families: Iterable[Family] | None
     Args:
         layout: the layout; it is in `wanconv.layouts`, or its plugin is installed.
         folder: an empty folder to write some megabytes to for each family.
-        families: those to try; by default all that wanconv knows.
+        families: the families to try; by default all that wanconv knows.
 
     Raises:
-        AssertionError: where a promise is broken.
+        AssertionError: if a promise is broken.
     """
     from wanconv.samples.synthetic import Options, make
 
@@ -144,7 +144,7 @@ def check_hub(hub: Hub, repository: str, folder: Path) -> None:
         folder: an empty folder for the files.
 
     Raises:
-        AssertionError: where a promise is broken.
+        AssertionError: if a promise is broken.
     """
     from threading import Event
 

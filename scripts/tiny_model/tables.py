@@ -41,7 +41,7 @@ _CALIBRATION = """
 Even rounds of the clips set what a limit has to lie between, odd rounds judge the verdicts. Beside the conversions of
 the table stand damaged ones: every scale of the block weights (in bf16, every row) is off by {amounts} on average,
 {damaged} clips each. *Harmful* is the least error at which the even rounds lost more than {drop:g} points of captions;
-what was lost stands beside it, with its standard error.
+what was lost stands next to it, with its standard error.
 
 | format | harmless conversions, up to | limit of the profile | harmful from | |
 |---|---|---|---|---|

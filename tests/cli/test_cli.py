@@ -175,10 +175,10 @@ def test_what_reads_headers_only_starts_without_the_heavy_libraries(arguments: s
         ("convert source -r bf16 --shard-size 9kB", "--shard-size 9kB is below 1 MB", "choose a larger one"),
         ("validate source --size ²x²", "--size: '²x²' is not a size", "write it as 832x480"),
         (f"validate source --size {'9' * 5000}x16", f"--size: '{'9' * 4000}", "write it as 832x480"),
-        ("convert source -r bf16 --out source", "source source", "choose an --out beside the source"),
+        ("convert source -r bf16 --out source", "source source", "choose an --out next to the source"),
         (
             "convert source -r bf16 --base-model base",
-            "--base-model 'base' is no repository",
+            "--base-model 'base' is not a valid repository name",
             "write it as Wan-AI/Wan2.2",
         ),
         ("convert source -r bf16 --report none", "--report is for denoisers that break in fp16", "leave it out"),

@@ -125,7 +125,7 @@ def test_a_lone_file_that_many_families_share_claims_none(
     file: str, component: str, network: str, tiny: Callable[..., Path]
 ) -> None:
     report = inspect(tiny(A14B) / file)
-    assert report.figures["family"] == f"not told by {component} alone: a denoiser tells it"
+    assert report.figures["family"] == f"not known from {component} alone: a denoiser is needed"
     assert [row[:2] for row in report.tables[0].rows] == [(component, network)]
     assert not report.findings
 

@@ -56,7 +56,7 @@ def test_what_the_repository_holds_beside_it_is_told(hub: Hub, baked: Path) -> N
     hub.commit({".gitattributes": b"", "old-00002-of-00002.safetensors": b"of another conversion"})
     (finding,) = publish(baked, "owner/name", Options("hf_secret")).findings
     assert (finding.severity, finding.where) == ("warning", f"hf://owner/name@{hub.head}")
-    assert "1 file beside these, which comes with every download: old-00002-of-00002.safe" in finding.message
+    assert "1 file besides these, which comes with every download: old-00002-of-00002.safe" in finding.message
 
 
 def test_what_no_manifest_lists_stays_here(hub: Hub, baked: Path, tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def with_alignment(kind: int, value: bytes) -> bytes:
 WORD = struct.pack("<I", 7)
 HOSTILE = {
     "empty": (b"", "is empty, not a GGUF file"),
-    "safetensors": (b"\x40" + bytes(7) + b'{"a":1}', "is no GGUF file"),
+    "safetensors": (b"\x40" + bytes(7) + b'{"a":1}', "is not a valid GGUF file"),
     "zip": (b"PK\x03\x04" + bytes(60), "is a zip archive"),
-    "another letter case": (b"gguf" + bytes(60), "is no GGUF file"),
+    "another letter case": (b"gguf" + bytes(60), "is not a valid GGUF file"),
     "the magic alone": (b"GGUF", "cut off inside its header: the version"),
     "version 1": (framed(row(), version=1), "a GGUF file of version 1"),
     "version 4": (framed(row(), version=4), "a GGUF file of version 4"),
@@ -116,9 +116,12 @@ HOSTILE = {
     "an unknown type": (framed(row(kind=4)), "tensor a is of the unknown type 4"),
     "blocks cut by a row": (
         framed(row(shape=(2, 16), kind=8), payload=64),
-        "is q8_0, and its rows are no multiples of 32",
+        "is q8_0, and its row length is not a multiple of 32",
     ),
-    "blocks without a row": (framed(row(shape=(), kind=8), payload=64), "is q8_0, and its rows are no multiples of 32"),
+    "blocks without a row": (
+        framed(row(shape=(), kind=8), payload=64),
+        "is q8_0, and its row length is not a multiple of 32",
+    ),
     "overlap": (framed(row(), row("b", offset=96), payload=224), "b overlaps the tensor before it, at byte 96"),
     "two on the same bytes": (framed(row(), row("b"), payload=128), "b overlaps the tensor before it, at byte 0"),
     "hole": (framed(row(), row("b", offset=160), payload=288), "b is not where the one before it ends"),

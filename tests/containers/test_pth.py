@@ -154,7 +154,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "stack global":              (with_pickle(b"\x80\x04\x8c\x02os\x8c\x06system\x93."), "protocol 4 (it has SHORT_"),
     "call of a dtype":           (with_pickle(b"\x80\x02ctorch\nfloat32\n)R."),      "a call of torch.float32"),
     "attributes":                (with_pickle(b"\x80\x02}}X\x01\0\0\0aNsb."),        "attributes for something"),
-    "odd persistent id":         (with_pickle(b"\x80\x02X\x01\0\0\0aQ."),            "that is no storage"),
+    "odd persistent id":         (with_pickle(b"\x80\x02X\x01\0\0\0aQ."),            "that is not a storage"),
     "tensor of a bool shape":    (with_pickle(GOOD.replace(SIZE, b"(\x88t", 1)), "torch.save does not"),
     "negative storage offset":   (with_pickle(GOOD.replace(b"QJ" + bytes(4), b"QJ" + b"\xff" * 4)), "torch.save does"),
     "tensor beyond its storage": (with_pickle(GOOD.replace(b"QJ\0", b"QJ\1")),       "beyond the end of its record"),

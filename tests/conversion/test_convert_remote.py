@@ -550,7 +550,7 @@ def test_files_of_others_in_a_repository_are_not_fetched_and_globs_that_match_no
     report = stream(asked)
     told = {(one.severity, one.where, one.message) for one in report.findings}
     assert ("note", "loras/style.safetensors", "left out: a LoRA, which `loras` merges") in told
-    idle = ("warning", "*.onnx", "excludes nothing: no file has such a path or name")
+    idle = ("warning", "*.onnx", "excludes nothing: no path or name matches")
     assert [one for one in told if "excludes nothing" in one[2]] == [idle]
     assert "loras/style.safetensors" not in whole_fetches(hub)
     wanted = Wanted(wish=Wish(exclude=asked.exclude), patience=PATIENCE)

@@ -177,7 +177,7 @@ def test_the_plan_lists_each_lora(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_word_that_is_no_component_and_the_name_of_the_other_expert_are_told(tiny: Tiny, tmp_path: Path) -> None:
     refused = Options("bf16", out=tmp_path / "out", loras=("mid=b.safetensors",))
-    with pytest.raises(UsageError, match="there is no such file, and 'mid' is no component"):
+    with pytest.raises(UsageError, match="the file does not exist, and 'mid' is not a component"):
         preview(tiny(A14B), refused)
     high = lora(tmp_path, "a_high_noise.safetensors")
     report = preview(tiny(A14B), Options("bf16", out=tmp_path / "out", loras=(f"low={high}",)))
@@ -303,8 +303,10 @@ def test_a_validation_against_the_source_says_that_loras_are_merged(source: Path
 
 
 @pytest.mark.parametrize(("loras", "fault"), [
-    ({}, "its loras are no list"), ([1], "its loras are no list"), ([{}], "its entry of a LoRA is none"),
-    ([{"file": "a", "sha256": "0", "component": "dit", "strength": "1"}], "its entry of a LoRA is none"),
+    ({}, "its loras are not a list of objects"),
+    ([1], "its loras are not a list of objects"),
+    ([{}], "its entry of a LoRA is invalid"),
+    ([{"file": "a", "sha256": "0", "component": "dit", "strength": "1"}], "its entry of a LoRA is invalid"),
 ])  # fmt: skip
 def test_a_manifest_with_odd_loras_is_refused(loras: object, fault: str, source: Path, tmp_path: Path) -> None:
     convert(source, Options("keep", out=tmp_path / "out"))
@@ -331,5 +333,5 @@ def test_the_command_line_takes_several(source: Path, tmp_path: Path) -> None:
     assert [one.exit_code for one in done] == [0, 0, 2, 2, 0], done
     rows = json.loads(done[0].output)["tables"]["loras"]
     assert {(row["lora"], row["strength"]) for row in rows} == {("style.safetensors", 0.5), ("b:c.safetensors", 2.0)}
-    assert "error[usage]: --lora style.safetensors:strong: 'strong' is no strength" in done[3].errors
+    assert "error[usage]: --lora style.safetensors:strong: 'strong' is not a valid strength" in done[3].errors
     assert "style.safetensors" in done[4].output

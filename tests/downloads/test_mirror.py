@@ -148,7 +148,7 @@ def test_a_place_for_temporary_files_that_is_full_is_told(hub: Hub, tmp_path: Pa
 def test_a_header_that_is_damaged_is_named_by_its_address(hub: Hub) -> None:
     path = next(path for path in hub.files if path.endswith(".safetensors"))
     hub.commit(hub.files | {path: b"\xff" * 20_000})
-    with pytest.raises(InputError, match=f"^hf://owner/name@{hub.head}/{path} is no safetensors file"):
+    with pytest.raises(InputError, match=f"^hf://owner/name@{hub.head}/{path} is not a valid safetensors file"):
         inspect_remote("hf://owner/name")
 
 

@@ -264,5 +264,7 @@ def test_guidance_is_constant_with_ddim_and_varies_with_dpm(tiny: Callable[..., 
 
 
 def test_the_scheduler_of_another_model_is_refused() -> None:
-    with pytest.raises(errors.InputError, match="the checkpoint's scheduler is DDIMScheduler, which is none of"):
+    with pytest.raises(
+        errors.InputError, match="the checkpoint's scheduler is DDIMScheduler, which CogVideoX does not use"
+    ):
         NoiseSchedule({"_class_name": "DDIMScheduler"}, 4)

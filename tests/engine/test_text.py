@@ -157,7 +157,7 @@ def test_a_model_of_sentencepiece_alone_gives_the_tokens_of_transformers(tmp_pat
     (cut,) = tokenize(tmp_path, ["a cat " * 300], 226)
     assert (len(cut), cut[-1]) == (226, 1)
     (tmp_path / "spiece.model").write_bytes(b"{")
-    with pytest.raises(errors.InputError, match=r"spiece\.model is no model that SentencePiece can read"):
+    with pytest.raises(errors.InputError, match=r"spiece\.model is not a valid SentencePiece model"):
         tokenize(tmp_path, ["a cat"])
 
 

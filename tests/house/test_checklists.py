@@ -17,7 +17,7 @@ NEW = ""  # in place of what stands before an addition: the file is new
 DUMMIES: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "a format": {
         "types/dtypes.py": (
-            "    # Their scales stand in other tensors",
+            "    # Their scales are in other tensors",
             '    DType("dummy8", "", 34, largest=127 * 65504.0, block=32, gguf=(99, 98)),\n',
         ),
         "quantization/__init__.py": (

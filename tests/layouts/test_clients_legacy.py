@@ -58,7 +58,7 @@ def decoded(file: Path) -> dict[str, Tensor]:
 def legacy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("legacy") / "out"
     report = convert(tiny(T2V), replace(LEGACY, out=out))
-    assert "casts whatever has no scale" in {one.where: one.message for one in report.findings}["comfyui-legacy"]
+    assert "casts every tensor without a scale" in {one.where: one.message for one in report.findings}["comfyui-legacy"]
     return out
 
 
@@ -206,7 +206,7 @@ def test_calibrated_files_of_others_are_read_and_their_input_scales_left_out(
     assert not [name for name in comfyui.contents(tmp_path / "out" / DIT) if name.endswith(".input_scale")]
     report = preview(file, Options("bf16", layout="diffusers"))
     assert [one.message for one in report.findings if "input scale" in one.message] == [
-        "its calibrated input scale is left out: diffusers reads none beside bf16"
+        "its calibrated input scale is left out: diffusers does not read one with bf16"
     ]
 
 

@@ -432,7 +432,7 @@ def test_scales_that_are_none_are_told_with_the_reason(tiny: Tiny, tmp_path: Pat
         (without_weight, f"unknown: {scale} (its weight is missing)"),
         (
             {**whole, scale: whole[scale].bfloat16()},
-            f"unknown: {scale} (bf16 [] is no scale of fp8_e4m3fn {list(whole[weight].shape)} that wanconv knows)",
+            f"unknown: {scale} (bf16 [] is not a scale of fp8_e4m3fn {list(whole[weight].shape)} that wanconv knows)",
         ),
     ):
         save_file(tensors, tmp_path / "spoilt.safetensors")

@@ -57,8 +57,8 @@ def test_the_vae_of_a_training_checkpoint_is_told_and_all_else_is_converted_with
     with pytest.raises(Unrecognised) as raised:
         convert(source, Options("keep", layout="diffusers", out=out))
     assert raised.value.message == (
-        "vae/3d-vae.pt is the VAE of a CogVideoX training checkpoint, among what it was trained with: "
-        "wanconv reads no such"
+        "vae/3d-vae.pt is the VAE of a CogVideoX training checkpoint, together with its training state: "
+        "wanconv does not read these"
     )
     assert (
         raised.value.hint

@@ -92,7 +92,7 @@ def schemes(family: Family) -> tuple[Scheme, ...]:
 def whole_folders() -> Iterator[Any]:
     for family in FAMILIES:
         for scheme in schemes(family):
-            if not family.told_by:  # two have the same names and shapes: below
+            if not family.config_key:  # two have the same names and shapes: below
                 yield pytest.param(family, scheme, id=f"{family.name}-{scheme}")
 
 
@@ -240,7 +240,7 @@ def test_the_experts_of_a_diffusers_folder_are_told_by_transformer_2() -> None:
     a14b = next(family for family in FAMILIES if family.name == "wan2.2-t2v-a14b")
     model = identify(whole_folder(a14b, "hub"))
     assert model.evidence == {
-        "expert.high": "folder name transformer, beside transformer_2",
+        "expert.high": "folder name transformer, next to transformer_2",
         "expert.low": "folder name transformer_2",
     }
     assert model.components["expert.high"].part.folder == "transformer"
@@ -328,7 +328,7 @@ def test_folder_and_file_name_must_not_contradict_each_other() -> None:
 def test_two_experts_of_different_sizes_are_no_pair() -> None:
     low = part("low_noise_model/a.safetensors", expand(T2V, "official", {**T2V.tiny, "n": 2}))
     error = refusal(InputError, folder(tiny_part("high_noise_model/a.safetensors", T2V), low))
-    assert error.message.endswith("are no pair of experts: n is 3 and 2")
+    assert error.message.endswith("are not a pair of experts: n is 3 and 2")
 
 
 # What does not fit
@@ -534,7 +534,7 @@ def test_a_relative_that_is_not_built_yet_is_unrecognised_by_what_it_has_more(na
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{", "is no JSON: Expecting"), (b"\xff\xfe{", "is no JSON: "), (b"[1]", "holds no JSON object")],
+    [(b"{", "is not valid JSON: Expecting"), (b"\xff\xfe{", "is not valid JSON: "), (b"[1]", "holds no JSON object")],
 )
 def test_a_config_that_is_broken_is_an_error_and_not_ignored(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
@@ -546,4 +546,4 @@ def test_a_broken_model_index_is_an_error_where_it_should_tell_the_expert(tmp_pa
     (tmp_path / "model_index.json").write_bytes(b"")
     part = tiny_part("transformer/diffusion_pytorch_model.safetensors", T2V, "hub")
     error = refusal(InputError, Checkpoint(tmp_path, (part,), ("model_index.json",)))
-    assert error.message.startswith(f"{tmp_path / 'model_index.json'} is no JSON")
+    assert error.message.startswith(f"{tmp_path / 'model_index.json'} is not valid JSON")

@@ -200,13 +200,13 @@ def test_verify_finds_an_output_that_lost_what_it_is(marked: Callable[..., Path]
     source, out = marked(I2V, ANIMATE2), tmp_path / "out"
     convert(source, Job("keep", layout="comfyui", out=out))
     without_config(weights(out)[0])
-    lost = "says of itself that it is what its tensors tell, and by {} it is animate2 (header)"
+    lost = "says of itself that it is what its tensors show, and by {} it is animate2 (header)"
     assert lost.format("wanconv.json") in failures(out, client="comfyui")
     (out / "wanconv.json").unlink()
     assert failures(out, against=source, client="comfyui") == [lost.format(source)]
     plain = marked(I2V, name="plain.safetensors")
     assert failures(source, against=plain) == [
-        f"says of itself that it is animate2 (header), and by {plain} it is what its tensors tell"
+        f"says of itself that it is animate2 (header), and by {plain} it is what its tensors show"
     ]
 
 
@@ -502,7 +502,7 @@ def test_a_manifest_whose_record_of_a_name_is_none_is_not_trusted(marked: Callab
     )
     for says in odd:
         path.write_text(json.dumps({**json.loads(path.read_bytes()), "says": says}))
-        with pytest.raises(InputError, match="what it records of the model's own name"):
+        with pytest.raises(InputError, match="its record of the model's own name"):
             verify(tmp_path / "out", Options())
 
 

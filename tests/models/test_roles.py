@@ -185,8 +185,8 @@ def test_the_config_says_it(tmp_path: Path) -> None:
 def test_two_names_that_differ_in_high_and_low_alone_are_a_pair() -> None:
     parts = [tiny_part(f"i2v_{word}_drama.safetensors", I2V) for word in ("high", "low")]
     assert identify(folder(*parts)).evidence == {
-        "expert.high": "file name i2v_high_drama.safetensors, beside i2v_low_drama.safetensors",
-        "expert.low": "file name i2v_low_drama.safetensors, beside i2v_high_drama.safetensors",
+        "expert.high": "file name i2v_high_drama.safetensors, next to i2v_low_drama.safetensors",
+        "expert.low": "file name i2v_low_drama.safetensors, next to i2v_high_drama.safetensors",
     }
     for network in (T2V, VACE):
         parts = [tiny_part(f"wan2.1_merge_{word}.safetensors", network) for word in ("HIGH", "LOW")]

@@ -45,8 +45,8 @@ def test_several_networks_in_one_file_are_named_each() -> None:
     assert error.details == (
         f"{len(TINY)} tensors are wan-t2v below the prefix 'model.diffusion_model.'",
         f"{len(ENCODER)} tensors are umt5 below the prefix 'text_encoders.umt5xxl.transformer.'",
-        "1 tensor is no network that wanconv knows below the prefix 'vae.'",
-        "1 tensor is no network that wanconv knows without a prefix",
+        "1 tensor is not a network that wanconv knows below the prefix 'vae.'",
+        "1 tensor is not a network that wanconv knows without a prefix",
     )
 
 
@@ -55,7 +55,9 @@ def test_a_network_of_another_family_is_not_called_near_to_one_of_ours() -> None
     shared = {"proj_out.weight": (8, 8), "proj_out.bias": (8,), "patch_embed.proj.weight": (8, 8)}  # as CogVideoX's
     error = refusal(other | shared)
     assert "nearest" not in error.message
-    assert error.message.startswith("a.safetensors is no network that wanconv knows: none has more than ")
+    assert error.message.startswith(
+        "a.safetensors is not a network that wanconv knows: no known network has more than "
+    )
     assert error.hint.startswith("wanconv knows wan-t2v")
 
 

@@ -65,7 +65,9 @@ def test_every_recipe_is_planned_in_every_layout_or_refused_with_a_sentence(
         return
     if family.name == "wan2.2-animate-14b" and layout == "lightx2v" and any(rule.scale != "none" for rule in one.rules):
         # LightX2V scales the face adapter as it does the blocks, and its keys and values are one tensor
-        with pytest.raises(Refused, match=r"it stores weights of wan-animate as one tensor, and wanconv writes no "):
+        with pytest.raises(
+            Refused, match=r"it stores weights of wan-animate as one tensor, for which wanconv writes no "
+        ):
             plan(model, one, LAYOUTS[layout])
         return
     made = plan(model, one, LAYOUTS[layout])
@@ -130,7 +132,7 @@ def test_a_dtype_that_a_format_refuses_is_named(tiny: Callable[..., Path], tmp_p
         plan(model_of(source), load("bf16"), OFFICIAL)
     assert raised.value.message == f"recipe bf16 does not fit the numbers of {source}"
     assert raised.value.details[0] == (
-        "dit/patch_embedding.weight as bf16: int32 numbers are no weights: only keep stores them"
+        "dit/patch_embedding.weight as bf16: int32 numbers are not weights: only keep stores them"
     )
     assert plan(model_of(source), load("keep"), OFFICIAL).outputs
 

@@ -43,7 +43,7 @@ def test_a_format_that_needs_statistics_is_refused_while_a_conversion_has_none()
 @pytest.mark.parametrize("name", CASTS)
 @pytest.mark.parametrize("source", INTEGERS)
 def test_a_cast_refuses_integers_and_booleans(name: str, source: str) -> None:
-    reason = f"{source} numbers are no weights: only keep stores them"
+    reason = f"{source} numbers are not weights: only keep stores them"
     assert FORMATS[name].refuses(source, "constant", (3,)) == reason
 
 

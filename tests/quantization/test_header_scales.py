@@ -147,7 +147,7 @@ def test_a_header_that_lists_no_layers_is_one_sentence(header: str, ours: Path, 
     file = saved(tmp_path / "model.safetensors", bare(comfyui.contents(ours)), header)
     with pytest.raises(InputError) as raised:
         identify(open_checkpoint(file))
-    said = "model.safetensors: what its header says under _quantization_metadata is no list of layers"
+    said = "model.safetensors: _quantization_metadata in its header is not a list of layers"
     assert (raised.value.message, raised.value.details) == (said, ())
 
 

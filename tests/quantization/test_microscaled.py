@@ -268,4 +268,4 @@ def test_what_is_no_matrix_with_rows_of_whole_blocks_is_refused(
 def test_a_matrix_that_clients_would_pad_is_refused(storage: str) -> None:
     said = FORMATS[storage].refuses("bf16", "linear", (40, 32), "block")
     block = DTYPES[storage].block
-    assert said == f"its rows are no multiple of {block}: wanconv writes no padding, and this is of shape [40, 32]"
+    assert said == f"its row count is not a multiple of {block}: wanconv writes no padding, its shape is [40, 32]"

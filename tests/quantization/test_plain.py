@@ -168,7 +168,7 @@ def test_decode_keeps_the_shape_of_a_transposed_tensor() -> None:
 def test_nan_and_infinity_are_refused_wherever_they_stand(name: str, bad: float, index: int) -> None:
     weights = torch.ones(300000)
     weights[index] = bad
-    with pytest.raises(NotFinite, match=rf"^w\[{index + 7}\] is {bad} \(1 such among 300000 elements from 7 on\)$"):
+    with pytest.raises(NotFinite, match=rf"^w\[{index + 7}\] is {bad} \(1 of 300000 elements from 7 on\)$"):
         Caster().cast(weights, torch.empty(300000, dtype=TORCH_DTYPES[name]), "w", start=7)
 
 
@@ -188,7 +188,7 @@ def test_an_overflow_says_where_how_large_how_many_and_what_would_hold_it() -> N
     with pytest.raises(Overflow) as caught:
         encode(weights, "fp16", "blocks.0.ffn.up.weight")
     assert caught.value.message == (
-        "blocks.0.ffn.up.weight[3] is -65505, above 65504, the largest fp16 number (2 such among 10 elements from 0 on)"
+        "blocks.0.ffn.up.weight[3] is -65505, above 65504, the largest fp16 number (2 of 10 elements from 0 on)"
     )
     assert caught.value.hint == "store it as fp32 or bf16, for instance by its rule's fallback"
 

@@ -66,7 +66,7 @@ BREAKS = [
     (HEAD + rule(blocks=[0.5]),                "rule 1: blocks must be a list of whole numbers"),
     (HEAD + rule(scale="row"),                 "rule 1: bf16 takes scale none, not 'row'"),
     (HEAD + rule(scale=["none"]),              "rule 1: bf16 takes scale none, not ['none']"),
-    (HEAD + rule(rounding="mse"),              "rule 1: rounding mse searches a scale, and scale is none"),
+    (HEAD + rule(rounding="mse"),              "rule 1: rounding mse searches a scale, and there is none"),
     (HEAD + rule(format="mxfp8", rounding="mse"), "rule 1: rounding mse searches scales of rows and tensors, not of b"),
     (HEAD + rule(format="mxfp8", scale="none"), "rule 1: mxfp8 takes scale block, not 'none'"),
     (HEAD + rule(rounding="mes"),              "rule 1: rounding must be of nearest, mse, not 'mes' – mse?"),
@@ -92,7 +92,7 @@ def test_everything_that_breaks_the_schema_is_named_at_once() -> None:
 
 @pytest.mark.parametrize("text", ["schema = 1\nsummary =\n", HEAD + HEAD + ANY, HEAD + ANY + 'match = "*"\n'])
 def test_a_file_that_is_no_toml_says_where(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^recipe mine is no TOML: .*line \d+"):
+    with pytest.raises(UsageError, match=r"^recipe mine is not valid TOML: .*line \d+"):
         parse("mine", text)
 
 
@@ -192,7 +192,7 @@ def test_a_recipe_that_is_not_there_is_a_sentence(name: str, message: str, hint:
 def test_a_recipe_that_is_no_text_is_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"mine\.toml is no text in UTF-8$"):
+    with pytest.raises(UsageError, match=r"mine\.toml is not valid UTF-8$"):
         load(str(path))
 
 

@@ -226,10 +226,10 @@ def test_a_repository_is_named_by_owner_and_name(
 @pytest.mark.parametrize(
     ("text", "source", "revision", "message"),
     [
-        ("Wan2.2", None, None, "is no repository"),
-        ("../x/y", None, None, "is no repository"),
-        ("o/..", None, None, "is no repository"),
-        ("o/n/m", None, None, "is no repository"),
+        ("Wan2.2", None, None, "is not a valid repository name"),
+        ("../x/y", None, None, "is not a valid repository name"),
+        ("o/..", None, None, "is not a valid repository name"),
+        ("o/n/m", None, None, "is not a valid repository name"),
         ("s3://o/n", None, None, "^s3:// is not supported yet: s3://o/n$"),
         ("https://huggingface.co/o/n", None, None, "^https:// is not supported yet: https://huggingface.co/o/n$"),
         ("hf:/o/n", None, None, "^hf:/o/n lacks a slash$"),

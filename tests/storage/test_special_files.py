@@ -176,7 +176,9 @@ def test_a_special_file_in_any_place_is_a_sentence(place: str, node: str, model:
         return
     with pytest.raises(error) as caught:
         tried(model, NODES[node])
-    assert str(model.parent) in caught.value.message or caught.value.message.startswith(f"{place} mine is no TOML")
+    assert str(model.parent) in caught.value.message or caught.value.message.startswith(
+        f"{place} mine is not valid TOML"
+    )
     assert "\n" not in caught.value.message
     assert caught.value.hint
     for word in ("FIFO", "folder", "socket"):

@@ -83,7 +83,7 @@ def warnings(report: Report) -> list[tuple[str, str]]:
 
 def test_a_glob_that_matches_nothing_is_warned_of(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source, globs = tiny(T2V), ("*.onnx", "*VAE*")
-    idle = ("*.onnx", "excludes nothing: no file has such a path or name")
+    idle = ("*.onnx", "excludes nothing: no path or name matches")
     assert warnings(inspect(source, exclude=globs)) == [idle]
     assert idle in warnings(convert.preview(source, Options("bf16", exclude=globs, out=tmp_path / "out")))
     assert idle in warnings(convert.convert(source, Options("bf16", exclude=globs, out=tmp_path / "out")))
@@ -117,9 +117,9 @@ def models(comfyui: Path, tmp_path: Path) -> Path:
 
 def test_files_of_others_beside_a_model_are_left_out_with_a_note(models: Path, tmp_path: Path) -> None:
     expected = [
-        ("note", "controlnet/canny.safetensors", "left out: no network that wanconv knows"),
+        ("note", "controlnet/canny.safetensors", "left out: not a network that wanconv knows"),
         ("note", "loras/style.safetensors", "left out: a LoRA, which `loras` merges"),
-        ("note", "upscale_models/4x.pth", "left out: no network that wanconv knows"),
+        ("note", "upscale_models/4x.pth", "left out: not a network that wanconv knows"),
     ]
     found = [(one.severity, one.where, one.message) for one in inspect(models).findings]
     assert [one for one in found if one[2].startswith("left out")] == expected

@@ -245,7 +245,7 @@ def test_a_profile_that_breaks_the_schema_is_refused(old: str, new: str, detail:
     [
         ("quik", "there is no profile 'quik'"),
         ("nowhere.toml", "profile nowhere.toml cannot be read"),
-        ("half.toml", "profile half is no TOML"),
+        ("half.toml", "profile half is not valid TOML"),
     ],
 )
 def test_a_profile_that_is_none_is_refused(
@@ -277,7 +277,7 @@ def test_results_that_can_be_judged_have_no_faults() -> None:
     ("changes", "fault"),
     [
         ({"schema": "wanconv.validation/0"}, f"schema is not {SCHEMA}"),
-        ({"candidate": None}, "candidate is no object"),
+        ({"candidate": None}, "candidate is not an object"),
         ({"candidate": {"path": "out", "family": "wan2.1-t2v"}}, "candidate lacks one of path, family, layout"),
         ({"reference": {}}, "reference lacks its path"),
         ({"notes": "none"}, "notes is not a list of texts"),

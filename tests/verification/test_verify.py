@@ -161,7 +161,7 @@ def test_a_manifest_that_says_anything_else_than_it_did_is_found(out: Path) -> N
 def test_a_tensor_that_left_its_file_is_named(out: Path) -> None:
     header = (out / TRANSFORMER).read_bytes()
     (out / TRANSFORMER).write_bytes(header.replace(b'"scale_shift_table"', b'"scale_shift_tablE"', 1))
-    gone = [one.where for one in failures(verify(out, Options())) if "is gone from" in one.message]
+    gone = [one.where for one in failures(verify(out, Options())) if "is missing from" in one.message]
     assert gone == ["expert.high/head.modulation"]
 
 
@@ -176,21 +176,21 @@ BROKEN: dict[str, tuple[bytes | Mapping[str, object], str]] = {
     "no-plan": ({"plan": None}, "it names no plan"),
     "no-files": ({"files": None}, "it lists no files"),
     "a-file-that-is-none": ({"files": [1]}, "it lists no files"),
-    "parent": ({"files": [FILE | {"path": "../secret"}]}, "'../secret' is no file of a folder"),
-    "parent-inside": ({"files": [FILE | {"path": "vae/../../secret"}]}, "is no file of a folder"),
-    "absolute": ({"files": [FILE | {"path": "/etc/passwd"}]}, "'/etc/passwd' is no file of a folder"),
-    "backslash": ({"files": [FILE | {"path": "..\\secret"}]}, "is no file of a folder"),
-    "nul": ({"files": [FILE | {"path": "a\0b"}]}, "is no file of a folder"),
-    "the-folder": ({"files": [FILE | {"path": "."}]}, "is no file of a folder"),
-    "no-name": ({"files": [FILE | {"path": ""}]}, "is no file of a folder"),
-    "a-size-that-is-none": ({"files": [FILE | {"nbytes": "1"}]}, "size or sha256 of model_index.json is none"),
-    "a-digest-that-is-none": ({"files": [FILE | {"sha256": "0"}]}, "size or sha256 of model_index.json is none"),
+    "parent": ({"files": [FILE | {"path": "../secret"}]}, "'../secret' is not a path inside the folder"),
+    "parent-inside": ({"files": [FILE | {"path": "vae/../../secret"}]}, "is not a path inside the folder"),
+    "absolute": ({"files": [FILE | {"path": "/etc/passwd"}]}, "'/etc/passwd' is not a path inside the folder"),
+    "backslash": ({"files": [FILE | {"path": "..\\secret"}]}, "is not a path inside the folder"),
+    "nul": ({"files": [FILE | {"path": "a\0b"}]}, "is not a path inside the folder"),
+    "the-folder": ({"files": [FILE | {"path": "."}]}, "is not a path inside the folder"),
+    "no-name": ({"files": [FILE | {"path": ""}]}, "is not a path inside the folder"),
+    "a-size-that-is-none": ({"files": [FILE | {"nbytes": "1"}]}, "size or sha256 of model_index.json is invalid"),
+    "a-digest-that-is-none": ({"files": [FILE | {"sha256": "0"}]}, "size or sha256 of model_index.json is invalid"),
     "no-tensors": ({"tensors": []}, "it lists no tensors"),
-    "a-tensor-that-is-none": ({"tensors": {"a": 1}}, "its entry of a is none"),
+    "a-tensor-that-is-none": ({"tensors": {"a": 1}}, "its entry of a is invalid"),
     "a-tensor-elsewhere": ({"tensors": {"a": TENSOR}}, "a is in 'elsewhere.safetensors', which it does not list"),
     "no-options": ({"options": None}, "it has no options"),
     "an-expert-of-no-kind": ({"options": {"expert": "middle", "exclude": []}}, "it has no options"),
-    "excluding-nothing": ({"options": {"expert": None, "exclude": "x"}}, "its option exclude is no list"),
+    "excluding-nothing": ({"options": {"expert": None, "exclude": "x"}}, "its option exclude is not a list of texts"),
 }
 
 
@@ -337,8 +337,8 @@ def test_a_listed_file_that_is_missing_or_elsewhere_is_a_failed_check(converted:
     report = verify(converted, Options(sums=(tmp_path / "LIST",)))
     assert {one.where: one.message for one in failures(report)} == {
         "gone.safetensors": "is missing",
-        "../secret": "LIST lists it, and it is no file of this folder",
-        "/etc/hostname": "LIST lists it, and it is no file of this folder",
+        "../secret": "LIST lists it, and its path is not inside this folder",
+        "/etc/hostname": "LIST lists it, and its path is not inside this folder",
     }
     assert report.exit_code == 1
 
@@ -625,7 +625,7 @@ def test_a_lone_expert_is_compared_with_the_role_it_was_given(tiny: Make, tmp_pa
 def test_a_source_of_another_family_is_told_in_one_sentence(other: str, converted: Path, tiny: Make) -> None:
     report = verify(converted, Options(against=tiny(other)))
     (finding,) = failures(report)
-    assert finding.message.startswith("is no source of this: it is wan2.")
+    assert finding.message.startswith("is not the source of this model: it is wan2.")
     assert "and this is wan2.2-t2v-a14b (expert.high, expert.low, text_encoder, vae)" in finding.message
     assert (finding.fix, report.exit_code) == ("give the folder that it was made from", 1)
 

@@ -404,11 +404,11 @@ def test_every_wrong_shape_is_named_at_once(dit: Path, tmp_path: Path) -> None:
     assert sorted(line.replace("diffusion_model.blocks", "…") for line in error.details) == [
         "….0.ffn.0.diff_b is [128], and dit/blocks.0.ffn.up.bias [256]",
         "….0.norm3.lora_B.weight [128, 4] times ….0.norm3.lora_A.weight [4, 1] "
-        "is no dit/blocks.0.cross_attn.norm_in.weight [128]",
+        "does not have the shape of dit/blocks.0.cross_attn.norm_in.weight [128]",
         "….1.ffn.0.lora_B.weight [128, 4] times ….1.ffn.0.lora_A.weight [4, 128] "
-        "is no dit/blocks.1.ffn.up.weight [256, 128]",
+        "does not have the shape of dit/blocks.1.ffn.up.weight [256, 128]",
         "….1.ffn.2.lora_B.weight [128, 4] times ….1.ffn.2.lora_A.weight [5, 256] "
-        "is no dit/blocks.1.ffn.down.weight [128, 256]",
+        "does not have the shape of dit/blocks.1.ffn.down.weight [128, 256]",
     ]
 
 
@@ -426,7 +426,7 @@ FAULTS: dict[str, tuple[dict[str, Tensor], str]] = {
     "an-alpha-alone": ({f"{STEM}.alpha": torch.tensor(1.0)}, "of a pair of matrices there is only"),
     "an-alpha-that-is-none": (
         spelled({"blocks.1.ffn.0": pairs()["blocks.1.ffn.0"]}) | {f"{STEM}.alpha": numbers(2)},
-        r"ffn\.0\.alpha is no number: fp32 \[2\]",
+        r"ffn\.0\.alpha is not a single number: fp32 \[2\]",
     ),
     "twice": (
         {f"{STEM}.diff_b": numbers(256), "blocks.1.ffn.0.diff_b": numbers(256)},
@@ -448,7 +448,7 @@ def test_a_file_that_contradicts_itself_is_unreadable(fault: str, dit: Path, tmp
 
 def test_what_is_no_safetensors_file_is_unreadable(dit: Path, tmp_path: Path) -> None:
     torch.save(spelled(pairs()), tmp_path / "lora.pt")
-    assert "is no .safetensors file" in refused(dit, InputError, str(tmp_path / "lora.pt")).message
+    assert "is not a .safetensors file" in refused(dit, InputError, str(tmp_path / "lora.pt")).message
     assert "does not exist" in refused(dit, InputError, str(tmp_path / "gone.pt")).message
     assert "does not exist" in refused(dit, InputError, str(tmp_path / "gone.safetensors")).message
     (tmp_path / "text.safetensors").write_text("<html>")
@@ -457,8 +457,8 @@ def test_what_is_no_safetensors_file_is_unreadable(dit: Path, tmp_path: Path) ->
 
 
 METADATA = [
-    ("{", InputError, "its lora_adapter_metadata is no JSON object"),
-    ("[1]", InputError, "its lora_adapter_metadata is no JSON object"),
+    ("{", InputError, "its lora_adapter_metadata is not a JSON object"),
+    ("[1]", InputError, "its lora_adapter_metadata is not a JSON object"),
     ('{"transformer.lora_alpha": "4"}', InputError, "has the lora_alpha '4'"),
     ('{"transformer.lora_alpha": 4, "transformer.use_rslora": true}', Refused, "in a way that is not read: use_rslora"),
     ('{"transformer.alpha_pattern": {"a": 1}}', Refused, "in a way that is not read: alpha_pattern"),
@@ -608,7 +608,7 @@ def test_a_text_is_a_component_a_file_and_a_strength(tmp_path: Path, monkeypatch
         ("a:inf", "inf"),
         ("high=a:0,8", "0,8"),
     ):
-        with pytest.raises(UsageError, match=f"^`loras` {text}: '{tail}' is no strength$") as caught:
+        with pytest.raises(UsageError, match=f"^`loras` {text}: '{tail}' is not a valid strength$") as caught:
             parse(text)
         assert caught.value.hint == "write it as FILE, FILE:0.8 or high=FILE:0.8"
     for text in ("", " ", ":1", "high=", "low=:0.8"):

@@ -1,4 +1,4 @@
-"""The command line: parse, call one verb, render its Report."""
+"""The command line: parse, call one command's function, render its Report."""
 
 import _thread
 import gc
@@ -28,7 +28,7 @@ def main() -> None:
     code: int | str | None = _INTERRUPTED
     try:
         try:
-            # libraries and headers are hundreds of thousands of objects that stay: to look through them for garbage
+            # libraries and headers are hundreds of thousands of objects that stay: searching them for garbage
             # again and again is a sixth of importing torch
             gc.set_threshold(50_000)
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _refuse_windows() -> "NoReturn":
-    """Ends with the sentence that says where wanconv runs."""
+    """Ends with a sentence about where wanconv runs."""
     from wanconv.cli.console import SETTINGS, fail
     from wanconv.errors import UsageError
 
@@ -54,19 +54,20 @@ def _refuse_windows() -> "NoReturn":
 
 
 def _deafen() -> None:
-    """Ignores interrupts from here on: what is done is done, and the end of the interpreter is not to be disturbed."""
+    """Ignores interrupts from here on: the work is done, and the interpreter must end undisturbed."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _loaded() -> "Callable[[Sequence[str]], None]":
-    """Returns the command line, or ends where there is no memory for it."""
+    """Returns the command line, or ends the process if there is no memory for it."""
     try:
         from wanconv.cli.memory import end, heed_limits, shortage
     except (MemoryError, ImportError) as error:
         if isinstance(error, ImportError) and "failed to map" not in str(error):
             raise
-        os.write(2, b"error[output]: out of memory\n")  # by what Python has at its start: there is no room for more
+        # with modules of Python's start: there is no memory for more
+        os.write(2, b"error[output]: out of memory\n")
         os._exit(7)
     try:
         heed_limits()
@@ -82,7 +83,7 @@ def _loaded() -> "Callable[[Sequence[str]], None]":
 
 
 def _leave() -> None:
-    """Ends an interrupted process at once: the end of the interpreter aborts it where a thread is still in torch."""
+    """Ends an interrupted process at once: the interpreter's end would abort it if a thread is still in torch."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -90,7 +91,7 @@ def _leave() -> None:
 
 
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ends the process where an interrupt came between two steps of `main`; prints what is a bug, made safe."""
+    """Ends the process if an interrupt came between two steps of `main`; prints a bug's traceback, made safe."""
     if issubclass(kind, KeyboardInterrupt):
         os._exit(_INTERRUPTED)
     import traceback
@@ -101,7 +102,7 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def _in_passing(lost: "sys.UnraisableHookArgs") -> None:
-    """Has an interrupt come again that came in a place where Python drops exceptions, such as a destructor."""
+    """Repeats an interrupt that came where Python drops exceptions, such as in a destructor."""
     if isinstance(lost.exc_value, KeyboardInterrupt):
         _thread.start_new_thread(_again, ())
     else:

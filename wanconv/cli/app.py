@@ -1,4 +1,4 @@
-"""The command line, assembled: each command's module gives its function and its examples."""
+"""The command line, assembled: each command's module has its function and its examples."""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
-"""The only place that prints or exits: reports and errors; `progress.py` says how far a verb is.
+"""The only place that prints or exits: reports and errors; `progress.py` shows a command's progress.
 
-A verb's result goes to stdout, as tables or, with --json, as JSON; findings, progress and errors go to stderr. Every
-text that comes in is made safe first (`text.py`): what is laid out below has no control character left.
+A command's result goes to stdout, as tables or, with --json, as JSON; findings, progress and errors go to stderr. Every
+text is made safe first (`text.py`): the layout below gets no control characters.
 """
 
 import sys
@@ -21,7 +21,7 @@ from wanconv.errors import Interrupted, WanconvError
 from wanconv.report import Finding, Report
 
 _SHOWN = 10
-_WIDE = 100_000  # columns of a table that goes into a file or a pipe: a row is a line
+_WIDE = 100_000  # columns of a table for a file or a pipe: one line per row
 
 
 @dataclass
@@ -50,7 +50,7 @@ def show(report: Report) -> NoReturn:
 
 
 def show_page(verb: str, title: str, text: str) -> NoReturn:
-    """Prints a document as it is and ends the process; with --json, as a report that holds it."""
+    """Prints a document unchanged and ends the process; with --json, as a report that holds it."""
     if SETTINGS.json:
         show(Report(verb, title, {}, details={"text": text}))
     print("" if SETTINGS.quiet else text, end="", flush=True)
@@ -62,7 +62,7 @@ def _print_json(report: Report) -> None:
 
 
 def _print_result(report: Report) -> None:
-    """Prints title, figures and tables on stdout; where it is no terminal, lines are as wide as they need to be."""
+    """Prints title, figures and tables on stdout; if that is not a terminal, lines are as long as needed."""
     console = Console(highlight=False, emoji=False, soft_wrap=True)
     width = _width(console)
     for line in [report.title] if width is None else wrap(report.title, width):
@@ -77,12 +77,12 @@ def _print_result(report: Report) -> None:
 
 
 def _width(console: Console) -> int | None:
-    """Returns the columns of a terminal; None for what is none, where lines are not broken."""
+    """Returns the columns of a terminal; None without a terminal, where lines are not broken."""
     return console.width if console.is_terminal else None
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    """Prints failures, then warnings, then notes on stderr, the first ten of each; quiet: the failures alone."""
+    """Prints failures, then warnings, then notes on stderr, the first ten of each; quiet: only the failures."""
     console = Console(file=own_errors(), highlight=False, emoji=False, soft_wrap=True)
     for severity in ("failure",) if SETTINGS.quiet else ("failure", "warning", "note"):
         group = [finding for finding in findings if finding.severity == severity]
@@ -95,11 +95,11 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _print_line(console: Console, label: str, style: str, text: str, fix: str = "", indent: str = "") -> None:
-    """Prints a sentence behind its label, and dimmed what would fix it. On a terminal it is broken at words; where a
-    command is in it, which is there to be copied, the terminal breaks it, without a newline."""
+    """Prints a sentence after its label, and its fix dimmed. On a terminal it is broken at words; a sentence with a
+    command, which users copy, is broken by the terminal, without a newline."""
     width = _width(console)
     whole = width is None or "wanconv " in text + fix
-    room = _WIDE if whole or width is None else max(width - len(indent) - 2, 1)  # two for what hangs
+    room = _WIDE if whole or width is None else max(width - len(indent) - 2, 1)  # two for the hanging indent
     plain = wrap(f"{label} {text}" if label else text, room)
     lines = [escape(line) for line in plain]
     if label:
@@ -140,7 +140,7 @@ def _print_error(error: WanconvError) -> None:
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments without the value of --token, which belongs on no screen and in no log."""
+    """Returns the arguments without the value of --token, which must not be shown or logged."""
     shown = list(arguments)
     for position, argument in enumerate(arguments):
         name, equals, _ = argument.partition("=")

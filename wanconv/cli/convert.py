@@ -55,7 +55,7 @@ def convert(
             "-o",
             "--output",
             help="The folder to write.",
-            show_default="SRC-RECIPE beside SRC",
+            show_default="SRC-RECIPE next to SRC",
             parser=local("--out", "target"),
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""What the library calls an argument, as the option of a command: the one place that knows both names."""
+"""Maps the library's arguments to options of commands: the one place that knows both names."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from wanconv.cli.text import quoted
 from wanconv.errors import NAMED, WanconvError
 from wanconv.report import Finding, Report
 
-# Names that differ; of every other argument `some_name` is the option `--some-name`.
+# Names that differ; any other argument `some_name` is the option `--some-name`.
 FLAGS: Mapping[str, str] = {
     "checksums": "--sums",
     "loras": "--lora",
@@ -24,7 +24,7 @@ SAME = frozenset(
         "source", "steps", "token",
     }
 )  # fmt: skip
-# Calls that a message advises, and the commands that do the same.
+# Calls in messages, and the equivalent commands.
 COMMANDS: Mapping[str, str] = {
     '`validate(SRC, numerics="fp16").write_report(DIR)`': "validate SRC --numerics fp16 -o DIR",
     "`Validation.write_report`": "validate -o",
@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, str] = {
 
 
 def as_flags(text: str) -> str:
-    """Return a message with options of the command line where it names arguments of the library."""
+    """Return a message with options of the command line in place of arguments of the library."""
     for call, command in COMMANDS.items():
         text = text.replace(call, command)
     return NAMED.sub(_flag, text)
@@ -44,13 +44,13 @@ def as_flags(text: str) -> str:
 def _flag(match: "Match[str]") -> str:
     name, value = match["name"], match["value"]
     if name not in SAME and name not in FLAGS:
-        return match[0]  # `git lfs pull` is what it is, and so is what a file says
+        return match[0]  # `git lfs pull` stays, and so does text from a file
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
     if value in (None, "True"):
         return flag
     try:
         given = json.loads(value)
-    except ValueError:  # not from `argument`, but from a file
+    except ValueError:  # from a file, not from `argument`
         return match[0]
     return " ".join(f"{flag} {quoted(one)}" for one in ([given] if isinstance(given, str) else given))
 

@@ -1,6 +1,6 @@
-"""Memory that cannot be had: the one place that knows what Python, the system and torch call that.
+"""Out of memory: the one place that knows the errors of Python, the system and torch.
 
-It is asked when memory is short, so it imports next to nothing.
+It runs when memory is short, so it imports next to nothing.
 """
 
 import errno
@@ -17,7 +17,7 @@ from wanconv.errors import OutputError
 from wanconv.types.figures import size
 
 _HINT = "close other programs, raise the limit (ulimit -v), or lower --jobs"
-# of RuntimeError, which torch and threading raise, and of ImportError and OSError, of a library larger than the room
+# texts of RuntimeError, from torch and threading, and of ImportError and OSError, for a library that does not fit
 _WORDS = re.compile(
     r"can't start new thread|std::bad_alloc|[Cc]annot allocate memory|can't allocate memory|not enough memory"
     r"|out of memory|failed to map segment from shared object"
@@ -26,12 +26,12 @@ _WORDS = re.compile(
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|[Uu]nable to (?:mmap|allocate)) ([0-9.]+) (bytes|[KMGT]iB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 # fmt: on
-_LINKS = 20  # of a chain of errors
-_BLAS_NBYTES = 192 << 20  # what numpy's library maps as it is loaded on one thread; without, it ends the process
+_LINKS = 20  # most errors of a chain
+_BLAS_NBYTES = 192 << 20  # mapped by numpy's library when it is loaded on one thread; without it, it ends the process
 
 
 def shortage(error: BaseException) -> OutputError | None:
-    """Returns the error to show where memory is what was missing, however deep below `error`; None where it was not."""
+    """Returns the error to show if memory was short, at any depth below `error`; else None."""
     for one in _chain(error):
         if _is_short(one):
             return OutputError(f"out of memory{_asked(str(one))}", _HINT)
@@ -52,25 +52,25 @@ def _is_short(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     kinds = (
         RuntimeError | ImportError | SystemError | OSError
-    )  # OSError without a number: of a library that ctypes loads
+    )  # OSError without a number: from a library that ctypes loads
     return isinstance(error, MemoryError) or (isinstance(error, kinds) and _WORDS.search(str(error)) is not None)
 
 
 def _asked(text: str) -> str:
-    """Returns how much was asked for, in words, where an error tells it."""
+    """Returns the requested amount in words, if an error states it."""
     if not (match := _ASKED.search(text)):
         return ""
     return f": {size(round(float(match[1]) * _UNITS[match[2]]))} more cannot be had"
 
 
 def end(error: OutputError) -> NoReturn:
-    """Says that memory is short by as little as it takes, and ends with the error's exit code."""
+    """Reports the shortage with as little memory as possible, and ends with the error's exit code."""
     os.write(2, f"error[{error.code}]: {error.message}\nhint: {error.hint}\n".encode())
     os._exit(error.exit_code)
 
 
 class _BeforeNumpy(MetaPathFinder):
-    """Raises MemoryError where there is no room for what numpy loads, before it loads it."""
+    """Raises MemoryError before numpy loads its library, if there is no room for it."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname == "numpy":
@@ -82,7 +82,7 @@ class _BeforeNumpy(MetaPathFinder):
 
 
 def heed_limits() -> None:
-    """Where memory is limited, has numpy's library take no more of it than one thread needs, or nothing at all."""
+    """If memory is limited, makes numpy's library use only what one thread needs, or does not load it."""
     if any(
         resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     ):

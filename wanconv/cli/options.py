@@ -1,4 +1,4 @@
-"""Options that commands share, and what is typed into them: sizes, repositories, names to be completed."""
+"""Options that commands share, and their values: sizes, repositories, completed names."""
 
 import re
 from collections.abc import Callable
@@ -58,7 +58,7 @@ _REPORT = {"json": _Json, "quiet": _Quiet, "verbose": _Verbose}
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command that takes the options of its report, too: they act as they are parsed, before it runs."""
+    """Returns a command that also takes the options of its report: they act when they are parsed, before it runs."""
 
     @wraps(command)
     def run(**options: object) -> None:

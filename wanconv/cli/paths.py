@@ -14,25 +14,25 @@ Use = Literal["model", "file", "target"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A model that was named: a path on this machine, or the address of a repository."""
+    """A model as the user names it: a local path, or the address of a repository."""
 
     path: Path
     repository: str | None = None
 
 
 def local(where: str, use: Use = "file") -> Callable[[str | Path], Path]:
-    """Returns the reader of a path on this machine, for `parser=`; `where` is the option's or the argument's name."""
+    """Returns the reader of a local path, for `parser=`; `where` is the option's or the argument's name."""
 
     def read(text: str | Path) -> Path:
         if isinstance(text, Path):  # the default
             return text
         if (repository := repository_of(text)) is not None:
             raise _is_elsewhere(where, repository, use)
-        from wanconv.storage.paths import local_path  # its package is a good part of the time that help takes
+        from wanconv.storage.paths import local_path  # importing it takes a large part of the time for help
 
         return local_path(text, where)
 
-    read.__name__ = "path"  # what Typer shows in the place of a value
+    read.__name__ = "path"  # Typer shows it in place of a value
     return read
 
 
@@ -51,7 +51,7 @@ def local_or_hub(where: str) -> Callable[[str | Place], Place]:
         _refuse_bare_repository(text, path)
         return Place(path)
 
-    read.__name__ = "path"  # what Typer shows in the place of a value
+    read.__name__ = "path"  # Typer shows it in place of a value
     return read
 
 
@@ -76,7 +76,7 @@ def _is_elsewhere(where: str, repository: str, use: Use) -> UsageError:
 
 
 def _refuse_bare_repository(text: str, path: Path) -> None:
-    """Raises InputError for OWNER/NAME that is not here."""
+    """Raises InputError for OWNER/NAME that is not a local path."""
     if (
         text.count("/") == 1
         and ":" not in text

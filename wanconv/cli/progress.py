@@ -1,4 +1,4 @@
-"""How far a command is, on stderr: a bar on a terminal, elsewhere a line now and then, or JSON for a program."""
+"""A command's progress on stderr: bars on a terminal, elsewhere a line from time to time, or JSON for a program."""
 
 import sys
 import threading
@@ -27,18 +27,18 @@ SCHEMA = "wanconv.progress/1"
 Mode = Literal["bars", "plain", "json", "none"]
 Clock = Callable[[], float]
 
-_FIRST_S = 2.0  # a task that ends before has no line
+_FIRST_S = 2.0  # a task that ends earlier has no line
 _EVERY_S = 10.0
 _JSON_EVERY_S = 1.0
 _TICK_S = 0.5
-_WINDOW_S = 60.0  # over which a rate of bytes is taken; of fewer and longer units, over all of the task
+_WINDOW_S = 60.0  # window for a rate of bytes; for fewer and longer units, the whole task
 _SAMPLE_S = 1.0
-_BESIDE = 3  # columns of a bar's line that hold no words: two gaps, and what is left of the bar
+_BESIDE = 3  # columns of a bar's line without words: two gaps, and the rest of the bar
 
 
 @dataclass
 class Running:
-    """A task under way: where it is, and how fast it got there since its first new work."""
+    """A running task: its position, and its speed since its first new work."""
 
     step: Step
     begun_s: float
@@ -66,8 +66,8 @@ class Running:
         return None if rate is None else max(self.step.total - self.step.done, 0) / rate
 
     def amounts(self, now_s: float, room: int | None = None) -> str:
-        """Returns how much is done, in words: 1.2 of 5.7 GB (21 %), 310 MB/s, 0:15 left. Where they take more than
-        `room`, the rate is left out, then what the share stands for, and at last the time."""
+        """Returns the progress in words: 1.2 of 5.7 GB (21 %), 310 MB/s, 0:15 left. If they take more than
+        `room`, the rate is left out, then the amounts, and at last the time."""
         step, rate, left_s = self.step, self.rate(now_s), self.left_s(now_s)
         share = f"{100 * step.done // step.total} %"
         kept = [f"{_amount(step.kept, step.unit)} from before"] if step.kept > 0 else []
@@ -119,8 +119,8 @@ def _duration(seconds: float) -> str:
 class Lines:
     """Writes a line for a task that lasts, when it has lasted `first_s`, then every `every_s`, and when it is done.
 
-    `line` makes it of the task, what becomes of it and the time; None is no line. Threads tell, and `tick` is called
-    from time to time: a step that takes minutes tells nothing meanwhile.
+    `line` makes it from the task, its state and the time; None for no line. Threads report steps, and `tick` is called
+    from time to time, since a step may take minutes.
     """
 
     def __init__(
@@ -151,13 +151,13 @@ class Lines:
                 self._say_if_due(one, now_s)
 
     def tick(self) -> None:
-        """Writes what is due."""
+        """Writes the lines that are due."""
         with self._lock:
             for one in self._running.values():
                 self._say_if_due(one, self._clock())
 
     def close(self) -> None:
-        """Writes, for a program, that what is under way has stopped."""
+        """Writes, for a program, that the running tasks have stopped."""
         with self._lock:
             for one in self._running.values():
                 if self._first_s <= 0:
@@ -177,7 +177,7 @@ def plain_line(one: Running, state: str, now_s: float) -> str:
 
 
 def json_line(one: Running, state: str, now_s: float) -> str:
-    """Returns one JSON object; docs/reference/commands.md says what its fields are."""
+    """Returns one JSON object; docs/reference/commands.md describes its fields."""
     rate, left_s, step = one.rate(now_s), one.left_s(now_s), one.step
     return (
         json_text(
@@ -200,7 +200,7 @@ def json_line(one: Running, state: str, now_s: float) -> str:
 
 
 class _Amounts(ProgressColumn):
-    """What is left of a line behind the names of the tasks; the bar between them gives way."""
+    """The part of a line after the names of the tasks; the bar between them shrinks."""
 
     def __init__(self, clock: Clock, room: Callable[[], int]) -> None:
         super().__init__(Column(no_wrap=True))
@@ -212,7 +212,7 @@ class _Amounts(ProgressColumn):
 
 
 class Bars:
-    """Draws a bar for each task under way, and none for what is done: one lock, so that no task has two."""
+    """Draws a bar for each running task, and none for finished ones: one lock, so that no task has two."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -274,7 +274,7 @@ class Bars:
 
 
 def mode() -> Mode:
-    """Returns how progress is shown: as --progress says; else bars on a terminal that can redraw a line."""
+    """Returns the mode of progress: the one of --progress; else bars on a terminal that can redraw a line."""
     if SETTINGS.quiet or SETTINGS.progress == "none":
         return "none"
     if SETTINGS.progress == "json":
@@ -286,7 +286,7 @@ def mode() -> Mode:
 
 @contextmanager
 def telling() -> Iterator[Progress]:
-    """Yields what a verb tells its progress to, for as long as it runs."""
+    """Yields the progress function for a command, while it runs."""
     how = mode()
     if how == "none":
         yield silent
@@ -317,7 +317,7 @@ def _lines(how: Mode) -> Lines:
 
 @contextmanager
 def _ticking(tick: Callable[[], None]) -> Iterator[None]:
-    """Calls `tick` from time to time in the block, on a thread of its own; without one where none can be started."""
+    """Calls `tick` from time to time within the block, on a thread of its own, if one can be started."""
     ended = threading.Event()
 
     def work() -> None:
@@ -327,7 +327,7 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
     thread = threading.Thread(target=work, daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # memory or threads are short: lines come with steps alone
+    except RuntimeError:  # memory or threads are short: lines come only with steps
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""One run of the command line: the command that its arguments name, and an exit code for whatever comes of it."""
+"""One run of the command line: the command that its arguments name, and an exit code for every outcome."""
 
 import re
 import sys
@@ -55,13 +55,13 @@ def _command(arguments: Sequence[str]) -> NoReturn:
         if (short := shortage(error)) is None:
             raise
         _fail_short(short)
-    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+    if code == Interrupted.exit_code:  # Typer's exception for Ctrl-C
         fail(Interrupted("stopped"))
     sys.exit(code)
 
 
 def _fail_short(error: OutputError) -> NoReturn:
-    """Fails where memory is short, by other means where even the sentence does not fit."""
+    """Fails for lack of memory; by other means if even the sentence does not fit."""
     try:
         fail(error)
     except Exception:  # noqa: BLE001  # whatever it was: what is to be said is known
@@ -69,7 +69,7 @@ def _fail_short(error: OutputError) -> NoReturn:
 
 
 def _check_current_folder() -> None:
-    """Raises UsageError where the folder that relative paths start from has been removed."""
+    """Raises UsageError if the current folder has been removed."""
     try:
         Path.cwd()
     except OSError as error:
@@ -77,10 +77,10 @@ def _check_current_folder() -> None:
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
-    """Returns Typer's complaint about the arguments as ours, with its guess as the hint."""
+    """Returns Typer's error about the arguments as a UsageError, with its suggestion as the hint."""
     option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
     message, _, _ = (error.message if option else error.format_message()).partition(" Did you mean ")
-    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29), not ours
+    message = message.rstrip(".").replace(": Value error, ", ": ")  # pydantic's word (Typer 0.29)
     command = context.command if context else None
     otherwise = f"run {context.command_path if context else 'wanconv'} --help"
     if command is not None and option:

@@ -1,4 +1,4 @@
-"""The standard streams of one run: never closed, never a traceback, and what others write to them is made safe."""
+"""The standard streams of one run: never closed, never a traceback, and output of other libraries is made safe."""
 
 import io
 import os
@@ -11,12 +11,12 @@ from typing import IO, TextIO, cast
 from wanconv.cli.text import safe_lines
 
 _COLOUR = r"\x1b\[[\d;]*m"
-_BARS = r"\r|\x1b\[[AK]"  # what a bar of a hub's client moves the cursor by
+_BARS = r"\r|\x1b\[[AK]"  # the cursor moves of a hub client's bar
 
 
 def open_closed() -> None:
-    """Opens what the caller has closed (`>&-`) on /dev/null: the next file to be opened would take the number, and a
-    message meant for stderr would be written into a weight file."""
+    """Opens streams that the caller has closed (`>&-`) on /dev/null: otherwise the next opened file would get the
+    number, and a message for stderr would be written into a weight file."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -31,9 +31,9 @@ def open_closed() -> None:
 
 
 class Stream(io.TextIOBase):
-    """A text stream that never fails: what cannot be written is dropped, and `failure` is the first reason.
+    """A text stream that never fails: output that cannot be written is dropped, and `failure` is the first reason.
 
-    A reader that has gone (`| head`) is no failure. Control characters go no further, but for what `passing` matches.
+    A closed reader (`| head`) is not a failure. Control characters are stopped, except those that `passing` matches.
     """
 
     def __init__(self, inner: TextIO, passing: str | None = "") -> None:
@@ -61,7 +61,7 @@ class Stream(io.TextIOBase):
             self._let_go()
 
     def _let_go(self) -> None:
-        """What is left in the buffer goes to /dev/null: the interpreter writes it once more at its end."""
+        """Sends the rest of the buffer to /dev/null: the interpreter writes it again at its end."""
         self._gone = True
         with suppress(OSError, ValueError):
             number = self.inner.fileno()
@@ -79,7 +79,7 @@ class Stream(io.TextIOBase):
         return True
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # an attribute there, set by nobody
+    def encoding(self) -> str:  # type: ignore[override]  # an attribute there, never set
         return self.inner.encoding or "utf-8"
 
     @property
@@ -89,9 +89,9 @@ class Stream(io.TextIOBase):
 
 @contextmanager
 def guarded() -> Iterator[Stream]:
-    """Puts guards before both streams of output in the block; yields that of stdout, whose failure is the command's.
+    """Guards both output streams within the block; yields that of stdout, whose failure is the command's.
 
-    Help and reports come with colours; on stderr only the console's own text does, by `own_errors`.
+    Help and reports come with colours; on stderr only the console's own text has colours, by `own_errors`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -106,13 +106,13 @@ def guarded() -> Iterator[Stream]:
 
 
 def own_errors() -> IO[str]:
-    """Returns stderr for what the console has made safe itself: colours, and the moves of a bar."""
+    """Returns stderr for text that the console has made safe: colours, and the moves of a bar."""
     inner = sys.stderr.inner if isinstance(sys.stderr, Stream) else sys.stderr
-    return cast(IO[str], Stream(inner, None))  # what Rich and lines of progress use of it
+    return cast(IO[str], Stream(inner, None))  # the part of it that Rich and progress lines use
 
 
 @contextmanager
 def bars_of_others() -> Iterator[None]:
-    """Lets a client draw its bars on stderr in the block; loggers keep the guarded stream that they have."""
+    """Lets a client draw its bars on stderr within the block; loggers keep their guarded stream."""
     with redirect_stderr(Stream(sys.stderr.inner, _BARS) if isinstance(sys.stderr, Stream) else sys.stderr):
         yield

@@ -1,8 +1,8 @@
-"""How a report's figures and tables stand on a screen of any width: text wraps at words, names where they have joints.
+"""Layout of a report's figures and tables for any width: text wraps at words, names at their joints.
 
 A table is laid out in the first of four ways that fits: a line per row; cells of several lines; the last column, a
-sentence, below its row; and at last each row as a list of its values. Nothing is cut off, and only what is longer than
-the screen and has no joint is broken.
+sentence, below its row; and at last each row as a list of its values. Nothing is cut off, and only a part without a
+joint that is longer than the screen is broken.
 """
 
 import re
@@ -25,7 +25,7 @@ _OUTCOMES: Mapping[str, Tone] = {
 }
 _GAP = 2
 _PROSE = 24  # the least width of a sentence's column
-_LABEL = 18  # of a figure's name
+_LABEL = 18  # most columns of a figure's name
 _JOINTS = re.compile(r"[^/._:·-]*[/._:·-]+|[^/._:·-]+")
 
 
@@ -67,7 +67,7 @@ class _Column:
 
 
 def figure_lines(name: str, value: object, width: int | None) -> Iterator[str]:
-    """Yields the lines, as markup, of a figure under its name; a width of None is as much as it takes."""
+    """Yields the lines, as markup, of a figure under its name; a width of None means no limit."""
     label = name.removesuffix("_nbytes").replace("_", " ")
     shown = _shown(value, name.endswith("_nbytes"))
     start = f"  {label:<{_LABEL}} "
@@ -84,7 +84,7 @@ def figure_lines(name: str, value: object, width: int | None) -> Iterator[str]:
 
 
 def table_lines(table: Table, width: int, verbose: bool) -> Iterator[str]:
-    """Yields the lines of a table, as markup; `verbose` shows the fingerprints as well."""
+    """Yields the lines of a table, as markup; `verbose` also shows the fingerprints."""
     columns = [
         _Column(
             name.removesuffix("_nbytes").replace("_", " "),
@@ -105,8 +105,8 @@ def table_lines(table: Table, width: int, verbose: bool) -> Iterator[str]:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Returns text in lines of at most `width`: broken at spaces, a word that is longer at its joints, and what has
-    none wherever the line ends."""
+    """Returns text in lines of at most `width`: broken at spaces, a longer word at its joints, and one without
+    joints at the end of the line."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
@@ -125,7 +125,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _pieces(word: str, width: int) -> list[str]:
-    """Returns a long word in lines: names and paths are broken behind a slash, a dot or the like."""
+    """Returns a long word in lines: names and paths are broken after a slash, a dot or the like."""
     lines = [""]
     for part in _JOINTS.findall(word):
         if lines[-1] and cell_len(lines[-1] + part) > width:
@@ -158,8 +158,8 @@ def _styled(text: str, tone: Tone) -> str:
 
 
 def _widths(columns: Sequence[_Column], width: int) -> list[int] | None:
-    """Returns the columns' widths: what they ask for, or their least and a fair part of what is left; None where even
-    the least is too much."""
+    """Returns the columns' widths: their preferred widths, or their least and a fair part of the rest; None if even the
+    least is too much."""
     room = width - _GAP * (len(columns) - 1)
     widths = [column.least for column in columns]
     if sum(widths) > room:
@@ -189,7 +189,7 @@ def _rows(
 def _row(cells: Sequence[_Shown], columns: Sequence[_Column], widths: Sequence[int]) -> Iterator[str]:
     texts = [wrap(cell.text, width) for cell, width in zip(cells, widths, strict=True)]
     for number in range(max(len(lines) for lines in texts)):
-        line, behind = "", 0  # spaces behind the last cell are left out
+        line, behind = "", 0  # spaces after the last cell are left out
         for cell, column, lines, width in zip(cells, columns, texts, widths, strict=True):
             text = lines[number] if number < len(lines) else ""
             room = width - cell_len(text)
@@ -214,7 +214,7 @@ def _lists(columns: Sequence[_Column], width: int) -> Iterator[str]:
                 continue
             label = f"  {column.label}  "
             lines = wrap(cell.text, max(width - cell_len(label), 1))
-            if len(lines) > 1:  # the whole width below its name holds more
+            if len(lines) > 1:  # the whole width below its name has more room
                 yield f"[dim]{escape(label.rstrip())}[/dim]"
                 lines, label = wrap(cell.text, max(width - 4, 1)), ""
             for text in lines:

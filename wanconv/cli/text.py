@@ -1,8 +1,8 @@
-"""The one place that makes text safe for a terminal: what data says is shown, and never obeyed.
+"""The one place that makes text safe for a terminal: text from data is shown, and never obeyed.
 
-Names of files, tensors and keys, answers of hubs and lines of lists are other people's. A control character in them
-would move the cursor or change colours, a line break would forge a line, a bidirectional control would turn a name
-round, and an invisible character would make two names look alike. All of them are shown as escapes: `\\x1b`, `\\n`,
+Names of files, tensors and keys, answers of hubs and lines of lists are untrusted. A control character in them
+would move the cursor or change colours, a line break would forge a line, a bidirectional control would reverse a
+name, and an invisible character would make two names look alike. All of them are shown as escapes: `\\x1b`, `\\n`,
 `\\u202e`. Only the console's own layout makes lines and colours.
 """
 
@@ -24,7 +24,7 @@ _UNSAFE = (
     (0xAD, 0xAD), (0x34F, 0x34F), (0x600, 0x605), (0x61C, 0x61C), (0x6DD, 0x6DD), (0x70F, 0x70F), (0x890, 0x891),
     (0x8E2, 0x8E2), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
     (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F),            # zero width, line separators, bidi
-    (0x3164, 0x3164), (0xD800, 0xDFFF),                              # a lone surrogate: a byte that is no text
+    (0x3164, 0x3164), (0xD800, 0xDFFF),                              # a lone surrogate: a byte that is not text
     (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB),
     (0x110BD, 0x110BD), (0x110CD, 0x110CD), (0x13430, 0x1343F), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A),
     (0xE0000, 0xE0FFF),                                              # tags, variation selectors
@@ -45,19 +45,19 @@ def _escape(match: "re.Match[str]") -> str:
 
 
 def is_safe(text: str) -> bool:
-    """True where a terminal shows every character of a text, in its order and on one line."""
+    """True if a terminal shows every character of a text, in order and on one line."""
     return _ANY.search(text) is None
 
 
 def safe(text: str, longest: int | None = _LONGEST) -> str:
-    """Returns a text for one line of a terminal, with an escape for each character that would not just be shown."""
+    """Returns a text for one line of a terminal, with an escape for each character that would not be shown."""
     if longest is not None and len(text) > longest:
         text = f"{text[:longest]}… and {len(text) - longest} characters more"
     return _ANY.sub(_escape, text)
 
 
 def safe_lines(text: str, passing: str = "") -> str:
-    """Returns text of another program, whose line breaks and tabs are its layout; what `passing` matches stays too."""
+    """Returns text of another program with its line breaks and tabs; text that `passing` matches stays, too."""
     kept = re.compile(rf"({passing or '(?!)'}|[\n\t]+)")
     return "".join(part if index % 2 else safe(part, None) for index, part in enumerate(kept.split(text)))
 
@@ -92,7 +92,7 @@ def _safe_finding(finding: Finding) -> Finding:
 
 
 def _safe_value(value: object) -> object:
-    """Texts become safe, alone or inside of a list or a table; a number, a truth or nothing is what it was."""
+    """Texts become safe, alone or inside of a list or a table; numbers, booleans and None are unchanged."""
     if isinstance(value, str | PurePath):
         return safe(str(value))
     if value is None or isinstance(value, bool | int | float):
@@ -107,12 +107,13 @@ def _safe_value(value: object) -> object:
 
 
 def safe_error(error: WanconvError, hint: str) -> tuple[str, list[str], str]:
-    """Returns message, details and hint of an error; a hint may be a command to copy and is never cut."""
+    """Returns message, details and hint of an error; a hint may be a command to copy and is never shortened."""
     return safe(error.message), [safe(line) for line in error.details], safe(hint, None)
 
 
 def json_text(value: object, indent: int | None = 2) -> str:
-    """Returns a JSON document of ASCII alone: what a terminal would obey is escaped, and a reader gets it back."""
+    """Returns a JSON document of ASCII alone: characters that a terminal would obey are escaped, and a reader restores
+    them."""
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 

@@ -1,1 +1,1 @@
-"""One module per verb: each takes plain options and returns a Report."""
+"""One module per command: each takes plain options and returns a Report."""

@@ -40,7 +40,7 @@ from wanconv.types.figures import sizes
 from wanconv.types.model import Model, Opened
 from wanconv.types.progress import Advance, Progress, silent, total
 
-if TYPE_CHECKING:  # it imports an HTTP client, which files here do without
+if TYPE_CHECKING:  # it imports an HTTP client, which local files do not need
     from wanconv.downloads.headers import Mirror
     from wanconv.storage.hubs import Patience
 
@@ -51,9 +51,9 @@ WRITTEN = Cell("written", "written")
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What became of a plan: the folder that holds its output, and the plan as it was carried out.
+    """The result of a plan: the folder of its output, and the plan as it was carried out.
 
-    `plan` has the fallbacks that the values called for. `written` is False where `out` held this conversion already.
+    `plan` has the fallbacks that the values needed. `written` is False if `out` already held this conversion.
     """
 
     out: Path
@@ -63,7 +63,7 @@ class Conversion:
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What a user should know of it."""
+        """Its findings for the user."""
         return self.report.findings
 
 
@@ -82,7 +82,7 @@ def preview_remote(
     keep: bool = False,
     patience: "Patience | None" = None,
 ) -> Report:
-    """Returns the plan for a repository (`hf://…`, `ms://…`), of which the headers alone are downloaded."""
+    """Returns the plan for a repository (`hf://…`, `ms://…`), of which only the headers are downloaded."""
     from wanconv.conversion.hub_source import Streamed
     from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
 
@@ -98,7 +98,7 @@ def preview_remote(
 
 
 def _check_remote(repository: str, options: Options) -> None:
-    """Raises UsageError for what is known to be wrong before the hub is asked."""
+    """Raises UsageError for errors that are known before a request to the hub."""
     if options.report is not None:
         message = f"`report` is held against the source's numbers, and {repository} is not here"
         raise UsageError(message, "wanconv download it first; or say `allow_unsafe_fp16=True`")
@@ -108,7 +108,7 @@ def _check_remote(repository: str, options: Options) -> None:
 
 
 def _prepared(mirror: "Mirror", options: Options) -> Plan:
-    """Returns the plan of what a mirror holds: what was to be left out is not in it."""
+    """Returns the plan of a mirror's files: excluded files are not in it."""
     made = prepare(mirror.root, replace(options, exclude=()))
     opened = Opened(mirror.root, options.expert, options.exclude)
     model = replace(made.model, opened=opened)
@@ -121,7 +121,7 @@ def _remote_target(name: str, options: Options) -> Path:
 
 
 def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options, key: str | None = None) -> Report:
-    """Returns the plan as a report; `key` is None where the sidecars, which are part of it, are not downloaded."""
+    """Returns the plan as a report; `key` is None if the sidecars, which are part of it, are not downloaded."""
     _refuse_same_experts(origin.same_experts(made.model))
     findings = [*made.notes, *made.findings]
     needed = made.nbytes + origin.disk_nbytes(made, options, None)
@@ -148,16 +148,16 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
 
 
 def convert(source: Path, options: Options, progress: Progress = silent) -> Report:
-    """Writes the converted model and returns what was done; raises WanconvError, and then there is no OUT."""
+    """Writes the converted model and returns the result; if it raises WanconvError, there is no OUT."""
     return carry_out(prepare(source, options), target_folder(source, options), options, progress).report
 
 
 def carry_out(
     made: Plan, out: Path, options: Options, progress: Progress = silent, origin: Origin | None = None
 ) -> Conversion:
-    """Carries a plan out into the folder `out`; raises WanconvError, and then there is no OUT.
+    """Carries out a plan into the folder `out`; if it raises WanconvError, there is no OUT.
 
-    The plan says what is written. Of `options`, what the plan leaves open is looked at: base_model, hash_source,
+    The plan says what is written. Only the `options` that the plan leaves open are used: base_model, hash_source,
     force, jobs and block_nbytes.
     """
     opened = made.model.opened or Opened(made.model.checkpoint.root)
@@ -176,8 +176,8 @@ def convert_remote(
     keep: bool = False,
     patience: "Patience | None" = None,
 ) -> Report:
-    """Converts a repository (`hf://…`, `ms://…`) while it is downloaded: each weight file comes when it is needed, is
-    checked, read and deleted. With `keep` all of them stay, in `OUT.source`."""
+    """Converts a repository (`hf://…`, `ms://…`) while it is downloaded: each weight file is downloaded when it is
+    needed, checked, read and deleted. With `keep` all of them stay, in `OUT.source`."""
     from wanconv.conversion.hub_source import sidecars, streamed
     from wanconv.downloads.headers import complete, mirrored  # imports an HTTP client, which files here do without
 
@@ -228,7 +228,7 @@ def _refuse_same_experts(error: InputError | None) -> None:
 def _write_all(
     made: Plan, origin: Origin, key: str, workspace: Workspace, options: Options, progress: Progress
 ) -> Plan:
-    """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values called for."""
+    """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values needed."""
     folder = workspace.folder
     try:
         made, written = _write_weights(made, origin, workspace, options, progress)
@@ -263,12 +263,12 @@ def _write_all(
 def _write_weights(
     made: Plan, origin: Origin, workspace: Workspace, options: Options, progress: Progress
 ) -> tuple[Plan, list[Written]]:
-    """Writes every weight file. An overflow that a rule foresees spoils the attempt: the plan is made again with the
-    fallbacks of every tensor that needs one, and what was written under the same header is kept."""
-    from wanconv.conversion.encode import Mover, NeedsFallback  # imports torch, which a plan does without
+    """Writes every weight file. An overflow that has a fallback ends the attempt: the plan is made again with the
+    fallbacks of every tensor that needs one, and files written under the same header are kept."""
+    from wanconv.conversion.encode import Mover, NeedsFallback  # imports torch, which a plan does not need
 
     def fallen(name: str) -> None:
-        workspace.remember(workspace.overflowing | {name})  # before its bytes, which are none, can be in the journal
+        workspace.remember(workspace.overflowing | {name})  # before the journal can list its (no) bytes
 
     while True:
         fallbacks = workspace.overflowing
@@ -297,7 +297,7 @@ def _write_weights(
 
 
 def _files(made: Plan) -> set[str]:
-    """Returns every file that the output of a plan has."""
+    """Returns every file in the output of a plan."""
     return {*(image.path for image in made.images), *made.documents, *made.copies, "README.md", manifest.NAME}
 
 
@@ -317,7 +317,7 @@ def _sidecar(path: Path) -> Iterator[memoryview]:
 
 
 def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Options) -> None:
-    """Raises OutputError where the disk has less room than is still to be written."""
+    """Raises OutputError if the disk has less free space than the rest of the output needs."""
     folder = workspace.folder
     with closing(workspace.journal()) as journal:
         more = origin.disk_nbytes(made, options, journal)
@@ -331,7 +331,8 @@ def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Opti
 
 
 def _details(made: Plan, key: str | None) -> dict[str, object]:
-    """Returns what programs read beside the figures. The plan's key is the manifest's: a pipeline caches by it."""
+    """Returns the fields for programs, in addition to the figures. The plan's key is the manifest's, a key for
+    caches."""
     return {"plan": key, "source_layout": source_layout(made.model).name}
 
 
@@ -354,7 +355,7 @@ def _conversion(made: Plan, out: Path, findings: Sequence[Finding], outcome: Cel
 
 
 def _refuse_source(model: Model, source: Path, out: Path) -> None:
-    """Refuses an OUT (and its OUT.partial) that is the source, holds it or lies in it, by any path that leads there."""
+    """Refuses an OUT (and its OUT.partial) that is the source, contains it or lies in it, by any path to it."""
     root, home = _real(source), _real(model.checkpoint.root)
     named = [home / file for file in model.checkpoint.weight_files] + [lora.file for lora in model.loras]
     own = {root, *named, *map(_real, named)}
@@ -362,11 +363,11 @@ def _refuse_source(model: Model, source: Path, out: Path) -> None:
         target = _real(folder)
         inside = source.is_dir() and root in target.parents
         if inside or any(target == path or target in path.parents for path in own):
-            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an `out` beside the source")
+            raise UsageError(f"{folder} is, holds or lies in the source {source}", "choose an `out` next to the source")
 
 
 def _reads(made: Plan) -> list[Path]:
-    """Returns what a conversion reads, by the folders that hold it."""
+    """Returns the folders that a conversion reads."""
     checkpoint = made.model.checkpoint
     return [checkpoint.root, *(checkpoint.root / file for file in checkpoint.weight_files)] + [
         lora.file for lora in made.model.loras
@@ -374,7 +375,7 @@ def _reads(made: Plan) -> list[Path]:
 
 
 def _check_target(made: Plan, out: Path, options: Options) -> None:
-    """Raises UsageError where OUT cannot be written or, by force, replaced; it is asked again before it is."""
+    """Raises UsageError if OUT cannot be written or, with `force`, replaced; this is checked again before replacing."""
     if options.out is not None:
         check_target(options.out)
     replacing.check_place(out, _reads(made))
@@ -387,7 +388,7 @@ def _real(path: Path) -> Path:
 
 
 def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options, progress: Progress) -> Plan | None:
-    """Returns the plan as OUT holds it, verified, or None where OUT is still to be written. Else raises."""
+    """Returns the plan of a verified OUT that holds it, or None if OUT is to be written. Else raises."""
     with writing(out):
         if out.is_symlink():
             raise UsageError(f"{out} is a link", "name the folder itself with `out`")
@@ -444,9 +445,9 @@ def _recipe_name(known: manifest.Json) -> object:
 
 
 def _state_key(made: Plan, origin: Origin, key: str, options: Options) -> str:
-    """Returns what a resumed run must share with the one it goes on from: the same source files and LoRAs, untouched.
+    """Returns what a resumed run must share with the run that it resumes: the same source files and LoRAs, unchanged.
 
-    Raises InputError for a LoRA that is gone.
+    Raises InputError for a LoRA that is missing.
     """
     table = [key, origin.identity(made), _lora_stats(made.model), options.block_nbytes, __version__]
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 PAGE = "demo.html"
 _FOLDERS = ("converted", "broken", "reports")
-_FACTOR = 4  # of the scale that is spoilt: as if it were another tensor's
-_NUMERICS = "diffusers"  # of all, so that all are held against one run of the source
+_FACTOR = 4  # factor of the spoilt scale: as if it were another tensor's
+_NUMERICS = "diffusers"  # settings of all, so that all are compared with one run of the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ CONVERSIONS = (
 def demo(folder: Path, progress: Progress = silent) -> Report:
     """Makes the small model in `folder`/source, its conversions, their reports and the page that compares them.
 
-    The exit code is 0 where every conversion passes and the broken one does not.
+    The exit code is 0 if every conversion passes and the broken one does not.
     """
     need("validate", "the demo")
     from wanconv.evaluation.report.comparison import render  # imports torch
@@ -85,8 +85,8 @@ def demo(folder: Path, progress: Progress = silent) -> Report:
 
 
 def _refuse_others(folder: Path) -> None:
-    """Raises UsageError where what would be written over was not made by a demo: that has its source, whose bytes are
-    looked at."""
+    """Raises UsageError if the files to be replaced were not made by a demo: a demo's folder has its source, whose
+    bytes are checked."""
     check_target(folder)
     there = [folder / name for name in (*_FOLDERS, PAGE) if os.path.lexists(folder / name)]
     if there and not (folder / "source").is_dir():
@@ -99,7 +99,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
-    """Returns what came out, and where to look; 1 is the exit code unless all is as expected."""
+    """Returns the results and their places; the exit code is 1 unless all results are as expected."""
     from wanconv.evaluation.report.comparison import headline
 
     whole = [side for side in sides if not side.damage]
@@ -124,7 +124,7 @@ def told(folder: Path, what: str, sides: "Sequence[Side]") -> Report:
 
 
 def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
-    """Returns the folder of a conversion; a spoilt one is a copy of its weights, as another tool would have left it."""
+    """Returns the folder of a conversion; a spoilt one is a copy of its weights, as another tool might leave it."""
     source, out = folder / "source", folder / "converted" / baked.name
     if not baked.spoilt:
         convert(source, Options(baked.recipe, layout=baked.layout, out=out, force=True), progress)
@@ -143,13 +143,13 @@ def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
 
 
 def _copy_anew(source: str, target: str) -> None:
-    """Copies a file in the place of one that is there, which keeps its bytes under any other name."""
+    """Copies a file in place of an existing one; hard links to the old one keep their bytes."""
     Path(target).unlink(missing_ok=True)
     shutil.copy2(source, target)
 
 
 def _spoil_scale(folder: Path, name: str) -> None:
-    """Multiplies, in its file, the one scale that a tensor has."""
+    """Multiplies a tensor's only scale in its file."""
     scale = identify(open_checkpoint(folder)).tensors[name].scales
     assert scale is not None, "the recipe stores scales"
     wrong = np.frombuffer(scale.read(), np.float32) * np.float32(_FACTOR)
@@ -159,7 +159,8 @@ def _spoil_scale(folder: Path, name: str) -> None:
 
 
 def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Progress) -> "tuple[Side, Clips]":
-    """Returns what verify and validate say of a conversion, and the frames of the source and of what it generates."""
+    """Returns the results of verify and validate for a conversion, and the frames of the source and of the
+    conversion."""
     from wanconv.evaluation.report.comparison import Side
 
     source, report = folder / "source", folder / "reports" / baked.name
@@ -199,7 +200,7 @@ def _failures(proof: Report) -> list[str]:
 
 
 def _proof(report: Report) -> str:
-    """Returns what verify said, in a few words."""
+    """Returns the result of verify in a few words."""
     if wrong := len(_failures(report)):
         return f"{count(wrong, 'tensor')} out of bounds"
     (table,) = (table for table in report.tables if "tensors" in table.columns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wanconv.conversion.replacing import check_not_home
-from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes
+from wanconv.downloads.fetch import check_way, fetch, folder_lock, part_nbytes
 from wanconv.downloads.selection import Wish, owners, select
 from wanconv.errors import Interrupted, OutputError, UsageError
 from wanconv.planning import without_match
@@ -25,12 +25,12 @@ from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import count, sizes
 from wanconv.types.progress import Advance, Progress, silent, total
 
-_MAX_SHOWN = 200  # characters of a name that nobody has checked
+_MAX_SHOWN = 200  # most characters of an unchecked name
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `download` is asked for. `force` replaces files that hold other bytes and were not downloaded."""
+    """The options of `download`. `force` replaces files that hold other bytes and were not downloaded."""
 
     source: str | None = None
     revision: str | None = None
@@ -44,8 +44,8 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A download to be: `snapshot` has the wanted files only, `skipped` says why of each of the others. `unmatched` are
-    globs that were to leave files out and match none."""
+    """A planned download: `snapshot` has only the wanted files, `skipped` the reason for each of the others.
+    `unmatched` are globs of `exclude` that match no file."""
 
     hub: Hub
     snapshot: Snapshot
@@ -55,7 +55,7 @@ class _Job:
 
 
 def preview(repository: str, options: Options) -> Report:
-    """Returns what would be downloaded and whether it fits on the disk; asks for the list alone and writes nothing."""
+    """Returns what would be downloaded and whether it fits on the disk; requests only the list and writes nothing."""
     job = _prepare(repository, options)
     here = {file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes}
     needed, free = _needed(job, here), free_nbytes(job.root)
@@ -70,10 +70,10 @@ def preview(repository: str, options: Options) -> Report:
 
 
 def download(repository: str, options: Options, progress: Progress = silent) -> Report:
-    """Downloads what is wanted and not there yet; returns what was done. Raises WanconvError: what is complete stays,
-    and so does the beginning of what is not."""
+    """Downloads the wanted files that are missing; returns the result. If it raises WanconvError, complete and partial
+    files stay."""
     job = _prepare(repository, options)
-    with held(job.root):
+    with folder_lock(job.root):
         before = _record_of(job)
         here = _found(job, before, options, progress)
         missing = [file for file in job.snapshot.files if file not in here]
@@ -99,7 +99,7 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
 
 
 def _prepare(repository: str, options: Options) -> _Job:
-    """Returns the job; raises before anything is written, for a name that may not be among the rest."""
+    """Returns the job; raises before anything is written, for an invalid name."""
     reference = parse(repository, options.source, options.revision)
     folder = options.local_dir if options.local_dir is not None else Path(reference.repository.split("/")[1])
     root = Path(os.path.realpath(folder))
@@ -110,7 +110,7 @@ def _prepare(repository: str, options: Options) -> _Job:
     wanted, reasons = select(listing.files, options.wish)
     check_names((file.path for file in wanted), listing.uri)
     if root.exists() and not root.is_dir():
-        raise UsageError(f"{folder} is no folder", "choose another `local_dir`")
+        raise UsageError(f"{folder} is not a folder", "choose another `local_dir`")
     for file in wanted:
         check_way(root, file.path)
     by_path = {file.path: file for file in listing.files}
@@ -120,7 +120,7 @@ def _prepare(repository: str, options: Options) -> _Job:
 
 
 def _record_of(job: _Job) -> Snapshot | None:
-    """Returns what an earlier run recorded; raises UsageError where it was about another repository."""
+    """Returns an earlier run's record; raises UsageError if it is about another repository."""
     record = download_record.read(job.root)
     if record is not None and (record.hub, record.repository) != (job.snapshot.hub, job.snapshot.repository):
         message = f"{job.root} holds a download of {record.hub}://{record.repository}"
@@ -129,7 +129,8 @@ def _record_of(job: _Job) -> Snapshot | None:
 
 
 def _merged(job: _Job, before: Snapshot | None) -> Snapshot:
-    """Returns what to record: what is wanted, and of an earlier download what this revision still holds unchanged."""
+    """Returns the files to record: the wanted ones, and those of an earlier download that are unchanged in this
+    revision."""
     wanted = {file.path for file in job.snapshot.files}
     listed = {file for file, _ in job.skipped.values()}
     kept = [file for file in (before.files if before else ()) if file.path not in wanted and file in listed]
@@ -137,8 +138,8 @@ def _merged(job: _Job, before: Snapshot | None) -> Snapshot:
 
 
 def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progress) -> set[RemoteFile]:
-    """Returns the wanted files that are there already, by their digests; raises UsageError where other bytes stand in
-    the way that no earlier download put there."""
+    """Returns the wanted files that exist already, by their digests; raises UsageError if other files are in the way
+    that no earlier download wrote."""
     there = [file for file in job.snapshot.files if _size(job.root / file.path) is not None]
     whole = [file for file in there if _size(job.root / file.path) == file.nbytes]
     tell = total(progress, "checking what is there", sum(file.nbytes for file in whole))
@@ -183,7 +184,7 @@ def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: A
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.1)
-    except KeyboardInterrupt:  # a thread that waits for its server is not waited for: all is resumable at any moment
+    except KeyboardInterrupt:  # threads that wait for a server are not waited for: downloads resume from any point
         stop.set()
         raise Interrupted("stopped; what is downloaded stays", "run the same command to go on") from None
     if errors:
@@ -197,7 +198,7 @@ def _size(path: Path) -> int | None:
 
 
 def _needed(job: _Job, here: Set[RemoteFile]) -> int:
-    """Returns the bytes still to come: all, less what is there and what earlier runs have begun."""
+    """Returns the remaining bytes: all, without complete files and the parts of earlier runs."""
     missing = (file for file in job.snapshot.files if file not in here)
     return sum(file.nbytes - part_nbytes(job.root / file.path, file) for file in missing)
 
@@ -231,7 +232,8 @@ def _table(job: _Job, here: Set[RemoteFile]) -> Table:
 
 
 def _skipped(job: _Job) -> list[Finding]:
-    """Returns a note for each reason to skip files: how many, how large; a warning for each glob that skips none."""
+    """Returns a note for each reason to skip files, with their number and size; a warning for each glob that skips
+    none."""
     groups: dict[str, list[RemoteFile]] = {}
     for file, why in job.skipped.values():
         groups.setdefault(why, []).append(file)

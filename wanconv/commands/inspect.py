@@ -1,4 +1,4 @@
-"""inspect: what a file or folder is, from its headers."""
+"""inspect: identifies a file or folder from its headers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +27,13 @@ from wanconv.verification.clients import bare_weights, since, why_not
 if TYPE_CHECKING:
     from wanconv.storage.hubs import Patience
 
-_NOTES = 20  # of a header, that are shown
+_NOTES = 20  # most texts of a header that are shown
 YES, NO = Cell(True, "yes"), Cell(False, "no")  # whether a client reads it
 
 
 def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] = (), tensors: bool = False) -> Report:
     """Returns family, release, components, naming, dtypes and sizes, and which clients read it; `tensors` lists every
-    one. Reads headers only."""
+    tensor. Reads headers only."""
     model = identify(open_checkpoint(path, exclude), expert)
     return _report(model, str(path), tensors, twins.sampled(model))
 
@@ -41,7 +41,7 @@ def inspect(path: Path, expert: Expert | None = None, exclude: tuple[str, ...] =
 def _report(model: Model, title: str, tensors: bool, same_experts: InputError | None) -> Report:
     family, absent = family_in_words(model), model.absent
     if not any(name in DENOISERS for name in model.components):
-        family, absent = f"not told by {', '.join(model.components)} alone: a denoiser tells it", ()
+        family, absent = f"not known from {', '.join(model.components)} alone: a denoiser is needed", ()
     findings = left_out(model)
     findings += [Finding("note", name, f"absent ({family} has one)") for name in absent]
     findings += [*marks_of(model), *roles_of(model)]
@@ -83,8 +83,8 @@ def inspect_remote(
     token: str | None = None,
     patience: "Patience | None" = None,
 ) -> Report:
-    """Returns the same of a repository (`hf://…`, `ms://…`), for which the headers alone are downloaded."""
-    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
+    """Returns the same for a repository (`hf://…`, `ms://…`), of which only the headers are downloaded."""
+    from wanconv.downloads.headers import mirrored  # imports an HTTP client, which local files do not need
 
     with mirrored(repository, Wish(exclude=exclude), token, patience) as mirror:
         model = identify(open_checkpoint(mirror.root), expert)
@@ -138,7 +138,7 @@ def _clients(model: Model) -> Table:
 
 
 def _notes(model: Model) -> Table:
-    """Returns what the headers say beside their tensors, the first of each component."""
+    """Returns the further texts in the headers, the first ones of each component."""
     rows = [(component.name, *note) for component in model.components.values() for note in notes_of(component)[:_NOTES]]
     return Table("notes", ("component", "field", "text"), tuple(rows))
 

@@ -1,4 +1,4 @@
-"""publish: a converted folder, verified, to a repository of a hub, and compared with what the hub then lists."""
+"""publish: uploads a verified conversion to a hub's repository, and compares it with the hub's list."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -15,13 +15,13 @@ from wanconv.types.figures import count
 from wanconv.types.progress import Progress, silent, total
 from wanconv.verification import checksums
 
-_MAX_SHOWN = 200  # characters of a name that nobody has checked
+_MAX_SHOWN = 200  # most characters of an unchecked name
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `publish` is asked for; `private` is about a repository that is yet to be made. Inside of `bars` the hub's
-    client draws how far it is; without them the upload is one step of `progress`."""
+    """The options of `publish`; `private` applies to a new repository. Within `bars` the hub's client draws its
+    progress; without them the upload is one step of `progress`."""
 
     token: str | None = field(default=None, repr=False)
     private: bool = False
@@ -36,14 +36,14 @@ def publish(
     options: Options,
     progress: Progress = silent,
 ) -> Report:
-    """Uploads what the folder's manifest lists, and the manifest; returns where it is. Raises CheckFailed for a folder
-    that does not verify, and DigestMismatch where the hub then lists other bytes."""
+    """Uploads the files of the folder's manifest, and the manifest; returns their address. Raises CheckFailed for a
+    folder that fails verification, and DigestMismatch if the hub then lists other bytes."""
     reference = parse(repository)
     if reference.revision is not None:
         raise UsageError(f"{repository} names a revision", "leave it out: what is published becomes the latest one")
     known = manifest.read(folder) if folder.is_dir() else None
     if known is None:
-        raise UsageError(f"{folder} has no {manifest.NAME}: it is no conversion", "convert first, then publish OUT")
+        raise UsageError(f"{folder} has no {manifest.NAME}: it is not a conversion", "convert first, then publish OUT")
     files = {file.path: file.nbytes for file in manifest.files(known)}
     files[manifest.NAME] = (folder / manifest.NAME).stat().st_size
     if unseen := [ascii(path) for path in files if not path.isprintable()]:
@@ -72,13 +72,13 @@ def publish(
 
 
 def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
-    """Returns a warning about what was in the repository before: who downloads this gets that, too."""
+    """Returns a warning about older files in the repository: every download includes them."""
     others = [file.path for file in snapshot.files if file.path not in files and not file.path.startswith(".")]
     if not others:
         return []
     shown = ", ".join(path[:_MAX_SHOWN] for path in others[:3]) + (" …" if len(others) > 3 else "")
     which = "which comes" if len(others) == 1 else "which come"
-    message = f"holds {count(len(others), 'file')} beside these, {which} with every download: {shown}"
+    message = f"holds {count(len(others), 'file')} besides these, {which} with every download: {shown}"
     return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 
 

@@ -18,7 +18,7 @@ def list_recipes() -> Report:
 
 
 def schema_page() -> str:
-    """Returns the page, in Markdown, that says how a recipe is written."""
+    """Returns the Markdown page about the format of recipes."""
     return recipes.schema_page()
 
 

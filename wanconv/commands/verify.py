@@ -26,11 +26,11 @@ _BOUND = Cell(1, "1 is the most that rounding to a format can do: errors up to i
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `verify` is asked for: `sums` are digest lists (none: those that lie in the folder).
+    """The options of `verify`: `sums` are digest lists (none: those in the folder).
 
-    `expert` and `exclude` are about what is verified; how its source was read stands in its manifest. `hub` names a
+    `expert` and `exclude` apply to the verified folder; its manifest says how its source was read. `hub` names a
     repository, or is `recorded`; `token` may read its list. `client` is a layout whose rules are checked.
-    `loras` are merged into `against`, as they were into what is verified.
+    `loras` are merged into `against`, as in the verified conversion.
     """
 
     against: Path | None = None
@@ -46,10 +46,10 @@ class Options:
 
 
 def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
-    """Returns what was checked and every failure; raises InputError where headers or cover are already wrong."""
+    """Returns the checks and every failure; raises InputError if headers or cover are already invalid."""
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None
-    source = _source(path, options, known)  # first: a wrong path is told before hours of reading
+    source = _source(path, options, known)  # first: a wrong path is refused before hours of reading
     digests = _check_digests(path, known, options, progress)
     findings = list(digests.findings)
     failed = any(finding.severity == "failure" for finding in findings)
@@ -59,7 +59,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     except InputError:
         if not failed:
             raise
-        return _report(path, {"digests": digests.words}, (), findings)  # they say more than the header that broke
+        return _report(path, {"digests": digests.words}, (), findings)  # digests say more than the broken header
     if known is None:
         findings += _without_digest(checkpoint, digests)
     else:
@@ -81,7 +81,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     if source is None:
         return _report(path, figures, (), findings)
     findings += changed_marks(model, manifest.says_entry(source), str(options.against))
-    from wanconv.verification.bounds import compare  # imports torch, which nothing else here needs
+    from wanconv.verification.bounds import compare  # imports torch, which only this needs
 
     unclipped = manifest.unclipped(known) if known is not None else frozenset()
     table, failures = compare(model, source, progress, options.jobs, unclipped)
@@ -93,7 +93,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
 
 def _source(path: Path, options: Options, known: manifest.Json | None) -> Model | None:
     """Returns --against as a model, read as the conversion read it: with the expert and the globs of its manifest, and
-    with the same LoRAs merged. Raises UsageError where they are not the same."""
+    with the same LoRAs merged. Raises UsageError if they differ."""
     if options.against is None:
         if options.loras:
             raise UsageError("`loras` is about the source, and there is none", "name it: `against` SRC")
@@ -108,7 +108,7 @@ def _source(path: Path, options: Options, known: manifest.Json | None) -> Model 
 
 
 def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[manifest.Json]) -> None:
-    """Raises UsageError unless the LoRAs that were merged are those that are given: same bytes, component, strength."""
+    """Raises UsageError unless the merged LoRAs are the given ones: same bytes, component, strength."""
     keys = ("sha256", "component", "strength")
     if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
         return
@@ -124,7 +124,7 @@ def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[m
 
 @dataclass(frozen=True, slots=True)
 class _Digests:
-    """Which digests were compared, in words, every failure among them, and the files that they are of."""
+    """The compared digests in words, every failure, and the compared files."""
 
     words: str
     findings: list[Finding]
@@ -134,7 +134,7 @@ class _Digests:
 def _check_digests(path: Path, known: manifest.Json | None, options: Options, progress: Progress) -> _Digests:
     """Compares the manifest's digests and those of lists."""
     findings: list[Finding] = []
-    files: dict[str, int] = {}  # by who lists them
+    files: dict[str, int] = {}  # by the origin of the list
     read: dict[str, str] = {}
     compared: set[str] = set()
     if known is not None:
@@ -163,7 +163,7 @@ def _check_digests(path: Path, known: manifest.Json | None, options: Options, pr
 
 
 def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
-    """Returns a warning for each weight file of which nobody says a digest, where there are digests of others."""
+    """Returns a warning for each weight file without a known digest, if there are digests of others."""
     told = {finding.where for finding in digests.findings}
     return [
         Finding("warning", name, "no digest of it is known", "give a list that has it, with `checksums`")
@@ -173,8 +173,8 @@ def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
 
 
 def _listed(path: Path, options: Options) -> checksums.DigestList:
-    """Returns the lines of the lists that are named, the hub's among them; or else those of the lists in the folder and
-    of the record of its download, ours or Hugging Face's."""
+    """Returns the lines of the named lists, including the hub's; without any, those of the lists in the folder and of
+    the record of its download, wanconv's or Hugging Face's."""
     named = checksums.DigestList()
     for file in options.sums:
         read = checksums.read_list(file)
@@ -206,7 +206,7 @@ def _listed(path: Path, options: Options) -> checksums.DigestList:
 
 
 def _not_downloaded(root: Path, record: Sequence[checksums.Listed]) -> list[Finding]:
-    """Returns a warning for every file that the download did not bring; hidden ones are not looked at."""
+    """Returns a warning for every file that the download did not contain; hidden files are ignored."""
     found = {file.relative_to(root) for file in root.rglob("*") if file.is_file()}
     seen = {file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)}
     return [

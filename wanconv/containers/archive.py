@@ -1,6 +1,6 @@
 """The zip archive inside a .pth: uncompressed records with known offsets, read strictly and laid out.
 
-Both directions know only what torch.save writes: one folder, stored records, payload aligned to 64 bytes, no comments.
+Both know only torch.save's form: one folder, uncompressed records, payload aligned to 64 bytes, no comments.
 Source: PKWARE's APPNOTE.TXT 6.3.10: 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 16 (end), 4.5.3 (ZIP64).
 """
 
@@ -24,10 +24,10 @@ _LOCATOR = struct.Struct("<4sIQI")
 _LOCAL_MARK, _CENTRAL_MARK, _END_MARK = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 _END64_MARK, _LOCATOR_MARK = b"PK\6\6", b"PK\6\7"
 _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; torch calls its padding "FB"
-_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "too big for this field: see ZIP64"
-_VERSION, _VERSION64 = 20, 45  # needed to read it: 2.0, 4.5 with ZIP64
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # a field with this value is stored in the ZIP64 extra field
+_VERSION, _VERSION64 = 20, 45  # ZIP version needed to read it: 2.0, or 4.5 with ZIP64
 _ENCRYPTED = 0x1
-_FOLDER = 0x10  # of the external attributes: MS-DOS's own
+_FOLDER = 0x10  # bits of the external attributes that belong to MS-DOS
 _MAX_DIRECTORY = 64_000_000  # bytes
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _AGAIN = "download the file again"
@@ -36,7 +36,7 @@ _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`start` is where its own header begins, `offset` its first byte."""
+    """`start` is the offset of its local header, `offset` of its first byte."""
 
     name: str
     start: int
@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A file to be: literal bytes by offset, ascending, and where each payload goes. The rest of it does not exist."""
+    """The layout of a file: literal bytes by ascending offset, and the offset of each payload. They cover the file."""
 
     literals: tuple[tuple[int, bytes], ...]
     payloads: Mapping[str, int]
@@ -55,7 +55,7 @@ class Archive:
 
 
 def read_records(file: OpenFile) -> dict[str, Record]:
-    """Returns the records by name; raises InputError unless they are stored, lie inside the file and do not overlap."""
+    """Returns the records by name; raises InputError unless they are uncompressed, inside the file and disjoint."""
     count, start, nbytes = _find_directory(file)
     directory = file.read(start, nbytes)
     try:
@@ -80,7 +80,7 @@ def read_records(file: OpenFile) -> dict[str, Record]:
 
 
 def read_literal(file: OpenFile, record: Record, limit: int) -> bytes:
-    """Returns the bytes of a small record; raises InputError where they do not fit its CRC."""
+    """Returns the bytes of a small record; raises InputError if they do not match its CRC."""
     if record.nbytes > limit:
         raise InputError(
             f"{file.path}: its {record.name} has {exact_size(record.nbytes)}; at most {exact_size(limit)} are read",
@@ -95,8 +95,8 @@ def read_literal(file: OpenFile, record: Record, limit: int) -> bytes:
 def lay_out(records: Sequence[tuple[str, bytes | int]]) -> Archive:
     """Returns the archive of these records, in this order: literal bytes, or the size of a payload to come.
 
-    The CRC of a payload is 0: its bytes may be written in any order, so nobody knows the sum when the headers are made.
-    torch does not look at CRCs; `unzip -t` does. The digests of the file and its tensors are in the manifest.
+    The CRC of a payload is 0: its bytes are written in any order, so the sum is unknown when the headers are made.
+    torch does not check CRCs; `unzip -t` does. The digests of the file and its tensors are in the manifest.
     """
     literals: list[tuple[int, bytes]] = []
     payloads: dict[str, int] = {}
@@ -125,12 +125,12 @@ def lay_out(records: Sequence[tuple[str, bytes | int]]) -> Archive:
 
 
 def _find_directory(file: OpenFile) -> tuple[int, int, int]:
-    """Returns the number of entries, the offset and the size of the directory, which must end where the end begins."""
+    """Returns the number of entries, the offset and the size of the directory, which must end at the end record."""
     stop = file.size - _END.size
     fields = _END.unpack(file.read(stop, _END.size)) if stop >= 0 else (b"",)
     if fields[0] != _END_MARK:
         raise InputError(f"{file.path} is cut off: the directory at the end of the archive is missing", _AGAIN)
-    stop, end64 = _find_end64(file, stop)  # torch writes one into every file, needed or not
+    stop, end64 = _find_end64(file, stop)  # torch writes a ZIP64 end into every file, needed or not
     _, disk, other_disk, here, count, nbytes, start, _ = end64 or fields
     if disk or other_disk or here != count or start + nbytes != stop:
         raise InputError(f"{file.path}: its zip directory is not where the file says", _DAMAGED)
@@ -142,7 +142,7 @@ def _find_directory(file: OpenFile) -> tuple[int, int, int]:
 
 
 def _find_end64(file: OpenFile, end: int) -> tuple[int, tuple[int, ...]]:
-    """Returns where the directory must end, and the fields of the ZIP64 end in the order of the plain one."""
+    """Returns the offset at which the directory must end, and the ZIP64 end's fields in the order of the plain end."""
     locator = end - _LOCATOR.size
     if locator < _END64.size:
         return end, ()
@@ -170,7 +170,7 @@ def _entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, in
             raise InputError(f"{path}: its zip directory is damaged at {name!r}", _DAMAGED)
         if method or flags & _ENCRYPTED:
             raise InputError(f"{path}: its record {name} is compressed or encrypted, which torch never does", _RE_SAVE)
-        if attributes & _FOLDER:  # torch takes its size and reads nothing: the tensor is whatever memory held
+        if attributes & _FOLDER:  # torch trusts its size and reads nothing: the tensor would be uninitialised memory
             raise InputError(f"{path}: its record {name} is marked as a folder", _DAMAGED)
         nbytes, packed, start = _widen((nbytes, packed, start), extra)
         if nbytes != packed:
@@ -183,7 +183,7 @@ def _entries(directory: bytes, count: int, path: Path) -> Iterator[tuple[str, in
 
 
 def _widen(fields: tuple[int, int, int], extra: bytes) -> Iterator[int]:
-    """Yields the fields, the full ones from the ZIP64 extra field, which holds just those, in order."""
+    """Yields the fields; those that overflow come from the ZIP64 extra field, which holds only them, in order."""
     position, wide = 0, b""
     while position < len(extra):
         kind, nbytes = struct.unpack_from("<2H", extra, position)
@@ -206,7 +206,7 @@ def _data_offset(file: OpenFile, name: str, start: int) -> int:
     return start + _LOCAL.size + int(name_size) + int(extra_size)
 
 
-# Writing. Dates are zero, as in torch's own files: same input, same bytes.
+# Writing. Dates are zero, as in torch's own files: the same input gives the same bytes.
 
 
 def _local_header(name: str, start: int, nbytes: int, crc: int) -> bytes:

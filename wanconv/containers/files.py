@@ -1,4 +1,4 @@
-"""What every reader here shares: opening a file that may be anything, naming what it is, the header it yields."""
+"""Shared by all readers: open a file of unknown content, say what it is, and the header that a reader returns."""
 
 import errno
 import json
@@ -17,11 +17,11 @@ from wanconv.types.text import UNPRINTABLE
 
 MAX_TENSORS = 200_000
 _PEEK = 512
-_MOST_DIGITS = 1000  # of a whole number, enough for every size that is refused for its own sake
+_MOST_DIGITS = 1000  # most digits of a whole number: enough for every size that has its own check
 _LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 _AGAIN = "download the file again"
-_MEANT = "do not trust it: no tool writes such by mistake"
+_MEANT = "do not trust it: no tool writes this by mistake"
 NAMED_WRONGLY = "check what it is: its name says one thing, and its bytes another"
 TOO_MUCH = "give the weights of a model: none has as many"
 SAVED_WHOLE = "save the tensors of the model alone: torch.save(model.state_dict(), path)"
@@ -43,7 +43,7 @@ _MAGIC = (  # first bytes → what the file is, what to do; the first match coun
 
 
 class Entry(NamedTuple):
-    """A tensor of a file to be written; a plain tuple in this order does as well."""
+    """A tensor of a file to be written; a plain tuple in this order works, too."""
 
     name: str
     dtype: str
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that a weight file says before its payload: tensors in the order of their bytes, the raw header's sha256."""
+    """A weight file's header: the tensors in the order of their bytes, and the sha256 of the raw header."""
 
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str]
@@ -61,7 +61,7 @@ class Header:
 
 
 class OpenFile(Protocol):
-    """What a header is read from: on disk, or far away."""
+    """The file that a header is read from: on disk, or remote."""
 
     @property
     def path(self) -> Path: ...
@@ -70,7 +70,7 @@ class OpenFile(Protocol):
     def size(self) -> int: ...
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Returns exactly `nbytes`; raises InputError where the file ends before."""
+        """Returns exactly `nbytes`; raises InputError if the file ends earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ def explained(path: Path) -> Iterator[None]:
         what = "is a dangling link" if path.is_symlink() else "does not exist"
         raise InputError(f"{path} {what}", "check the path, or download what is missing") from error
     except OSError as error:
-        of_its_kind = error.errno in (errno.EINVAL, errno.EFBIG)  # it can be read, and is not what was meant
+        of_its_kind = error.errno in (errno.EINVAL, errno.EFBIG)  # readable, but of the wrong kind
         hint = "give another file" if of_its_kind else "check the permissions and the disk"
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint) from error
 
 
 def what_is(file: OpenFile) -> tuple[str, str] | None:
-    """Returns what a file that is no weights seems to be and what to do about it; None where its bytes tell nothing."""
+    """Returns what a file that holds no weights seems to be, and a hint; None if its bytes do not show it."""
     head = file.read(0, min(_PEEK, file.size))
     if not head:
         return "empty", _AGAIN
@@ -134,19 +134,19 @@ def what_is(file: OpenFile) -> tuple[str, str] | None:
 
 
 def check_name(name: str, path: Path) -> None:
-    """Raises InputError for a tensor name that no model has and that a log or a header cannot carry."""
+    """Raises InputError for a tensor name that logs and headers cannot carry; no model has one."""
     if not name or name == "__metadata__" or UNPRINTABLE.search(name):
         raise InputError(f"{path} has a tensor named {name!r}", "no tensor may be called that; the file is damaged")
 
 
 def strict_json(raw: bytes, what: str) -> object:
-    """Returns parsed JSON; raises InputError for what is no JSON and for duplicate keys, on which parsers disagree."""
+    """Returns parsed JSON; raises InputError for invalid JSON and for duplicate keys, on which parsers disagree."""
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_int=_number)
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}", _AGAIN) from error
     except RecursionError as error:
-        raise InputError(f"{what} is no JSON that could be meant: it is nested too deeply", _MEANT) from error
+        raise InputError(f"{what} is not usable JSON: it is nested too deeply", _MEANT) from error
     except _Twice as error:
         raise InputError(f"{what} is not valid JSON: {error}", _MEANT) from error
     except ValueError as error:
@@ -154,7 +154,7 @@ def strict_json(raw: bytes, what: str) -> object:
 
 
 class _Twice(ValueError):
-    """One key with two values: parsers disagree on which one counts."""
+    """A JSON key with two values: parsers disagree on which one counts."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -167,11 +167,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _number(text: str) -> int | float:
-    return -0.0 if text == "-0" else whole_number(text, _MOST_DIGITS)  # as serde reads it: minus zero is no integer
+    return -0.0 if text == "-0" else whole_number(text, _MOST_DIGITS)  # as serde reads it: minus zero is a float
 
 
 def combined(errors: Sequence[InputError], where: Path) -> InputError:
-    """Returns one error for all of them, the only one itself."""
+    """Returns one error for several; a single one is returned unchanged."""
     if len(errors) == 1:
         return errors[0]
     details = [line for error in errors for line in (error.message, *(f"  {detail}" for detail in error.details))]

@@ -1,10 +1,10 @@
 """The GGUF header, read strictly and written: little-endian, versions 2 and 3.
 
     "GGUF", u32 version, u64 tensor count, u64 metadata count
-    metadata     of each: name, u32 type, value
-    tensors      of each: name, u32 dimension count, u64 dimensions (innermost first), u32 type, u64 offset
+    metadata     each: name, u32 type, value
+    tensors      each: name, u32 dimension count, u64 dimensions (innermost first), u32 type, u64 offset
     zero bytes up to a multiple of general.alignment (32 without it)
-    payloads     one after the other at their offsets from here, each filled up likewise; the last one may not be
+    payloads     one after the other at their offsets from here, each padded likewise, except perhaps the last one
 
 A text is its u64 length and UTF-8; an array is a u32 type, a u64 length and the values.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; types: gguf-py 0.19 gguf/constants.py.
@@ -37,7 +37,7 @@ _VERSION = 3
 _ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 16
 _MAX_DIMENSIONS = 8
-_MAX_TEXTS = 1 << 20  # of an array; the longest vocabularies have a quarter of that
+_MAX_TEXTS = 1 << 20  # most texts in an array; the longest vocabularies have a quarter of it
 _AHEAD_NBYTES = 1 << 17
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
 _AGAIN = "download the file again"
@@ -45,11 +45,11 @@ _WRITER = "take another file: what wrote this one broke the format's rules"
 _ALIGNMENT_KEY = "general.alignment"
 _UINT32, _BOOL, _TEXT, _ARRAY = 4, 7, 8, 9
 # fmt: off
-_NUMBERS = {  # type → how struct reads it
+_NUMBERS = {  # type → struct format
     0: "<B", 1: "<b", 2: "<H", 3: "<h", _UINT32: "<I", 5: "<i", 6: "<f", _BOOL: "<B", 10: "<Q", 11: "<q", 12: "<d",
 }
-_WRITTEN_AS_NUMBERS = ("general.file_type", "general.quantization_version")  # uint32; what else is written is text
-_OTHERS = {  # types that are known and not read
+_WRITTEN_AS_NUMBERS = ("general.file_type", "general.quantization_version")  # written as uint32; all others as text
+_OTHERS = {  # types that are known but not read
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
     15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
     23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0",
@@ -61,12 +61,12 @@ _OTHERS = {  # types that are known and not read
 def header_of(file: OpenFile) -> Header:
     """Returns the header of a GGUF file; raises InputError for everything that the format does not allow.
 
-    Of the metadata, arrays are passed over; nothing behind the header is read.
+    Arrays in the metadata are skipped; nothing after the header is read.
     """
     path = file.path
     head = file.read(0, min(4, file.size))
     if head != _MAGIC:
-        what, hint = what_is(file) or ("no GGUF file: it does not start with 'GGUF'", NAMED_WRONGLY)
+        what, hint = what_is(file) or ("not a valid GGUF file: it does not start with 'GGUF'", NAMED_WRONGLY)
         raise InputError(f"{path} is {what}" + ("" if "GGUF" in what else ", not a GGUF file"), hint)
     cursor = _Cursor(file)
     cursor.take(4, "the magic")
@@ -107,7 +107,7 @@ def header_of(file: OpenFile) -> Header:
 def build_gguf(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Archive:
     """Returns the layout of a file whose tensors lie one after the other in the order given.
 
-    Metadata are written by name: the format's own numbers as such, all others as texts.
+    Metadata are written sorted by name: GGUF's own keys as numbers, all others as texts.
     """
     head = [_MAGIC, struct.pack("<IQQ", _VERSION, len(entries), len(metadata))]
     for key, value in sorted(metadata.items()):
@@ -136,7 +136,7 @@ def _text(text: str) -> bytes:
 
 
 class _Cursor:
-    """The bytes of a header as they are asked for: never behind the file's end, never more than a header has."""
+    """Reads a header on demand: never past the file's end, and never more than a header may have."""
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
@@ -193,7 +193,7 @@ class _Cursor:
             return
         if kind != _TEXT:
             message = f"{path}: {what} holds values of type {kind}, neither numbers nor texts"
-            raise InputError(message, "write it anew without: no client reads such an array of a model")
+            raise InputError(message, "write it again without this array: no client reads it")
         if count > _MAX_TEXTS:
             raise InputError(f"{path}: {what} has {count} texts; at most {_MAX_TEXTS} are read", TOO_MUCH)
         for _ in range(count):
@@ -201,7 +201,7 @@ class _Cursor:
 
 
 class _Row(NamedTuple):
-    """What the header says of one tensor: `shape` outermost first, `offset` from the first payload."""
+    """The header's entry of one tensor: `shape` outermost first, `offset` from the first payload."""
 
     name: str
     shape: tuple[int, ...]
@@ -226,17 +226,19 @@ def _tensor(row: _Row, path: Path, start: int) -> TensorRef:
     if dtype is None:
         kind = _OTHERS.get(row.kind, f"of the unknown type {row.kind}")
         known = "F32, F16, BF16 and Q8_0"
-        raise InputError(f"{where} is {kind}", f"wanconv reads {known}: use such a file, or the original weights")
+        raise InputError(
+            f"{where} is {kind}", f"wanconv reads {known}: use a file in one of these types, or the original weights"
+        )
     count = numel(row.shape, where)
     if dtype.blocked and (not row.shape or row.shape[-1] % dtype.block):
-        raise InputError(f"{where} is {dtype.name}, and its rows are no multiples of {dtype.block}", _WRITER)
+        raise InputError(f"{where} is {dtype.name}, and its row length is not a multiple of {dtype.block}", _WRITER)
     return TensorRef(row.name, dtype.name, row.shape, path, start + row.offset, dtype.nbytes(count))
 
 
 def _alignment(metadata: Mapping[str, str], path: Path) -> int:
     alignment = int(metadata.get(_ALIGNMENT_KEY, _ALIGNMENT))
     if not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
-        message = f"{path}: its {_ALIGNMENT_KEY} is {alignment}, no power of two up to {_MAX_ALIGNMENT}"
+        message = f"{path}: its {_ALIGNMENT_KEY} is {alignment}, not a power of two up to {_MAX_ALIGNMENT}"
         raise InputError(message, _DAMAGED)
     return alignment
 

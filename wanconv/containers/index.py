@@ -18,7 +18,7 @@ _SAME_REVISION = "download the shards and the index again, from the same revisio
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`shards` are file names beside the index, sorted, with the tensors that each must hold."""
+    """`shards` are file names in the index's folder, sorted, with the tensors that each must hold."""
 
     path: Path
     shards: Mapping[str, Set[str]]
@@ -26,7 +26,7 @@ class Index:
 
 
 def check_size(path: Path, nbytes: int, hint: str) -> None:
-    """Raises InputError for what is too large to be an index."""
+    """Raises InputError for a file that is too large to be an index."""
     if nbytes > _MAX_INDEX:
         raise InputError(f"{path} has {exact_size(nbytes)}; an index has at most {size(_MAX_INDEX)}", hint)
 
@@ -45,7 +45,7 @@ def read_index(path: Path, extensions: tuple[str, ...]) -> Index:
         raise InputError(f"{path} has no weight_map from tensor names to shards", _AGAIN)
     metadata = index.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise InputError(f"{path} has a metadata field that is no object", _AGAIN)
+        raise InputError(f"{path} has a metadata field that is not a JSON object", _AGAIN)
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         shards.setdefault(_shard_name(shard, path, extensions), set()).add(name)
@@ -64,11 +64,11 @@ def check_shard(path: Path, promised: Set[str], header: Header) -> None:
 
 
 def check_total_size(index: Index, tensors: Iterable[TensorRef]) -> None:
-    """Raises InputError unless total_size, where there is one, is the tensors' bytes or the files' bytes."""
+    """Raises InputError unless total_size, if there is one, is the tensors' bytes or the files' bytes."""
     if index.total_size is None:
         return
     tensor_bytes = sum(tensor.nbytes for tensor in tensors)
-    file_bytes = sum((index.path.parent / shard).stat().st_size for shard in index.shards)  # LightX2V's converter
+    file_bytes = sum((index.path.parent / shard).stat().st_size for shard in index.shards)  # LightX2V's way
     if type(index.total_size) is not int or index.total_size not in (tensor_bytes, file_bytes):
         total = index.total_size
         promised = exact_size(total) if type(total) is int else f"{total!r} bytes"
@@ -84,10 +84,10 @@ def _shard_name(value: object, index: Path, extensions: tuple[str, ...]) -> str:
         raise InputError(f"{index} maps a tensor to {value!r} instead of a file name", _AGAIN)
     if not printable(value) or "/" in value or "\\" in value or value.startswith("."):
         raise InputError(
-            f"{index} names the shard {value!r}, which is no plain file name", "do not trust this download"
+            f"{index} names the shard {value!r}, which is not a plain file name", "do not trust this download"
         )
     if not value.endswith(extensions):
         raise InputError(
-            f"{index} names the shard {value!r}, which is no weight file", f"shards end in {', '.join(extensions)}"
+            f"{index} names the shard {value!r}, which is not a weight file", f"shards end in {', '.join(extensions)}"
         )
     return value

@@ -1,4 +1,4 @@
-"""Opens a model folder, a weight file or an index as a Checkpoint: by headers, checking all, following nothing out."""
+"""Opens a model folder, a weight file or an index as a Checkpoint: headers only, all checked, no links followed out."""
 
 import json
 import os
@@ -22,17 +22,17 @@ WEIGHTS = tuple(CONTAINERS)
 INDEX = ".index.json"
 _READABLE = ", ".join(f"*{extension}" for extension in WEIGHTS)
 _REMOVE = "remove it, or exclude it"
-_CONFIG = "config"  # of a header's metadata: it may name the network (families/marks.py)
-_SHOWN = 200  # characters of what a file says
+_CONFIG = "config"  # of a header's metadata: it may name the network (models/marks.py)
+_SHOWN = 200  # most characters of a file's own text in a message
 _MAX_POINTER = 1024  # bytes; a git-LFS pointer is smaller, by its specification
 _VARIANT = re.compile(r"(?P<stem>.+)\.index\.(?P<variant>[^./]+)\.json")  # huggingface/diffusers, _add_variant
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<extension>\.[a-z]+)")
 
 
 def open_checkpoint(path: Path, exclude: Sequence[str] = ()) -> Checkpoint:
-    """Returns what is at `path`: a folder with all below it, one weight file, or the shards that one index lists.
+    """Returns the checkpoint at `path`: a folder with everything below it, one weight file, or the shards of one index.
 
-    `exclude` are globs as exclusion.py reads them. Raises InputError for what cannot be trusted.
+    `exclude` are globs as exclusion.py reads them. Raises InputError for files that cannot be trusted.
     """
     if not printable(str(path)):
         raise InputError(f"{str(path)!r} holds characters that no path should have", "rename the file or folder")
@@ -60,7 +60,7 @@ def header_of(file: OpenFile) -> Header:
 
 
 def header_digest(path: Path) -> str:
-    """Returns the sha256 of a weight file's header: a cheap identity that any other name, shape or offset changes.
+    """Returns the sha256 of a weight file's header: a cheap identity that changes with any name, shape or offset.
 
     safetensors: of the length and the JSON; GGUF: of all before the payloads; .pth: of data.pkl and the tensor table.
     """
@@ -84,7 +84,7 @@ def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
             problems.append(error)
     rest = [file for file in files if file.endswith(WEIGHTS) and file not in listed]
     leftover = [file for file in rest if _is_shard(file)]
-    if not problems:  # else they may well be those of a bad index
+    if not problems:  # otherwise they probably belong to a bad index
         problems += _unlisted(root, leftover, files)
     for file in (file for file in rest if file not in leftover):
         try:
@@ -102,8 +102,8 @@ def _open_folder(root: Path, exclude: Sequence[str]) -> Checkpoint:
 
 
 def _advised(error: InputError, unread: Sequence[str], parts: Sequence[Part]) -> InputError:
-    """Returns the error with how to leave files out that cannot be read, where others can: they may be none of the
-    model's."""
+    """Returns the error with a hint to exclude the unreadable files, if others are readable: they may not belong to
+    the model."""
     if not unread or not parts:
         return error
     options = excluding(unread, [file for part in parts for file in part.files])
@@ -120,7 +120,7 @@ def _open_file(path: Path) -> Checkpoint:
     elif not name.endswith(WEIGHTS):
         with regular_file(path) as file:
             known = what_is(file)
-        what = known[0] if known else "no weight file, by its name"
+        what = known[0] if known else "not a weight file, by its name"
         raise InputError(f"{path} is {what}", f"wanconv reads {_READABLE} and *{INDEX}")
     elif _is_shard(name):
         raise InputError(f"{path} is one shard of several", f"give the folder, or the *{INDEX} that lists the shards")
@@ -140,9 +140,9 @@ def _single(root: Path, file: str) -> Part:
 
 
 def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
-    """Returns the shards of an index as one Part; of their metadata, the first shard's value counts.
+    """Returns the shards of an index as one Part; for each metadata key, the first shard's value counts.
 
-    Raises InputError where they contradict each other about the network.
+    Raises InputError if they contradict each other about the network.
     """
     files = _beside(path, index.shards)
     tensors: dict[str, TensorRef] = {}
@@ -169,7 +169,7 @@ def _sharded(root: Path, path: str, index: Index, present: Set[str]) -> Part:
 
 
 def _check_configs(path: Path, configs: Sequence[tuple[str, str]]) -> None:
-    """Raises InputError where the headers of two shards, each with its file, say different things of the network."""
+    """Raises InputError if the headers of two shards, each with its file, name different networks."""
     for file, text in configs[1:]:
         if not _same_json(text, configs[0][1]):
             raise InputError(
@@ -205,7 +205,7 @@ def _unlisted(root: Path, shards: Iterable[str], files: Sequence[str]) -> list[I
 
 
 def _without_index(root: Path, pattern: str, shards: Sequence[str], indexes: Sequence[str]) -> InputError:
-    """Returns the error for shards that no index lists; or none by the right name, as of a variant of diffusers."""
+    """Returns the error for shards without an index, or with one of another name, such as a variant of diffusers."""
     for file in indexes:
         try:
             listed = _beside(file, read_index(root / file, WEIGHTS).shards)
@@ -220,8 +220,8 @@ def _without_index(root: Path, pattern: str, shards: Sequence[str], indexes: Seq
 
 
 def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputError], tuple[str, ...]]:
-    """Returns the files below `root`, sorted, what is wrong with others, and the globs of `exclude` that match nothing;
-    hidden files are not looked at."""
+    """Returns the sorted files below `root`, the errors of others, and the globs of `exclude` that match nothing;
+    hidden files are ignored."""
     files: list[str] = []
     matched: set[str] = set()
     problems: list[InputError] = []
@@ -251,13 +251,13 @@ def _walk(root: Path, exclude: Sequence[str]) -> tuple[list[str], list[InputErro
 
 
 def check_file(root: Path, path: str) -> None:
-    """Raises InputError unless `path` is a readable regular file that is not linked to from outside the checkpoint."""
+    """Raises InputError unless `path` is a readable regular file and not a link to outside the checkpoint."""
     if not printable(path):
         raise InputError(f"{root} holds a file named {path!r}", "rename it, or exclude it")
     where = root / path
     with explained(where):
         mode = where.stat().st_mode
-        if os.path.realpath(where) != os.path.join(os.path.realpath(root), path):  # a link, or below one
+        if os.path.realpath(where) != os.path.join(os.path.realpath(root), path):  # a link, or below a link
             if stat.S_ISDIR(mode):
                 raise InputError(f"{where} links to a folder; that is not followed", "copy the folder, or exclude it")
             if not _is_own_link(root, where):

@@ -1,8 +1,8 @@
 """The pickle inside a .pth: a state dict whose tensors point to storages. Read without running it, and written.
 
-A pickle is a program for a stack machine. Here the machine knows the opcodes that torch.save writes and four functions,
-all of which only note down their arguments: there is nothing in it that a hostile file could call. (Python's own
-unpickler, even with find_class closed, can be made to allocate gigabytes by a ten-byte file.)
+A pickle is a program for a stack machine. The machine here knows the opcodes that torch.save writes and four functions
+that only record their arguments: a hostile file has nothing to call. (A ten-byte file can make Python's own unpickler
+allocate gigabytes, even with find_class closed.)
 """
 
 import pickletools
@@ -50,7 +50,7 @@ _WRAPPERS = ("state_dict", "module", "model")
 _STATE_DICT = "wanconv reads state dicts: re-save just the tensors, torch.save(model.state_dict(), path)"
 _NOT_TORCHS = "if you trust its maker, re-save it with a current torch: torch.save(state_dict, path)"
 _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
-_OTHERS = ("entry that is no tensor", "entries that are no tensors")
+_OTHERS = ("entry that is not a tensor", "entries that are not tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class _Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A record `data/<key>`; `dtype` is None for an untyped one, whose size is in bytes."""
+    """A record `data/<key>`; `dtype` is None for an untyped storage, whose size is in bytes."""
 
     dtype: str | None
     key: str
@@ -81,7 +81,7 @@ class Stored:
 
 
 def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
-    """Returns the state dict in a pickle; raises InputError for anything else that it holds. Runs nothing."""
+    """Returns the state dict in a pickle; raises InputError for any other content. Runs nothing."""
     content = _run(pickle, path)
     outer: list[object] = []
     if isinstance(content, dict) and len(content) == 1:
@@ -97,7 +97,7 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
         message = f"{path} holds {count(len(others), *_OTHERS)}, the first {others[0]}"
         raise InputError(message, _STATE_DICT, others)
     if odd := [name for name in content if not isinstance(name, str)]:
-        raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is no text", _STATE_DICT)
+        raise InputError(f"{path} holds a tensor under the key {odd[0]!r}, which is not text", _STATE_DICT)
     return content
 
 
@@ -108,7 +108,7 @@ def _has_tensors(value: object) -> bool:
 def _wrapped(
     path: Path, content: Mapping[object, object], outer: Sequence[object], inside: Sequence[object]
 ) -> InputError:
-    """Returns the error for a checkpoint of a training run, whose tensors stand in dicts beside other things."""
+    """Returns the error for a training checkpoint, whose tensors are in nested dicts among other objects."""
     where = ", ".join(f"{name}: {_describe(content[name])}" for name in inside)
     message = f"{path} is a checkpoint of a training run, and its tensors stand under {where}"
     keys = "".join(f"[{key!r}]" for key in (*outer, inside[0]))
@@ -130,7 +130,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Unreadable(ValueError):
-    """Opcodes in an order that makes no sense."""
+    """Opcodes in an invalid order."""
 
 
 def _run(pickle: bytes, path: Path) -> object:
@@ -139,14 +139,14 @@ def _run(pickle: bytes, path: Path) -> object:
         for opcode, argument, position in pickletools.genops(pickle):
             if opcode.name == "STOP" and position == len(pickle) - 1 and len(machine.stack) == 1 and not machine.marks:
                 return machine.stack[0]
-            if opcode.proto > _PROTOCOL:  # the record's CRC is right: it is what was written
+            if opcode.proto > _PROTOCOL:  # the record's CRC is right: the file was written like this
                 stated = pickle[1] if pickle.startswith(b"\x80") else 0
                 message = (
                     f"{path}: its data.pkl is of pickle protocol {max(stated, opcode.proto)} (it has {opcode.name})"
                 )
                 raise InputError(f"{message}, and wanconv reads {_PROTOCOL}, the default of torch.save", _RE_SAVE)
             machine.step(opcode.name, argument)
-    except (ValueError, IndexError, KeyError) as error:  # of genops and of the machine's stack and memo
+    except (ValueError, IndexError, KeyError) as error:  # errors of genops and of the machine's stack and memo
         reason = f"nothing was noted as {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: its data.pkl is not what torch.save writes: {reason}", _NOT_TORCHS) from error
     raise AssertionError("genops ends with STOP")
@@ -201,7 +201,7 @@ class _Machine:
                 self.marks.append(len(self.stack) - _TUPLES[opcode])
                 self.stack.append(tuple(self.pop_to_mark()))
             case _:
-                raise _Unreadable(f"the opcode {opcode} is none that torch.save writes")
+                raise _Unreadable(f"torch.save never writes the opcode {opcode}")
 
     def pop_to_mark(self) -> list[object]:
         mark = self.marks.pop()
@@ -222,7 +222,7 @@ class _Machine:
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise _Unreadable("items for something that is no dict")
+            raise _Unreadable("items for something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | int | float | None):  # a tuple of tuples of … takes forever to hash
                 raise _Unreadable(f"{_describe(key)} as a key")
@@ -233,11 +233,11 @@ class _Machine:
     def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
         if not isinstance(target, list):
-            raise _Unreadable("items for something that is no list")
+            raise _Unreadable("items for something that is not a list")
         target.extend(items)
 
     def build(self, state: object) -> None:
-        # Module.state_dict() hangs `_metadata` (versions of modules) on the OrderedDict: no tensors, so let go.
+        # Module.state_dict() attaches `_metadata` (versions of modules) to the OrderedDict: no tensors, so ignored.
         if not isinstance(self.stack[-1], dict) or not isinstance(state, dict) or state.keys() != {"_metadata"}:
             raise _Unreadable("attributes for something that has none")
 
@@ -249,7 +249,7 @@ class _Machine:
                 if name in _DTYPE_OF_STORAGE:
                     dtype = _DTYPE_OF_STORAGE[name]
                     return Storage(dtype, key, size * DTYPES[dtype].itemsize)
-        raise _Unreadable("a reference to something that is no storage")
+        raise _Unreadable("a reference to something that is not a storage")
 
     def call(self, function: object, arguments: object) -> object:
         match function, arguments:
@@ -289,7 +289,7 @@ def _describe(value: object) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-# Writing. No memo: nothing in a state dict needs identity, and without it every entry is written alike.
+# Writing. No memo: nothing in a state dict needs identity, and every entry is then written the same way.
 
 
 def _tensor(key: str, entry: Entry) -> bytes:

@@ -37,7 +37,7 @@ from wanconv.types.tensors import TensorRef
 
 _MAX_PICKLE = 64_000_000  # bytes; that of UMT5-xxl has 0.03 MB
 _DAMAGED = "the file is damaged or was made to deceive: download it again from its source"
-_TORCH_ERRORS = (  # of torch.load on a damaged file
+_TORCH_ERRORS = (  # errors of torch.load on a damaged file
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, OSError, EOFError),
     pickle.UnpicklingError,
 )
@@ -45,7 +45,7 @@ _RE_SAVE = "re-save it with a current torch: torch.save(state_dict, path)"
 
 
 def read_header(path: Path) -> Header:
-    """Returns where each tensor of a .pth lies; raises InputError for all but a state dict of contiguous tensors."""
+    """Returns the place of each tensor in a .pth; raises InputError unless it is a state dict of contiguous tensors."""
     with regular_file(path) as file:
         return header_of(file)
 
@@ -77,7 +77,7 @@ def header_of(file: OpenFile) -> Header:
 def build_archive(entries: Sequence[Entry]) -> Archive:
     """Returns the layout of a .pth that torch.load reads as an OrderedDict of these tensors; its payloads are theirs.
 
-    The same entries give the same bytes under every version of torch, which is not asked.
+    The same entries give the same bytes under every version of torch, since torch is not used.
     """
     records: list[tuple[str, bytes | int]] = [("archive/data.pkl", dump(entries)), ("archive/byteorder", b"little")]
     records += [(f"archive/data/{key}", entry[3]) for key, entry in enumerate(entries)]
@@ -89,9 +89,9 @@ def build_archive(entries: Sequence[Entry]) -> Archive:
 def confirm(path: Path, tensors: Mapping[str, TensorRef]) -> None:
     """Raises InputError unless torch, too, finds these names, shapes, dtypes and places in the file.
 
-    Two readers of one format can be made to disagree; asked before payload moves, they cannot.
+    A crafted file can make two readers of one format disagree; this check runs before any payload is read.
     """
-    import torch  # heavy, and only needed once bytes are to move
+    import torch  # slow to import, and only needed before bytes are read
 
     try:
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -103,7 +103,7 @@ def confirm(path: Path, tensors: Mapping[str, TensorRef]) -> None:
     if not isinstance(loaded, dict) or loaded.keys() != tensors.keys():
         raise InputError(f"{path}: torch finds other tensors in it", _DAMAGED)
     torch_names = {name: torch_name for name, torch_name, _ in TORCH_DTYPES}
-    bases = set()  # where the file begins in memory, by each tensor
+    bases = set()  # the file's start in memory, computed from each tensor
     for name, tensor in tensors.items():
         found = loaded[name]
         if not isinstance(found, torch.Tensor):
@@ -129,7 +129,7 @@ def _check_is_zip(file: OpenFile) -> None:
 
 
 def _folder(records: Mapping[str, Record], path: Path) -> str:
-    """Returns the one folder that all records lie in, under a name of the saver's choice."""
+    """Returns the one folder of all records; its name is the saver's choice."""
     folders = {name.partition("/")[0] for name in records}
     folder = next(iter(folders), "")
     if len(folders) != 1 or f"{folder}/data.pkl" not in records:
@@ -170,7 +170,7 @@ def _is_contiguous(tensor: Stored) -> bool:
 
 
 def _check_overlaps(tensors: Sequence[TensorRef], path: Path) -> None:
-    """Raises InputError for tensors that share some of their bytes; those that share all are tied, which is fine."""
+    """Raises InputError for tensors that share some of their bytes. Tied tensors share all: they are valid."""
     for before, after in pairwise(tensors):
         same = (before.offset, before.nbytes) == (after.offset, after.nbytes)
         if after.offset < before.offset + before.nbytes and not same:

@@ -1,4 +1,4 @@
-"""The safetensors header, read strictly and written: in front of the library, which accepts duplicate keys and more.
+"""The safetensors header, read strictly and written: a check before the library, which accepts duplicate keys and more.
 
 A file is `N` (8 bytes, little-endian), `N` bytes of JSON, and the tensors' bytes, which the header must cover exactly.
 Format: https://github.com/huggingface/safetensors#format
@@ -47,10 +47,10 @@ def header_of(file: OpenFile) -> Header:
     """Returns the header of an open file, as read_header does; reads nothing behind it."""
     raw, path, size = _raw_header(file), file.path, file.size
     if raw[8:9] != b"{" or not raw.rstrip(b" ").endswith(b"}"):
-        raise InputError(f"{path}: its header is no JSON object padded with spaces", _DAMAGED)
+        raise InputError(f"{path}: its header is not a JSON object padded with spaces", _DAMAGED)
     entries = strict_json(raw[8:], f"{path}: its header")
     if not isinstance(entries, dict):
-        raise InputError(f"{path}: its header is no JSON object", _DAMAGED)
+        raise InputError(f"{path}: its header is not a JSON object", _DAMAGED)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     if len(entries) > MAX_TENSORS:
         raise InputError(f"{path} lists {len(entries)} tensors; at most {MAX_TENSORS} are read", TOO_MUCH)
@@ -87,7 +87,8 @@ def _raw_header(file: OpenFile) -> bytes:
         raise InputError(f"{file.path} has {exact_size(file.size)}, too few for a safetensors file", _AGAIN)
     if nbytes > MAX_HEADER:
         raise InputError(
-            f"{file.path} is no safetensors file: its first 8 bytes announce a header of {exact_size(nbytes)}; "
+            f"{file.path} is not a valid safetensors file: "
+            f"its first 8 bytes announce a header of {exact_size(nbytes)}; "
             f"at most {exact_size(MAX_HEADER)} are read",
             NAMED_WRONGLY,
             TOO_MUCH,
@@ -97,12 +98,12 @@ def _raw_header(file: OpenFile) -> bytes:
             f"{file.path} is cut off: its header promises {exact_size(nbytes)}, the file has {exact_size(file.size)}"
         )
         raise InputError(message, _AGAIN)
-    raise InputError(f"{file.path} is no safetensors file: its header does not start with '{{'", NAMED_WRONGLY)
+    raise InputError(f"{file.path} is not a valid safetensors file: its header does not start with '{{'", NAMED_WRONGLY)
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise InputError(f"{path}: its __metadata__ is no object of strings", _METADATA)
+        raise InputError(f"{path}: its __metadata__ is not an object of strings", _METADATA)
     for key, text in value.items():
         if not isinstance(text, str) or not printable(key) or any("\ud800" <= c <= "\udfff" for c in text):
             raise InputError(f"{path}: its __metadata__ holds something other than text under {key!r}", _METADATA)
@@ -136,7 +137,7 @@ def _is_counts(value: object) -> TypeGuard[list[int]]:
 
 
 def numel(shape: Shape | list[int], where: str) -> int:
-    """Returns the number of elements; raises InputError where a 64-bit product, taken from the left, would overflow."""
+    """Returns the number of elements; raises InputError if a 64-bit product, taken from the left, would overflow."""
     count = 1
     for size in shape:
         count *= size

@@ -1,10 +1,10 @@
 """Writes weight files block by block on several threads: journaled, hashed on the way, synced, resumable.
 
-Every byte of an output file has its place before the first one is read: an `Image` is literals (headers) and payloads.
-The files' bytes are cut into blocks. A worker takes the next block, fills it, writes it at its offset (O_DIRECT where
-the file system has it, so that written bytes do not push the source out of the page cache) and notes its digest in the
-journal. Blocks are hashed in file order by whichever worker completes the run, so digests cost no second pass and
-memory stays at a few blocks. A block that an earlier run noted is read back and compared, never trusted.
+The place of every output byte is known before the first one is read: an `Image` is literals (headers) and payloads.
+The files' bytes are cut into blocks. A worker takes the next block, fills it, writes it at its offset and records its
+digest in the journal. It writes with O_DIRECT if the file system has it, so that written bytes do not push the source
+out of the page cache. Blocks are hashed in file order by whichever worker completes the run, so digests need no second
+pass and memory stays at a few blocks. A block that an earlier run recorded is read back and compared, never trusted.
 """
 
 import errno
@@ -30,8 +30,8 @@ from wanconv.types.progress import Advance, unheard
 
 BLOCK_NBYTES = 8 << 20
 _ALIGNMENT = 4096
-# Of address space, which may be limited, for the stacks and what libraries keep for each thread: where these find none,
-# they end the process.
+# Address space, which may be limited, for the stacks and for what libraries keep per thread: without it, libraries end
+# the process.
 _ROOM_NBYTES, _ROOM_OF_A_THREAD_NBYTES = 64 << 20, 12 << 20
 
 Fill = Callable[[str, int, memoryview], None]
@@ -48,7 +48,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A weight file before its payload is known: `path` below the output folder, literals as (offset, bytes)."""
+    """The layout of a weight file without its payload: `path` below the output folder, literals as (offset, bytes)."""
 
     path: str
     nbytes: int
@@ -57,7 +57,7 @@ class Image:
 
     @property
     def identity(self) -> str:
-        """Returns a digest of everything that decides where bytes go; blocks are reused only under the same one."""
+        """Returns a digest of everything that decides where bytes go; blocks are reused only if it is the same."""
         table = [
             self.path,
             self.nbytes,
@@ -90,7 +90,7 @@ class Journal:
             else:
                 self._known[image, block] = digest
         except (ValueError, TypeError, RecursionError):
-            pass  # torn, or no line of ours: the block is made again
+            pass  # torn or invalid: the block is made again
 
     def known(self, image: str, block: int) -> str | None:
         return self._known.get((image, block))
@@ -126,7 +126,7 @@ class _File:
         self._opening = threading.Lock()
 
     def open(self) -> None:
-        """Opens the file for the first worker that comes to it: of many shards only a few are open at a time."""
+        """Opens the file for the first worker that needs it: only a few of many shards are open at a time."""
         with self._opening:
             if self._plain < 0:
                 self._open()
@@ -140,7 +140,7 @@ class _File:
             raise describe_output_error(error, self.path) from error
         try:
             self._direct = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError:  # the file system has no O_DIRECT: the page cache serves
+        except OSError:  # the file system has no O_DIRECT: use the page cache
             self._direct = -1
 
     def span(self, block: int) -> tuple[int, int]:
@@ -162,7 +162,7 @@ class _File:
             raise describe_output_error(error, self.path) from error
 
     def read(self, start: int, view: memoryview) -> bool:
-        """Reads back what an earlier run wrote; False where it is not all there."""
+        """Reads back what an earlier run wrote; False if it is incomplete."""
         try:
             return fill_at(self._plain, view, start) == len(view)
         except OSError:
@@ -201,7 +201,7 @@ class _File:
 
 @dataclass
 class _State:
-    """What the workers share, under one lock."""
+    """The workers' shared state, under one lock."""
 
     lock: threading.Condition = field(default_factory=threading.Condition)
     next_ticket: int = 0
@@ -214,9 +214,9 @@ class _State:
 
 @contextmanager
 def _interrupts(stop: Callable[[], None]) -> Iterator[list[int]]:
-    """Has Ctrl-C call `stop` instead of raising, and gives the signals that came.
+    """Makes Ctrl-C call `stop` instead of raising, and yields the list of received signals.
 
-    A KeyboardInterrupt inside Thread.join would make CPython take a thread that still runs for one that has ended.
+    A KeyboardInterrupt inside Thread.join would make CPython treat a running thread as ended.
     """
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if _raises(number)]
     came: list[int] = []
@@ -264,13 +264,13 @@ class _Writer:
                 file.close()
 
     def _run(self) -> list[Written]:
-        mmap.mmap(-1, _ROOM_NBYTES + self._jobs * _ROOM_OF_A_THREAD_NBYTES).close()  # else it fails now, not in C
+        mmap.mmap(-1, _ROOM_NBYTES + self._jobs * _ROOM_OF_A_THREAD_NBYTES).close()  # fails here, not in C
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         with _interrupts(self._stop) as interrupted:
             try:
                 for thread in threads:
                     thread.start()
-            except RuntimeError:  # no further one can be had
+            except RuntimeError:  # no further thread can be started
                 self._stop()
                 raise
             finally:
@@ -305,13 +305,13 @@ class _Writer:
                 self._hash_ready()
             except BaseException as error:  # noqa: BLE001  # handed to the thread that waits, which raises it
                 with state.lock:
-                    if not (self._stopped.is_set() and isinstance(error, Interrupted)):  # `fill` heard of `stop`
+                    if not (self._stopped.is_set() and isinstance(error, Interrupted)):  # `fill` saw `stop`
                         state.errors[ticket] = error
                 self._stop()
                 return
 
     def _produce(self, file: _File, block: int, buffer: mmap.mmap) -> tuple[int, bool]:
-        """Brings one block to the buffer and to disk: read back where the journal's digest holds, else made anew."""
+        """Brings one block to the buffer and to disk: read back if it matches the journal's digest, else made again."""
         file.open()
         start, end = file.span(block)
         view = memoryview(buffer)[: end - start]
@@ -340,7 +340,7 @@ class _Writer:
             self._fill(payload.key, low - payload.offset, view[low - start : high - start])
 
     def _hash_ready(self) -> None:
-        """Hashes every block that is next in order; one worker at a time, the others go on converting."""
+        """Hashes every block that is next in order; one worker at a time, while the others go on converting."""
         state = self._state
         while True:
             with state.lock:
@@ -377,9 +377,9 @@ def write_images(
     """Writes `images` below `folder` and returns their digests, in order.
 
     `fill(key, start, view)` puts the bytes of a tensor's payload from `start` on into `view`, on any of `jobs` threads.
-    `progress` is told the bytes that are done, in the order of the images, and whether an earlier run had made them.
+    `progress` receives the finished bytes, in the order of the images, and whether an earlier run wrote them.
     `stop` is set when the work ends early, for a `fill` that waits for something. Raises what `fill` raises (of
-    several, the first in file order), OutputError where a file cannot be written, Interrupted on Ctrl-C.
+    several errors, the first in file order), OutputError where a file cannot be written, Interrupted on Ctrl-C.
     """
     assert block_nbytes % _ALIGNMENT == 0
     files = [_File(folder, image, block_nbytes) for image in images]

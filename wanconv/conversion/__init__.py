@@ -1,1 +1,1 @@
-"""Carries a plan out: streamed, resumable, whole or not there at all."""
+"""Carries out a plan: streamed, resumable; the output appears whole or not at all."""

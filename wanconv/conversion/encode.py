@@ -20,16 +20,16 @@ from wanconv.weights.reader import Reader, Sources, TensorNumbers, invalid_scale
 from wanconv.weights.source_files import Files, confirm_file
 from wanconv.weights.threads import single_threaded
 
-_FLUSH_SAMPLE = 1 << 13  # elements of each run that are looked at for numbers that became zero
+_FLUSH_SAMPLE = 1 << 13  # elements of each run that are checked for numbers that became zero
 _FLUSH_LIMIT = 0.01
 
 
 class NeedsFallback(Exception):
-    """A value exceeds its rule's format, and the rule names a fallback. Never leaves the convert verb."""
+    """A value exceeds its rule's format, and the rule names a fallback. Never leaves `convert`."""
 
 
 class Mover:
-    """Fills the payload of a plan's outputs. Use as a context: it holds the source files open."""
+    """Fills the payload of a plan's outputs. A context manager: it holds the source files open."""
 
     def __init__(self, plan: Plan, files: Files | None = None) -> None:
         self._plan = plan
@@ -51,8 +51,8 @@ class Mover:
         self._entered.close()
 
     def confirm(self) -> None:
-        """Has torch itself read the tables of .pth files, compares tied copies with what is written, and looks
-        at every scale."""
+        """Reads the tables of .pth files with torch, compares tied copies with the written tensor, and checks
+        every scale."""
         codecs = Codecs()
         for component in self._plan.model.components.values():
             for file in component.part.files:
@@ -67,10 +67,10 @@ class Mover:
         """Puts the bytes of an output tensor, from byte `start` on, into `view`."""
         output = self._plan.outputs[key]
         if output.scales_of is not None:
-            self._fill_beside(output, output.scales_of, start, view)
+            self._fill_companion(output, output.scales_of, start, view)
             return
         if output.transposed:
-            self._fill_turned(output, start, view)
+            self._fill_transposed(output, start, view)
             return
         at, end = 0, start + len(view)
         for step in output.steps:
@@ -81,9 +81,9 @@ class Mover:
             at += nbytes
 
     def findings(self) -> list[Finding]:
-        """Returns a warning for every tensor of which a plain cast made more than 1 % zero, the worst first.
+        """Returns a warning for each tensor of which a plain cast turned more than 1 % into zero, the worst first.
 
-        A sample of each run is counted, of those that this run of the program has written.
+        The shares come from a sample of each run that this process has written.
         """
         steps = {step.tensor.name: step for step in self._plan.steps}
         shares = {name: lost / seen for name, (lost, seen) in self._flushed.items() if lost > _FLUSH_LIMIT * seen}
@@ -98,7 +98,8 @@ class Mover:
         ]
 
     def overflowing(self) -> frozenset[str]:
-        """Returns the tensors whose values exceed their format and whose rule names a fallback: one pass over those."""
+        """Returns the tensors whose values exceed their format and whose rule names a fallback, by one pass over
+        these."""
         reader, caster = Reader(self._sources), Caster()
         return frozenset(
             step.tensor.name
@@ -121,24 +122,24 @@ class Mover:
         fit = self._fits.get(step.tensor.name)
         return fit or self._fits.setdefault(step.tensor.name, Fit(step.tensor.shape, step.rounding))
 
-    def _fill_beside(self, output: Output, step: Step, start: int, view: memoryview) -> None:
-        """Fills the bytes of what stands beside a payload: the scales, or the one that multiplies them."""
+    def _fill_companion(self, output: Output, step: Step, start: int, view: memoryview) -> None:
+        """Fills the bytes of a payload's scales, or of the scale that multiplies them."""
         (reader, codecs), tensor = self._tools(), step.tensor
         if not step.carried:
             part, out = "whole" if output.whole else "scales", torch.frombuffer(view, dtype=torch.uint8)
             numbers = TensorNumbers(reader, tensor)
-            codecs.of(step.dtype, step.packing).beside(part, self._fit(step), start, out, numbers)
+            codecs.of(step.dtype, step.packing).companion(part, self._fit(step), start, out, numbers)
             return
         scales = reader.scales(tensor)
         ref = tensor.whole if output.whole else tensor.scales
         assert ref is not None
         if ref.nbytes == output.slot.nbytes:
             self._sources.read_into(ref, DTYPES[ref.dtype].numel(start), view)
-        else:  # the source has one scale for all rows, the target one for each
+        else:  # the source has one scale for all rows, the target one per row
             torch.frombuffer(view, dtype=torch.float32).copy_(scales.factors)
 
     def _fill_bytes(self, step: Step, start: int, view: memoryview) -> None:
-        """Fills the bytes of a payload, whose first and last unit `view` may cut: those two are made whole."""
+        """Fills the bytes of a payload. `view` may cut its first and last unit: those two are encoded whole."""
         dtype, at = DTYPES[step.dtype], 0
         while at < len(view):
             unit, inside = divmod(start + at, dtype.itemsize)
@@ -183,17 +184,17 @@ class Mover:
             so_far, seen = self._flushed.get(name, (0, 0))
             self._flushed[name] = so_far + lost, seen + source.numel()
 
-    def _fill_turned(self, output: Output, start: int, view: memoryview) -> None:
-        """Writes the transpose of a canonical tensor: made whole, because those are small."""
+    def _fill_transposed(self, output: Output, start: int, view: memoryview) -> None:
+        """Writes the transpose of a canonical tensor, made at once: these tensors are small."""
         (step,) = output.steps
         dtype = TORCH_DTYPES[output.slot.dtype]
         whole = bytearray(output.slot.nbytes)
         self._fill_units(step, 0, memoryview(whole))
-        turned = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous()
-        view[:] = turned.view(-1).view(torch.uint8)[start : start + len(view)].numpy().data
+        transposed = torch.frombuffer(whole, dtype=dtype).view(step.tensor.shape).t().contiguous()
+        view[:] = transposed.view(-1).view(torch.uint8)[start : start + len(view)].numpy().data
 
     def compare_tied(self, copy: TensorRef, tensor: ModelTensor) -> None:
-        """Raises InputError where a tied copy differs from the tensor that stands for both."""
+        """Raises InputError if a tied copy differs from the tensor that stands for both."""
         twin = replace(tensor, pieces=(Piece(copy, 0, copy.numel),))
         reader, other, caster = Reader(self._sources), Reader(self._sources), Caster()
         if copy.dtype != tensor.dtype or any(

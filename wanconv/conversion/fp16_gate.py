@@ -1,7 +1,7 @@
-"""Denoisers that break when they are computed in fp16: what lets a conversion store one in fp16 all the same.
+"""Denoisers that break when they are computed in fp16, and what allows a conversion to fp16 anyway.
 
-A file that survives fp16 says nothing about computing in it. The proof is a validation of the same source that imitated
-fp16 and passed; that it is the same source, a sample of its numbers tells.
+A file whose values fit fp16 may still break when it is computed in fp16. The proof is a passed validation of the same
+source that imitated fp16; a sample of its numbers shows that it is the same source.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from wanconv.types.tensors import TensorRef
 from wanconv.verdict import judge, load_profile
 
 _SAMPLE_NBYTES = 4096
-_PROFILE = "standard"  # a report is judged by its figures, whatever profile it was made with
+_PROFILE = "standard"  # a report is judged by its figures, with any profile
 
 
 def check(made: Plan, allowed: bool, report: Path | None) -> None:
-    """Raises Refused for a plan that stores in fp16 what fp16 breaks, or would where a value exceeds a rule's format,
-    unless `allowed` or a report proves it safe.
+    """Raises Refused for a plan that stores a denoiser in fp16 that breaks in fp16, or may do so by a fallback, unless
+    `allowed` or a report proves it safe.
 
     Raises UsageError for a report that a plan does not need.
     """
@@ -57,7 +57,7 @@ def check(made: Plan, allowed: bool, report: Path | None) -> None:
 
 
 def _doubts(report: Path, model: Model) -> Iterator[str]:
-    """Yields why a report is no proof for a model; raises InputError for a file that is no report."""
+    """Yields why a report does not prove a model; raises InputError for a file that is not a report."""
     results = read_results(report)
     candidate, settings = results["candidate"], results["settings"]
     assert isinstance(candidate, Mapping)
@@ -78,7 +78,7 @@ def _doubts(report: Path, model: Model) -> Iterator[str]:
 
 
 def sample(model: Model) -> str:
-    """Returns a digest of a model's denoisers: every tensor's name, dtype and shape, and the middle of its numbers."""
+    """Returns a digest of a model's denoisers: the name, dtype and shape of each tensor, and its middle elements."""
     digest = hashlib.sha256()
     for name, component in model.components.items():
         if name in DENOISERS:

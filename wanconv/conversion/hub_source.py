@@ -1,6 +1,6 @@
-"""A source on a hub: each of its weight files comes when it is needed, is checked, read, and gone.
+"""A source on a hub: each of its weight files is downloaded when it is needed, checked, read and deleted.
 
-With `keep` they stay, in a folder like one that `wanconv download` leaves.
+With `keep` they stay, in a folder like one of `wanconv download`.
 """
 
 import os
@@ -17,7 +17,7 @@ from wanconv.conversion.replacing import check_not_home
 from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
 from wanconv.conversion.sources import other_numbers
 from wanconv.conversion.workspace import downloads_folder, partial_folder, writing
-from wanconv.downloads.fetch import check_way, fetch, held, part_nbytes, part_path
+from wanconv.downloads.fetch import check_way, fetch, folder_lock, part_nbytes, part_path
 from wanconv.downloads.headers import Mirror
 from wanconv.errors import InputError, Interrupted, UsageError
 from wanconv.planning import Plan
@@ -32,12 +32,12 @@ from wanconv.types.progress import Advance, Progress, total
 from wanconv.types.tensors import TensorRef
 from wanconv.weights.source_files import Files, confirm_file
 
-if TYPE_CHECKING:  # it imports torch, which a plan does without
+if TYPE_CHECKING:  # it imports torch, which a plan does not need
     from wanconv.conversion.encode import Mover
 
 
 class Streamed:
-    """An `Origin`: a repository of which `mirror` has the headers, and `root` the weight files that are here."""
+    """An `Origin`: a repository: `mirror` has its headers, and `root` the local weight files."""
 
     compared = "its bytes are those once written; of the source, headers and the hub's digests were compared"
 
@@ -45,13 +45,13 @@ class Streamed:
         self._mirror, self._keep = mirror, keep
         self._root = kept_folder(out) if keep else downloads_folder(partial_folder(out))
         self._remote = {file.path: file for file in mirror.snapshot.files}
-        self._right: set[str] = set()  # what this process has checked
+        self._right: set[str] = set()  # the files that this process has checked
 
     def same_experts(self, model: Model) -> InputError | None:
         return twins.listed(model, {path: file.digest for path, file in self._remote.items()})
 
     def begin(self, made: Plan) -> None:
-        """Nothing of it is here yet: see `files` and `filling`."""
+        """Does nothing: no file is local yet. See `files` and `filling`."""
 
     def identity(self, made: Plan) -> object:
         return [[path, self._remote[path].digest] for path in made.model.checkpoint.weight_files]
@@ -85,7 +85,8 @@ class Streamed:
 
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
         """A tied copy is compared before the first byte of its tensor is written. An overflow does not end the pass, in
-        which files come once: all are known at its end, and what they are in is written, and fetched, once more."""
+        which each file is downloaded once: all are known at its end, and the files affected are written, and their
+        sources downloaded, once more."""
         from wanconv.conversion.encode import NeedsFallback
 
         copies = ties(made)
@@ -125,11 +126,11 @@ class Streamed:
                 raise other_numbers(folder, f"for instance in {path}")
 
     def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
-        """The digests are the hub's, by which every file was checked: there is nothing left to hash."""
+        """The digests are the hub's, which every file was checked against: nothing is hashed again."""
         return manifest.source_files(made.model.checkpoint)
 
     def end(self, progress: Progress) -> None:
-        """What is kept is all of it: files of which no byte was needed come now."""
+        """With `keep`, downloads the remaining files, of which no byte was needed."""
         if not self._keep:
             return
         missing = [file for file in self._remote.values() if file.path not in self._right]
@@ -142,12 +143,12 @@ class Streamed:
         return self._remote[file.relative_to(self._mirror.root).as_posix()]
 
     def _here(self, file: RemoteFile) -> int:
-        """Returns how many bytes of a file are here, whole or begun."""
+        """Returns the local bytes of a file, complete or not."""
         target = self._root / file.path
         return file.nbytes if _size(target) == file.nbytes else part_nbytes(target, file)
 
     def _arrive(self, file: RemoteFile, stop: threading.Event, tell: Advance) -> Path:
-        """Returns where a file lies, checked: what an earlier run left is read again, the rest is fetched."""
+        """Returns a file's path, checked: an earlier run's bytes are read again, the rest is fetched."""
         target = self._root / file.path
         check_way(self._root, file.path)
         if file.path not in self._right and not self._is_right(target, file, stop, tell):
@@ -157,7 +158,7 @@ class Streamed:
         return target
 
     def _is_right(self, target: Path, file: RemoteFile, stop: threading.Event, tell: Advance) -> bool:
-        """True where an earlier run has left the whole file."""
+        """True if an earlier run has left the whole file."""
         if _size(target) != file.nbytes:
             return False
 
@@ -173,7 +174,7 @@ class Streamed:
         return False
 
     def _forget_others(self, files: Set[RemoteFile]) -> None:
-        """Removes what an earlier run left of files that are needed no more: the room was counted without them."""
+        """Removes an earlier run's files that are no longer needed: the disk space was computed without them."""
         targets = {self._root / file.path: file for file in files}
         kept = {path for target, file in targets.items() for path in (target, part_path(target, file))}
         with writing(self._root):
@@ -183,13 +184,13 @@ class Streamed:
 
 
 def kept_folder(out: Path) -> Path:
-    """Returns where the source's files stay with `--keep-source`."""
+    """Returns the folder that keeps the source's files with `keep_source`."""
     return out.with_name(out.name + ".source")
 
 
 @contextmanager
 def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
-    """Yields the origin; kept files go into a folder that is theirs for as long, and recorded as a download."""
+    """Yields the origin; kept files go into a locked folder, which is recorded as a download."""
     origin = Streamed(mirror, out, keep)
     download_record.write(mirror.root, mirror.snapshot)  # the mirror is a download, too: its digests go into manifests
     if not keep:
@@ -197,7 +198,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
         return
     root = kept_folder(out)
     check_not_home(root)
-    with held(root):
+    with folder_lock(root):
         before = download_record.read(root)
         mine = {file.path for file in before.files} if before is not None else set()
         snapshot = mirror.snapshot
@@ -214,7 +215,7 @@ def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
 
 
 def sidecars(made: Plan, mirror: Mirror) -> set[str]:
-    """Returns the sidecars whose bytes the output holds, as files or as tensors."""
+    """Returns the sidecars that are in the output, as files or as tensors."""
     attached = {wanted for _, wanted in made.layout.attached.values()}
     copied = {path.relative_to(mirror.root).as_posix() for path in made.copies.values()}
     return copied | {path for path in made.model.checkpoint.sidecars if os.path.basename(path) in attached}

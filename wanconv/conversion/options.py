@@ -1,4 +1,4 @@
-"""A conversion as it is asked for, and the plan that follows from it."""
+"""The options of a conversion, and the plan that follows from them."""
 
 import os
 import re
@@ -22,13 +22,13 @@ from wanconv.weights.lora import with_loras
 
 
 def default_jobs() -> int:
-    """Returns how many threads keep every core at work: two more than there are, for some wait for the disk."""
+    """Returns the number of threads that keep every core busy: two more than cores, since some wait for the disk."""
     return min(8, (os.cpu_count() or 1) + 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `convert` is asked for; None leaves the choice to the source."""
+    """The options of `convert`; None leaves the choice to the source."""
 
     recipe: str
     layout: str | None = None
@@ -49,7 +49,7 @@ class Options:
 
 
 def named_layout(name: str) -> Layout:
-    """Returns a layout by its name; raises UsageError where there is none."""
+    """Returns a layout by its name; raises UsageError if there is none."""
     if name not in LAYOUTS:
         raise UsageError(f"there is no layout {name!r}", suggestion(name, LAYOUTS))
     return LAYOUTS[name]
@@ -67,7 +67,7 @@ def _wanted_layout(options: Options) -> Layout | None:
 
 
 def prepare(source: Path, options: Options) -> Plan:
-    """Returns the plan of a conversion; raises everything that headers can show to be wrong."""
+    """Returns the plan of a conversion; raises all errors that headers can show."""
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
     _check_report(options.loras, options.report)
@@ -86,15 +86,15 @@ def prepare(source: Path, options: Options) -> Plan:
 
 
 def open_model(source: Path, exclude: Sequence[str] = (), expert: Expert | None = None) -> Model:
-    """Returns the model at a path, from its headers; it remembers how it was asked for."""
+    """Returns the model at a path, from its headers; it remembers how it was opened."""
     model = identify(open_checkpoint(source, exclude), expert)
     return replace(model, opened=Opened(source, expert, tuple(exclude)))
 
 
 def check_base_model(name: str | None) -> None:
-    """Raises UsageError for the name of a base model that is no repository."""
+    """Raises UsageError for an invalid repository name of a base model."""
     if name is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
-        raise UsageError(f"`base_model` {name!r} is no repository", "write it as Wan-AI/Wan2.2-T2V-A14B")
+        raise UsageError(f"`base_model` {name!r} is not a valid repository name", "write it as Wan-AI/Wan2.2-T2V-A14B")
 
 
 def _check_report(loras: Sequence[str], report: Path | None) -> None:
@@ -122,8 +122,8 @@ def planned(
 
 
 def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: int | None) -> Plan:
-    """Returns the plan in the layout that is wanted; without one, in the source's own, or else in the only one that
-    takes the recipe. Raises Refused: where the layout takes the model and not the recipe, with those that take both."""
+    """Returns the plan in the wanted layout; without one, in the source's own, or else in the only one that takes the
+    recipe. Raises Refused; if the layout takes the model but not the recipe, it names the layouts that take both."""
     layout = wanted or source_layout(model)
     try:
         return plan(model, recipe, layout, shard_nbytes)
@@ -143,13 +143,13 @@ def _planned(model: Model, recipe: Recipe, wanted: Layout | None, shard_nbytes: 
 def _takes(model: Model, recipe: Recipe, layout: Layout) -> bool:
     try:
         plan(model, recipe, layout)
-    except (Refused, InputError):  # a tokenizer beside it may be damaged
+    except (Refused, InputError):  # a tokenizer next to it may be damaged
         return False
     return True
 
 
 def target_folder(source: Path, options: Options) -> Path:
-    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` beside the source."""
+    """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` next to the source."""
     if options.out is not None:
         out = Path.cwd() / options.out
         return out.resolve() if out.name == ".." else out

@@ -1,6 +1,6 @@
-"""Source files that come from a hub while they are converted: in the order they are needed, and gone when they were.
+"""Source files that are downloaded during the conversion: in the order they are needed, and deleted after use.
 
-One thread fetches; those that convert wait for the file they read. While one file is used, the next one comes.
+One thread fetches, and converting threads wait for their file. While one file is used, the next one is downloaded.
 """
 
 import os
@@ -13,16 +13,16 @@ from wanconv.conversion.schedule import Need, blocking
 from wanconv.errors import Interrupted
 from wanconv.storage.reading import open_regular
 
-_WAKE_S = 0.2  # how long a wait goes on after `stop` was set from outside
-_STALL_S = 2.0  # when nothing has moved for as long, a file comes out of turn: an earlier run's block has proved wrong
-_FAREWELL_S = 2.0  # how long a connection that brings nothing may keep us from ending
+_WAKE_S = 0.2  # how long a wait continues after `stop` was set
+_STALL_S = 2.0  # after this long without progress, a file is fetched out of turn: an earlier run's block was invalid
+_FAREWELL_S = 2.0  # how long an idle connection may delay the end
 
 Fetch = Callable[[Path, threading.Event], Path]
 
 
 class Arrivals:
-    """`Files` for a writer that goes through the positions of `needed`. `fetch` puts a file on disk, checked, and says
-    where; `release` is told of a file that nobody needs any more."""
+    """`Files` for a writer that goes through the positions of `needed`. `fetch` puts a file on disk, checked, and
+    returns its path; `release` is called with each file that is not needed any more."""
 
     def __init__(self, needed: Sequence[Need], fetch: Fetch, release: Callable[[Path], None]) -> None:
         self.stop = threading.Event()
@@ -30,8 +30,8 @@ class Arrivals:
         self._numbers = {need.file: number for number, need in enumerate(needed)}
         self._changed = threading.Condition()
         self._open: dict[Path, int] = {}
-        self._begun = self._asked = 0  # of `needed`: how many are fetched or under way, how many were asked for
-        self._urgent: list[Path] = []  # asked for out of turn
+        self._begun = self._asked = 0  # counts in `needed`: fetched or being fetched, and requested
+        self._urgent: list[Path] = []  # requested out of turn
         self._coming: Path | None = None
         self._written, self._moves = 0, 0
         self._over: set[Path] = set()

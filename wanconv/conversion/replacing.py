@@ -1,7 +1,7 @@
-"""Which folder may be replaced: one that is empty or that wanconv wrote whole, and that nothing else stands on.
+"""Folders that may be replaced: an empty one, or one that wanconv wrote whole and that is not in use otherwise.
 
-A folder is wanconv's where its own `wanconv.json` lists every file in it. What is in it besides, be it an empty folder,
-a link or another file system, belongs to somebody else, and then nothing of it is touched.
+A folder is wanconv's if its own `wanconv.json` lists every file in it. Anything else in it, such as an empty folder, a
+link or another file system, belongs to someone else, and then nothing in the folder is touched.
 """
 
 import errno
@@ -19,7 +19,7 @@ from wanconv.errors import InputError, Occupied, UsageError
 from wanconv.provenance import manifest
 from wanconv.storage.reading import node_kind
 
-_MOST_NAMED = 10  # files that a refusal names
+_MOST_NAMED = 10  # most files that a refusal names
 _BY_HAND = "choose another folder for the output, or move it away by hand"
 _ELSEWHERE = "name a new folder for the output"
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -27,21 +27,21 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def is_free(out: Path) -> bool:
-    """True where OUT can appear: nothing stands there, or an empty folder. Raises OSError."""
+    """True if OUT can appear: the path does not exist, or is an empty folder. Raises OSError."""
     return not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
 
 
 def check_place(out: Path, reads: Iterable[Path] = ()) -> None:
-    """Raises UsageError where OUT is a mount point, or is or holds a folder that must stay where it is: home, the
-    current one, those of the running Python and of wanconv, and what is read (`reads`). No option changes that."""
+    """Raises UsageError if OUT is a mount point, or is or contains a folder that must stay: home, the current folder,
+    those of the running Python and of wanconv, and the input (`reads`). No option changes that."""
     if os.path.ismount(out) or os.path.realpath(out) in mount_points():
         raise UsageError(f"{out} is a mount point", _ELSEWHERE)
     _check_apart(out, (*_standing(), *(("the source", path) for path in reads)))
 
 
 def check_not_home(folder: Path) -> None:
-    """Raises UsageError for a folder that is or holds a home folder: files that others name (`.profile`) have no place
-    there."""
+    """Raises UsageError for a folder that is or contains a home folder: files with names from outside (`.profile`) must
+    not be written there."""
     _check_apart(folder, [("the home folder", home) for home in _homes()])
 
 
@@ -55,13 +55,13 @@ def _check_apart(out: Path, places: Iterable[tuple[str, Path]]) -> None:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises UsageError unless what stands at OUT is free or wanconv's alone. Raises OSError."""
+    """Raises UsageError unless OUT is free or wanconv's alone. Raises OSError."""
     if not is_free(out) and (obstacle := others_in(out)) is not None:
         raise obstacle
 
 
 def others_in(out: Path) -> UsageError | None:
-    """Returns why what stands at OUT is not wanconv's alone; None where it is. Raises OSError."""
+    """Returns why OUT is not wanconv's alone; None if it is. Raises OSError."""
     mode = out.lstat().st_mode
     if not stat.S_ISDIR(mode):
         return Occupied(f"{out} is {_kind(mode)}, not a folder, and is not replaced", _BY_HAND)
@@ -77,12 +77,12 @@ def others_in(out: Path) -> UsageError | None:
 
 
 def names(known: manifest.Json) -> set[str]:
-    """Returns what a manifest from read() lists, and the manifest itself."""
+    """Returns the files that a manifest from read() lists, and the manifest itself."""
     return {manifest.NAME, *(file.path for file in manifest.files(known))}
 
 
 def foreign(folder: Path, listed: Collection[str]) -> Iterator[str]:
-    """Yields what is below a folder besides the files that are listed, each with its reason. Raises OSError."""
+    """Yields the entries below a folder that are not listed, each with the reason. Raises OSError."""
     ways, is_mount = _ways(listed), mounts_in(folder)
     for path, status in entries(folder):
         if is_mount(path, status):
@@ -106,7 +106,7 @@ def _ways(listed: Collection[str]) -> set[str]:
 
 
 def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yields all that is below a folder, a folder before what is in it; follows no link. Raises OSError."""
+    """Yields all entries below a folder, each folder before its content; follows no link. Raises OSError."""
     folders = [""]
     while folders:
         below = folders.pop()
@@ -119,14 +119,14 @@ def entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def remove(folder: Path, listed: Collection[str], keep_root: bool = False) -> bool:
-    """Removes the listed files and the folders that this leaves empty, with `keep_root` all but `folder` itself; True
-    where nothing is left. Raises OSError.
+    """Removes the listed files and the folders that become empty, but with `keep_root` not `folder` itself; True if
+    nothing is left. Raises OSError.
 
-    It goes by descriptors, through no link. The manifest goes last of the files, so that what a killed run leaves is
-    still known as wanconv's.
+    It works by descriptors and follows no link. The manifest is the last file to be removed, so that the remains of a
+    killed run are still known as wanconv's.
     """
 
-    def fail(error: OSError) -> None:  # by default, a folder that cannot be listed is left out
+    def fail(error: OSError) -> None:  # by default, a folder that cannot be listed is skipped
         raise error
 
     ways = _ways(listed)
@@ -144,7 +144,7 @@ def remove(folder: Path, listed: Collection[str], keep_root: bool = False) -> bo
 
 
 def remove_if_empty(folder: str | Path, descriptor: int | None = None) -> None:
-    """Removes a folder unless somebody has put something there, or a link in its place, which stays. Raises OSError."""
+    """Removes a folder if it is empty; its content, or a link in its place, stays. Raises OSError."""
     try:
         os.rmdir(folder, dir_fd=descriptor)
     except OSError as error:
@@ -153,7 +153,7 @@ def remove_if_empty(folder: str | Path, descriptor: int | None = None) -> None:
 
 
 def _standing() -> Iterator[tuple[str, Path]]:
-    """Yields the folders that a process and its user stand on."""
+    """Yields the folders that a process and its user need."""
     for home in _homes():
         yield "the home folder", home
     with suppress(OSError):
@@ -164,7 +164,7 @@ def _standing() -> Iterator[tuple[str, Path]]:
 
 
 def _homes() -> Iterator[Path]:
-    """Yields the user's home folders: by the environment, by the system, and of who became root to run this."""
+    """Yields the user's home folders: by the environment, by the system, and of the user who became root."""
     if home := os.environ.get("HOME"):
         yield Path(home)
     users = {os.getuid(), os.geteuid()}
@@ -183,7 +183,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def mount_points() -> set[str]:
-    """Returns every mount point, where the system lists them: `ismount` does not see a folder that is bound to another
+    """Returns every mount point, if the system lists them: `ismount` does not see a folder that is bound to another
     of the same file system."""
     try:
         lines = _MOUNTS.read_bytes().splitlines()
@@ -194,7 +194,7 @@ def mount_points() -> set[str]:
 
 
 def mounts_in(folder: Path) -> Callable[[str, os.stat_result], bool]:
-    """Returns what tells of something below a folder whether it is a mount point, be it a folder or a file. Raises
+    """Returns a test of whether a path below a folder, a file or a folder, is a mount point. Raises
     OSError."""
     real, device = os.path.realpath(folder), folder.lstat().st_dev
     found = {os.path.relpath(mount, real) for mount in mount_points() if mount.startswith(f"{real}/")}

@@ -1,4 +1,4 @@
-"""Which of a source's files the output needs, from which of its bytes to which: what may come late and go soon.
+"""Schedule of source files: when each must have arrived and when it can be deleted.
 
 A position counts the bytes of all images, one after the other. A writer finishes whole blocks, in this order.
 """
@@ -23,7 +23,7 @@ class Need:
 
 
 def needs(made: Plan, block_nbytes: int, known: Known = lambda image, block: None) -> list[Need]:
-    """Returns what the blocks need that are not `known` (by an image's identity and their number), in order."""
+    """Returns the files for the blocks that are not `known` (by an image's identity and their number), in order."""
     copies = ties(made)
     spans: dict[Path, tuple[int, int]] = {}
     base = 0
@@ -62,8 +62,8 @@ def _files_of(output: Output, copies: Mapping[str, Sequence[TensorRef]]) -> set[
 
 
 def blocking(needed: Sequence[Need], index: int) -> list[Need]:
-    """Returns the files that must be gone before a file is begun: it may come while the one before it is used, and
-    beside those that are needed together with it."""
+    """Returns the files that must be deleted before a file is begun: it may come while the one before it is used, and
+    while those are present that are needed together with it."""
     return [need for need in needed[: max(0, index - 1)] if need.end <= needed[index].first]
 
 

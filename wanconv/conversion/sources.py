@@ -1,4 +1,4 @@
-"""Where the source of a conversion is, and what that changes: here, a folder on this machine."""
+"""The sources of a conversion: the protocol, and a local folder."""
 
 import os
 import threading
@@ -18,12 +18,12 @@ from wanconv.types.model import Model
 from wanconv.types.progress import Progress, total
 from wanconv.weights.source_files import Files, FilesHere
 
-if TYPE_CHECKING:  # it imports torch, which a plan does without
+if TYPE_CHECKING:  # it imports torch, which a plan does not need
     from wanconv.conversion.encode import Mover
 
 _READ_AHEAD_NBYTES = 2 << 30
 _SAMPLE_NBYTES = 1 << 16
-_SCALES_NBYTES = 1 << 5  # of scales that are found anew, for which whole rows are measured
+_SCALES_NBYTES = 1 << 5  # number of scales that are measured again, on whole rows
 
 
 class Origin(Protocol):
@@ -32,32 +32,33 @@ class Origin(Protocol):
     compared: str
 
     def same_experts(self, model: Model) -> InputError | None:
-        """Returns an error for a pair of experts that are the same, as far as can be told before any are read."""
+        """Returns an error for two experts that are the same, as far as is known before they are read."""
 
     def begin(self, made: Plan) -> None:
-        """Hears that the plan is to be carried out; raises InputError for a source that it cannot be made from."""
+        """Called before the plan is carried out; raises InputError if the source does not allow it."""
 
     def identity(self, made: Plan) -> object:
-        """Returns, as JSON values, what a resumed run must find as the first one left it."""
+        """Returns, as JSON values, the state that a resumed run must find unchanged."""
 
     def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
-        """Returns the room that the source takes beside the output, for the blocks that no journal knows."""
+        """Returns the disk space in bytes that the source needs besides the output, for blocks not in a journal."""
 
     def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
         """Returns the source's files for those blocks that the journal does not know."""
 
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
-        """Returns what fills the plan's payload, and raises InputError where `begin` could not yet. A tensor that needs
-        its fallback raises NeedsFallback, or is told to `fallen` when reading on is better than reading again."""
+        """Returns the function that fills the plan's payload; raises InputError if `begin` could not check yet. If a
+        tensor overflows its format, it raises NeedsFallback, or calls `fallen` with its name if restarting would
+        download the source again."""
 
     def prove(self, made: Plan, folder: Path) -> None:
-        """Raises UsageError where a finished folder was made from other numbers than this source's."""
+        """Raises UsageError if a finished folder was made from other values than this source's."""
 
     def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
         """Returns the source's files for the manifest."""
 
     def end(self, progress: Progress) -> None:
-        """Hears that the output is whole."""
+        """Called when the output is whole."""
 
 
 class Here:
@@ -69,7 +70,7 @@ class Here:
         return twins.sampled(model)
 
     def begin(self, made: Plan) -> None:
-        _read_ahead(made)  # first: the disk works while torch is imported
+        _read_ahead(made)  # first, so that the disk works while torch is imported
         from wanconv.conversion.encode import Mover
 
         with Mover(made) as mover:
@@ -96,8 +97,8 @@ class Here:
         return mover.fill
 
     def prove(self, made: Plan, folder: Path) -> None:
-        """The header of a fine-tune is that of its base: the middle of every tensor is made again and compared, and of
-        its scales. These alone differ where the source's numbers are all larger than they were by one factor."""
+        """A fine-tune has the same header as its base. So the middle of every tensor, and of its scales, is made again
+        and compared. Only the scales differ if all of the source's values have grown by one factor."""
         from wanconv.conversion.encode import Mover, NeedsFallback
 
         with Mover(made) as mover:
@@ -119,7 +120,7 @@ class Here:
                             raise other_numbers(folder, f"for instance in {made.outputs[payload.key].step.tensor.name}")
 
     def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
-        """`--hash-source` reads them whole."""
+        """`hash_source` reads them whole."""
         checkpoint = made.model.checkpoint
         if not options.hash_source:
             return manifest.source_files(checkpoint)
@@ -134,7 +135,7 @@ class Here:
         return manifest.source_files(checkpoint, digests)
 
     def end(self, progress: Progress) -> None:
-        """It stays as it is."""
+        """Does nothing: a local source stays."""
 
 
 def other_numbers(folder: Path, where: str) -> UsageError:
@@ -143,7 +144,7 @@ def other_numbers(folder: Path, where: str) -> UsageError:
 
 
 def _read_ahead(made: Plan) -> None:
-    """Has the kernel read what is converted first."""
+    """Makes the kernel read ahead the files that are converted first."""
     refs = [piece.ref for step in made.steps for piece in step.tensor.pieces]
 
     def advise() -> None:
@@ -155,5 +156,5 @@ def _read_ahead(made: Plan) -> None:
                 os.posix_fadvise(descriptor, ref.offset, ref.nbytes, os.POSIX_FADV_WILLNEED)
             left -= ref.nbytes
 
-    with suppress(RuntimeError):  # no thread is to be had: nothing depends on it
+    with suppress(RuntimeError):  # no thread can be started: nothing depends on it
         threading.Thread(target=advise, daemon=True).start()

@@ -1,7 +1,7 @@
 """OUT.partial, where a conversion works until OUT can appear at once: lock, journal, what a resumed run may reuse.
 
-What a run may write there is noted before it is written. A file that no run has noted is somebody else's: it is never
-removed, and nothing is finished around it.
+Files are recorded before they are written there. A file that no run has recorded belongs to someone else: it is never
+removed, and the conversion does not finish around it.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
 from wanconv.types.progress import unheard
 
 _PRIVATE = ".wanconv"
-_SOURCE = "source"  # below the private folder: what is downloaded of a source, for as long as it is needed
+_SOURCE = "source"  # below the private folder: downloaded source files, as long as they are needed
 _IN_PRIVATE = ("journal", "state.tmp", "state.json")  # in the order of their removal
 _MOST_NAMED = 10
 
@@ -33,7 +33,8 @@ class Workspace:
     """An OUT.partial that this process owns.
 
     `found` is the key of the run that left it, `complete` says that only the rename is missing, `overflowing` are the
-    tensors that are known to need their fallback, `files` is what this run and earlier ones may have written.
+    tensors that are known to need their fallback, `files` are the files that this run and earlier ones may have
+    written.
     """
 
     def __init__(self, folder: Path, key: str, reads: Iterable[Path] = ()) -> None:
@@ -58,8 +59,8 @@ class Workspace:
         return Journal(self.private / "journal")
 
     def start(self) -> None:
-        """Begins anew: nothing of an earlier run is left, its journal least of all. Raises UsageError where others have
-        put something there."""
+        """Starts again without anything of an earlier run, above all without its journal. Raises UsageError if others
+        have put something there."""
         self.refuse_others()
         self._clear()
         self.private.mkdir()
@@ -67,7 +68,7 @@ class Workspace:
         self.remember(frozenset())
 
     def remember(self, overflowing: frozenset[str]) -> None:
-        """Saves what a resumed run must know."""
+        """Saves the state for a resumed run."""
         self.overflowing = overflowing
         saved = {"key": self.key, "overflowing": sorted(overflowing), "files": sorted(self.files)}
         temporary = self._state.with_suffix(".tmp")
@@ -75,19 +76,19 @@ class Workspace:
         publish(temporary, self._state)
 
     def claim(self, files: Iterable[str]) -> None:
-        """Notes, before they are there, the files that are to be written."""
+        """Records the files that will be written, before they exist."""
         if more := frozenset(files) - self.files:
             self.files |= more
             self.remember(self.overflowing)
 
     def discard(self) -> None:
-        """Removes all that was written: after a refusal because of data there is nothing to go on from."""
+        """Removes all files written: after a refusal because of data there is nothing to resume."""
         with writing(self.folder):
             self._clear()
             remove_if_empty(self.folder)
 
     def refuse_others(self) -> None:
-        """Raises UsageError where the folder holds files that no run has written."""
+        """Raises UsageError if the folder holds files that no run has written."""
         ours = self._ours()
         others = (path for path, status in self._entries() if path not in ours and not stat.S_ISDIR(status.st_mode))
         if named := list(islice(others, _MOST_NAMED)):
@@ -95,10 +96,10 @@ class Workspace:
             raise Occupied(message, "move it away by hand, and run the same command again", named)
 
     def finish(self, out: Path, force: bool) -> Path | None:
-        """Makes the folder appear as OUT; `force` replaces what is wanconv's alone. Returns where that is now if others
-        have put something into it while it was being removed."""
+        """Makes the folder appear as OUT; `force` replaces a folder that is wanconv's alone. Returns the old folder's
+        new path if others have put something into it while it was being removed."""
         with writing(out):
-            self._check_room(out, force)  # while a refusal leaves what the same command can go on from
+            self._check_room(out, force)  # a refusal leaves the state for resuming
         with writing(self.folder):
             self.refuse_others()
             self._prune(self._read_back())
@@ -114,7 +115,7 @@ class Workspace:
             return None if replacing.remove(replaced, _listed(replaced)) else replaced
 
     def _moved_aside(self, out: Path, force: bool) -> Path | None:
-        """Makes room for OUT. Returns where what stood there is now; raises UsageError, and then it is where it was."""
+        """Moves an existing OUT away and returns its new path; if it raises UsageError, OUT is unchanged."""
         self._check_room(out, force)
         if is_free(out):
             return None
@@ -122,7 +123,7 @@ class Workspace:
         publish(out, aside)
         if (obstacle := replacing.others_in(aside)) is None:
             return aside
-        if not os.path.lexists(out):  # somebody wrote to it between the look and the move
+        if not os.path.lexists(out):  # another process wrote to it between check and move
             publish(aside, out)
             raise Occupied(f"{out} changed while it was about to be replaced", obstacle.hint, obstacle.details)
         raise Occupied(f"{out} changed while it was replaced, and is {aside} now", obstacle.hint, obstacle.details)
@@ -134,8 +135,8 @@ class Workspace:
         replacing.check_replaceable(out)
 
     def _clear(self) -> None:
-        """Removes what runs have written. What marks it as ours goes last, so that a run killed here can be forced
-        again."""
+        """Removes the files of runs. The file that marks it as wanconv's is removed last, so that a run killed here can
+        be forced again."""
         replacing.remove(self.folder, self._ours(), keep_root=True)
         self._clear_private()
 
@@ -149,34 +150,35 @@ class Workspace:
         remove_if_empty(self.private)
 
     def _ours(self) -> frozenset[str]:
-        """Returns what runs have written: what they noted, or the manifest of one that was killed at its very end."""
+        """Returns the files of runs: the recorded ones, or the manifest's of a run that was killed at its very end."""
         return self.files | _listed(self.folder)
 
     def _entries(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yields all that is in the folder but what wanconv keeps in its private one."""
+        """Yields the folder's entries except wanconv's private folder."""
         for path, status in replacing.entries(self.folder):
             first, *rest = path.split("/")
             if first != _PRIVATE or not (rest[:1] in ([], [_SOURCE]) or rest in [[name] for name in _IN_PRIVATE]):
                 yield path, status
 
     def _read_back(self) -> set[str]:
-        """Returns what the manifest lists; raises OutputError where it cannot be read, and where others have taken
-        away, behind our back, what it lists."""
+        """Returns the files that the manifest lists; raises OutputError if it cannot be read, or if others have removed
+        listed files."""
         known = _manifest(self.folder)
         if known is None:
             raise OutputError(f"{self.folder} cannot be read back", "check the disk, then run the same command again")
-        gone = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
-        if gone:
+        changed = [file.path for file in manifest.files(known) if _size(self.folder / file.path) != file.nbytes]
+        if changed:
             raise OutputError(
-                f"{self.folder} was changed by others while it was written: {gone[0]} is not as it was",
+                f"{self.folder} was changed by others while it was written: {changed[0]} is not as it was",
                 f"remove {self.folder}, and run the same command again when nothing else touches it",
             )
         return replacing.names(known)
 
     def _prune(self, listed: set[str]) -> None:
-        """Removes what the manifest does not list: shards of an attempt before a fallback changed their number."""
+        """Removes files that the manifest does not list: shards of an attempt before a fallback changed their
+        number."""
         stale = self._ours() - listed
-        for path, status in reversed(list(self._entries())):  # what is in a folder before the folder
+        for path, status in reversed(list(self._entries())):  # a folder's content before the folder
             if not stat.S_ISDIR(status.st_mode):
                 if path in stale:
                     (self.folder / path).unlink()
@@ -198,12 +200,12 @@ def partial_folder(out: Path) -> Path:
 
 
 def private_folder(partial: Path) -> Path:
-    """Returns what of an OUT.partial never becomes a part of OUT."""
+    """Returns the folder in OUT.partial that never becomes a part of OUT."""
     return partial / _PRIVATE
 
 
 def downloads_folder(partial: Path) -> Path:
-    """Returns where the files of a source are that is downloaded while it is converted."""
+    """Returns the folder for files of a source that is downloaded during the conversion."""
     return private_folder(partial) / _SOURCE
 
 
@@ -211,14 +213,14 @@ def downloads_folder(partial: Path) -> Path:
 def open_workspace(out: Path, key: str, done: str, force: bool, reads: Iterable[Path] = ()) -> Iterator[Workspace]:
     """Opens OUT.partial under a lock: new, or left by a run with the same `key` (or finished, with plan `done`).
 
-    `reads` is what the conversion reads, which OUT may not hold. Raises UsageError for one that another process holds,
-    that another conversion left (`force` starts over) or that wanconv did not make.
+    `reads` are the input paths, which OUT must not contain. Raises UsageError if another process holds the folder, if
+    another conversion left it (`force` starts over) or if wanconv did not make it.
     """
     folder = partial_folder(out)
     with writing(folder):
         replacing.check_place(folder, reads)
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise Occupied(f"{folder} is in the way: it is no folder", "remove it, or choose another `out`")
+            raise Occupied(f"{folder} is in the way: it is not a folder", "remove it, or choose another `out`")
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -243,11 +245,11 @@ def _lock(descriptor: int, folder: Path) -> None:
     except BlockingIOError:
         raise busy from None
     if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
-        raise busy  # it has just finished, and what we locked is its OUT
+        raise busy  # it has just finished, and the locked folder is its OUT
 
 
 def _refuse_links(folder: Path) -> None:
-    """Raises UsageError for what would be written through: a file with a second name may be the source's."""
+    """Raises UsageError for links that would be written through: a file with a second name may be the source's."""
     hint = f"remove {folder}, or choose another folder for the output"
     is_mount = replacing.mounts_in(folder)
     for path, status in replacing.entries(folder):
@@ -262,12 +264,12 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
     folder = workspace.folder
     if workspace.found == workspace.key:
         workspace.refuse_others()
-    # Without a state, the run was killed between its last two steps; the caller looks whether the source is the same.
+    # Without a state, the run was killed between its last two steps; the caller checks that the source is the same.
     if workspace.found == workspace.key or (workspace.found is None and not force):
         workspace.complete = _is_complete(folder, done)
     if workspace.found == workspace.key or workspace.complete:
         return workspace
-    if any(entry != workspace.private for entry in folder.iterdir()):  # else a run was killed before it began
+    if any(entry != workspace.private for entry in folder.iterdir()):  # otherwise a run was killed before it began
         if workspace.found is None and not _listed(folder):
             raise Occupied(f"{folder} is in the way: wanconv did not make it", "move it, or choose another `out`")
         if not force:
@@ -280,7 +282,7 @@ def _resumed(workspace: Workspace, done: str, force: bool) -> Workspace:
 
 
 def _is_complete(folder: Path, done: str) -> bool:
-    """True where a run of plan `done` was stopped after its last byte: only the rename is missing."""
+    """True if a run of plan `done` was stopped after its last byte: only the rename is missing."""
     known = _manifest(folder)
     return known is not None and known["plan"] == done and not manifest.check_files(folder, known, unheard)
 
@@ -299,13 +301,13 @@ def _aside(out: Path) -> Path:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Returns the files that a folder's manifest lists, and itself; none where there is no manifest of ours."""
+    """Returns the files that a folder's manifest lists, and the manifest; empty if there is no manifest of wanconv."""
     known = _manifest(folder)
     return set() if known is None else replacing.names(known)
 
 
 def _manifest(folder: Path) -> manifest.Json | None:
-    """Returns a folder's manifest; None where there is none that can be read."""
+    """Returns a folder's manifest; None if it cannot be read."""
     try:
         return manifest.read(folder)
     except InputError:

@@ -1,1 +1,1 @@
-"""Files of a hub on this disk: which ones, fetched and resumed, or their headers alone."""
+"""Downloads from a hub: the selection of files, resumable fetching, and headers only."""

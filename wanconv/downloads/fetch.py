@@ -1,7 +1,7 @@
-"""Files from a hub to disk: each is built beside its place, digested while it is written, synced, and renamed.
+"""Files from a hub to disk: each is written next to its target, digested on the way, synced, and renamed.
 
-A file under way is `.NAME.<digest>.part` beside its target: the name says of which content it is the beginning, so that
-a later run may go on with it whatever ended the first. What was there is digested again, for nobody vouches for it.
+An unfinished file is `.NAME.<digest>.part` next to its target: the name says which content it begins, so that
+a later run can resume it. Bytes from an earlier run are digested again, since they are not trusted.
 """
 
 import fcntl
@@ -22,8 +22,8 @@ _CHUNK_NBYTES = 1 << 20
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
-    """Makes `root` where it is missing and keeps other downloads out of it; the lock ends with the process."""
+def folder_lock(root: Path) -> Iterator[None]:
+    """Creates `root` if it is missing, and keeps other downloads out of it; the lock ends with the process."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -42,7 +42,7 @@ def held(root: Path) -> Iterator[None]:
 
 
 def check_way(root: Path, path: str) -> None:
-    """Raises UsageError where a link, or anything that is no folder, stands on the way to `path`, or no file at it."""
+    """Raises UsageError if the way to `path` has a link or anything but folders, or `path` is not a regular file."""
     parts = path.split("/")
     for depth in range(1, len(parts) + 1):
         here = root.joinpath(*parts[:depth])
@@ -63,7 +63,7 @@ def part_path(target: Path, file: RemoteFile) -> Path:
 
 
 def part_nbytes(target: Path, file: RemoteFile) -> int:
-    """Returns how much of a file an earlier run has left."""
+    """Returns the number of bytes of a file that an earlier run has left."""
     try:
         return min(part_path(target, file).lstat().st_size, file.nbytes)
     except OSError:
@@ -71,8 +71,8 @@ def part_nbytes(target: Path, file: RemoteFile) -> int:
 
 
 def fetch(reader: Reader, address: Address, file: RemoteFile, root: Path, progress: Advance) -> None:
-    """Puts a file below `root`, or raises: InputError, DigestMismatch, OutputError, Interrupted. `progress` is told of
-    bytes gained, and with a negative number of bytes lost."""
+    """Puts a file below `root`, or raises: InputError, DigestMismatch, OutputError, Interrupted. `progress` receives
+    the bytes gained; a negative number means bytes lost."""
     check_way(root, file.path)
     target = root / file.path
     try:
@@ -91,7 +91,7 @@ def fetch(reader: Reader, address: Address, file: RemoteFile, root: Path, progre
 
 
 def _remove_others(target: Path, file: RemoteFile) -> None:
-    """Removes what earlier runs left of other contents of the same name."""
+    """Removes the parts of other contents of the same name that earlier runs left."""
     own = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.part")
     for path in target.parent.iterdir():
         if own.fullmatch(path.name) and path != part_path(target, file):
@@ -99,7 +99,7 @@ def _remove_others(target: Path, file: RemoteFile) -> None:
 
 
 class _Part:
-    """A file under way: descriptor, position, and the digest of all that is before the position."""
+    """An unfinished file: descriptor, position, and the digest of all bytes before the position."""
 
     def __init__(self, path: Path, file: RemoteFile, progress: Advance) -> None:
         self._path, self._file, self._progress = path, file, progress
@@ -107,7 +107,7 @@ class _Part:
         self._position, self._kept, self._hasher = 0, 0, hasher(file.algorithm, file.nbytes)
 
     def _open(self) -> int:
-        """Opens what an earlier run left, unless it is no plain file of one name: then a new one."""
+        """Opens an earlier run's part if it is a regular file with one name; otherwise a new one."""
         with suppress(FileNotFoundError):
             status = self._path.lstat()
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size > self._file.nbytes:
@@ -115,7 +115,8 @@ class _Part:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def fill(self, reader: Reader, address: Address) -> None:
-        """Brings the file to its length and checks its digest; a beginning that proves wrong is fetched again, once."""
+        """Brings the file to its length and checks its digest; after a mismatch, an earlier run's part is fetched
+        again, once."""
         self._digest_beginning()
         resumed = self._position > 0
         self._read(reader, address)

@@ -1,7 +1,7 @@
-"""A repository's headers in place of the repository: a folder of files with the right names and sizes, full of holes.
+"""A repository's headers in place of the repository: a folder of sparse files with the right names and sizes.
 
-What a reader of headers looks at is there, fetched by ranges of some 100 KB; what nobody looks at without reading
-tensors is not. Readers of folders need not know: they are given the folder.
+The parts that readers of headers need are fetched in ranges of some 100 KB; tensors are not. Readers treat it like any
+other folder.
 """
 
 import os
@@ -29,10 +29,10 @@ from wanconv.storage.tempdir import scratch
 from wanconv.types.exclusion import unmatched
 from wanconv.types.figures import exact_size, size
 
-_EDGE_NBYTES = 100_000  # of the beginning and the end of a file, where headers are
-_STEP_NBYTES = 4096  # of what lies between: the records of a .pth have their own headers
-_WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched as they are, digests checked
-_ALL_WHOLE_NBYTES = 500_000_000  # of them together; a released model has some 40 MB
+_EDGE_NBYTES = 100_000  # bytes of a file's beginning and end, where headers are
+_STEP_NBYTES = 4096  # read ahead between records: those of a .pth have headers of their own
+_WHOLE_NBYTES = 1_000_000  # sidecars up to this size are fetched whole, digests checked
+_ALL_WHOLE_NBYTES = 500_000_000  # limit of their sum; a released model has some 40 MB
 _JOBS = 8
 _HINT = "try again; `exclude` leaves files out"
 
@@ -87,7 +87,7 @@ def mirrored(
 
 
 def _check_sidecars(files: Iterable[RemoteFile], where: str) -> None:
-    """Raises InputError where the files that would be fetched whole are too many: headers alone are wanted."""
+    """Raises InputError if the files that would be fetched whole are too many: headers alone are wanted."""
     nbytes = sum(file.nbytes for file in files if _is_small(file))
     if nbytes > _ALL_WHOLE_NBYTES:
         most = size(_ALL_WHOLE_NBYTES)
@@ -102,13 +102,14 @@ def _is_small(file: RemoteFile) -> bool:
 
 
 def complete(mirror: Mirror, paths: Collection[str]) -> None:
-    """Fetches sidecars whose bytes are wanted, too."""
+    """Also fetches sidecars whose bytes are needed."""
     holes = [file for file in mirror.snapshot.files if file.path in paths and file.nbytes > _WHOLE_NBYTES]
     _make(mirror, holes, max((file.nbytes for file in holes), default=0))
 
 
 def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> None:
-    """Makes files: those up to a size and every index whole, of weights the header, of others the length alone."""
+    """Makes the files: small ones and every index whole, weight files with their headers, others with their length
+    only."""
     stop = threading.Event()
 
     def make(file: RemoteFile) -> InputError | None:
@@ -140,7 +141,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
 
 
 def _read_constants(far: OpenFile, header: Header) -> None:
-    """Fetches the few bytes behind a header by which scales are told, neighbours by one question."""
+    """Fetches the few bytes after a header that identify scales, neighbouring ones in one request."""
     spans = sorted((ref.offset, ref.offset + ref.nbytes) for ref in header.tensors.values() if is_constant(ref))
     runs: list[tuple[int, int]] = []
     for start, end in spans:
@@ -152,12 +153,12 @@ def _read_constants(far: OpenFile, header: Header) -> None:
 
 
 class _FarFile:
-    """An OpenFile whose bytes come from a hub, and stay in a file with holes in the place of those not read."""
+    """An OpenFile whose bytes come from a hub and are kept in a sparse file."""
 
     def __init__(self, path: Path, size: int, descriptor: int, span: "_Span") -> None:
         self.path, self.size = path, size
         self._descriptor, self._span = descriptor, span
-        self._known: list[tuple[int, int]] = []  # (start, end) of what is there, ascending, apart
+        self._known: list[tuple[int, int]] = []  # (start, end) of the bytes present, ascending, apart
 
     def read(self, offset: int, nbytes: int) -> bytes:
         end = offset + nbytes
@@ -174,7 +175,7 @@ class _FarFile:
         return start == end or (place >= 0 and self._known[place][1] >= end)
 
     def _around(self, start: int, end: int) -> tuple[int, int]:
-        """Returns what to ask for: more than is wanted, for a question takes longer than an answer."""
+        """Returns the range to request: more than needed, since a request takes longer than its bytes."""
         if start < _EDGE_NBYTES:
             return 0, min(self.size, max(end, _EDGE_NBYTES))
         if end > self.size - _EDGE_NBYTES:

@@ -1,6 +1,6 @@
-"""Which files of a repository are wanted: globs, names of components, and what nobody here can use.
+"""The files of a repository that are wanted: by globs, names of components, and use to wanconv.
 
-What a component is stored as comes from the places of the layouts; the suffixes of other frameworks stand below.
+The places of the layouts say how a component is stored; the suffixes of other frameworks are listed below.
 """
 
 import os
@@ -19,7 +19,7 @@ from wanconv.types.exclusion import excluded_by
 from wanconv.types.names import suggestion
 
 # fmt: off
-_OTHERS = {  # suffix → whose copy of the weights it is
+_OTHERS = {  # suffix → the framework whose copy of the weights it is
     ".msgpack":   "Flax's copy",
     ".h5":        "TensorFlow's copy",
     ".ot":        "Rust's copy",
@@ -50,13 +50,13 @@ _GROUPS = {"experts": DENOISERS, "denoiser": DENOISERS}
 
 
 def components() -> tuple[str, ...]:
-    """Return the names of the components that families have."""
+    """Return the names of all families' components."""
     return tuple(dict.fromkeys(name for family in FAMILIES for name in family.components))
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """`only` are components (or `experts`); with `include`, its globs decide, and not what is of use to wanconv."""
+    """`only` are components (or `experts`); with `include`, its globs decide, not the use to wanconv."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Wish:
 
 
 def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], Mapping[str, str]]:
-    """Returns the files that are wanted, and why each of the others is not; raises UsageError for an empty wish."""
+    """Returns the wanted files, and why each other one is not wanted; raises UsageError for an empty wish."""
     only = _components(wish.only)
     twice = _held_twice(file.path for file in files)
     skipped = {file.path: why for file in files if (why := _why_not(file.path, twice, wish, only))}
@@ -83,7 +83,7 @@ def select(files: Sequence[RemoteFile], wish: Wish) -> tuple[list[RemoteFile], M
 
 
 def owners(path: str) -> set[str]:
-    """Returns the components that a file may belong to, by every layout; none for what all share."""
+    """Returns the components that a file may belong to, in any layout; none for a file shared by all."""
     folder, name = os.path.split(path)
     places = _places()
     found = set(places.folders.get(folder, ()))
@@ -96,7 +96,7 @@ def owners(path: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Who owns what lies in a folder, in a folder or below it, or, by its name, beside all folders."""
+    """Who owns the files of a folder, those below it, or, by name, those outside all folders."""
 
     folders: Mapping[str, set[str]]
     sidecars: Mapping[str, set[str]]
@@ -105,7 +105,7 @@ class _Places:
 
 @cache
 def _places() -> _Places:
-    """Returns the places of every layout: what a list of thousands of files is held against, made once."""
+    """Returns the places of every layout: thousands of listed files are compared with them, so they are made once."""
     folders, sidecars, at_root = dict[str, set[str]](), dict[str, set[str]](), dict[tuple[str, str], re.Pattern[str]]()
     for layout in LAYOUTS.values():
         for slot, place in layout.places.items():
@@ -129,7 +129,7 @@ def _components(words: Sequence[str]) -> set[str]:
 
 
 def _why_not(path: str, twice: Set[tuple[str, str]], wish: Wish, only: set[str]) -> str:
-    """Returns why a file is not wanted; empty where it is."""
+    """Returns why a file is not wanted; empty if it is."""
     if excluded_by(path, wish.exclude) is not None:
         return "`exclude`"
     if wish.include and not any(fnmatchcase(path, glob) for glob in wish.include):
@@ -157,7 +157,7 @@ def _of_no_use(path: str, twice: Set[tuple[str, str]]) -> str:
         if name.endswith(suffix):
             return whose
     if any(weights.fullmatch(name) and (folder, pickled) in twice for pickled, weights in _PICKLED.items()):
-        return "the same stands beside it as safetensors"
+        return "the same weights are in the safetensors file next to it"
     if name.endswith(_EXAMPLES) or folder.split("/")[0] in _EXAMPLE_FOLDERS:
         return "an example"
     return ""

@@ -1,1 +1,1 @@
-"""The bundled inference engine: runs a checkpoint as its client would and sees every number on the way."""
+"""The bundled inference engine: runs a checkpoint as its client does and sees every number."""

@@ -1,12 +1,11 @@
 """Sound to wav2vec2's hidden states at a video's frame rate, with one block in memory at a time.
 
 wav2vec2 is transformers' own, built on the meta device; each part gets its weights just before it runs and loses them
-after. It runs in fp32, as officially. A hidden state is what enters a block, and after the last one what the closing
-norm returns; newer versions of transformers, unlike those that S2V was made with, hand out the last block's result
-before that norm.
+after. It runs in fp32, as officially. A hidden state is the input of a block, and finally the result of the last norm.
+Newer versions of transformers return the last block's result before that norm, unlike those that S2V was made with.
 
 States come at 50 a second. The official code brings them to 30 a second, linearly and with both ends kept, and takes
-for each video frame the state that is nearest in time; frames after the sound's end hear zeros.
+for each video frame the state that is nearest in time; frames after the sound's end get zeros.
 
 Definition: Wan-Video/Wan2.2 wan/modules/s2v/audio_encoder.py; huggingface/transformers
 models/wav2vec2/{modeling,feature_extraction}_wav2vec2.py.
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import held, quiet
+from wanconv.engine.libraries import assigned, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 from wanconv.storage.reading import stream
@@ -32,10 +31,10 @@ from wanconv.storage.reading import stream
 RATE = 16000  # samples a second
 STATES, _FEATURES = 50, 30  # a second
 _COMPONENT = "audio_encoder"
-_HEAD_DIM = 64  # of the released model: 16 heads in 1024 channels
-_ALONE = {"protocol_whitelist": "none"}  # a playlist would name other files, here or far away
+_HEAD_DIM = 64  # in the released model: 16 heads in 1024 channels
+_ALONE = {"protocol_whitelist": "none"}  # a playlist would name other files, local or remote
 _SHORTEST = 1600  # samples: a tenth of a second
-# torch's weight normalisation calls its two parameters so; files, and with them the table, have older names
+# torch's names for the two parameters of weight normalisation; files and the table have older names
 _NORMALISED = {
     "position_embedding.gain": "parametrizations.weight.original0",
     "position_embedding.direction": "parametrizations.weight.original1",
@@ -44,7 +43,7 @@ _NORMALISED = {
 
 
 def read(path: Path, seconds: float) -> Tensor:
-    """Returns the beginning of a sound file, mono at 16 kHz, float32 (samples,); raises InputError for what is none."""
+    """Returns the beginning of a sound file, mono at 16 kHz, float32 (samples,); raises InputError if it is invalid."""
     hint = "give a file with sound that FFmpeg can decode: WAV, FLAC, MP3, M4A …"
     wanted, parts = ceil(seconds * RATE), []
     try:
@@ -70,7 +69,7 @@ class AudioEncoder:
     """wav2vec2 on streamed weights.
 
     `names`: canonical name -> transformers' name, of every tensor. `module` is for a recorder to watch; its parameters
-    come and go.
+    are loaded and dropped.
     """
 
     def __init__(self, source: WeightSource, names: Mapping[str, str], dims: Mapping[str, int]) -> None:
@@ -88,8 +87,8 @@ class AudioEncoder:
                 conv_bias=True,
                 feat_extract_norm="layer",
                 do_stable_layer_norm=True,
-                mask_time_prob=0.0,  # training alone masks
-                attn_implementation="sdpa",  # long sounds: no matrix of all scores
+                mask_time_prob=0.0,  # masks are for training only
+                attn_implementation="sdpa",  # avoids a matrix of all scores for long sounds
             )
             self._wav2vec2: Any = Wav2Vec2ForCTC(config)
         self.module: nn.Module = self._wav2vec2.eval().requires_grad_(False)
@@ -114,13 +113,13 @@ class AudioEncoder:
         return torch.cat(states)
 
     def _held(self, module: nn.Module, prefix: str) -> AbstractContextManager[nn.Module]:
-        """Lets a part hold the weights below a canonical prefix for a while, in fp32."""
+        """Gives a part the weights below a canonical prefix, in fp32, within the block."""
         own = next(path for path, part in self.module.named_modules() if part is module)
         weights = {
             _NORMALISED.get(name) or self._names[name].removeprefix(f"{own}."): tensor.float()
             for name, tensor in self._source.tensors(_COMPONENT, prefix).items()
         }
-        return held(module, weights, "audio encoder")
+        return assigned(module, weights, "audio encoder")
 
 
 def features(states: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ def features(states: Tensor) -> Tensor:
 
 
 def clips(features: Tensor, frames: int, fps: int) -> Tensor:
-    """Returns what each frame hears: (states, T, d) -> (clips, states, d, frames), zeros after the sound's end.
+    """Returns the states of each frame: (states, T, d) -> (clips, states, d, frames), zeros after the sound's end.
 
     There is always one clip that reaches beyond the end, as officially: floor(T / (frames · 30 / fps)) + 1.
     """

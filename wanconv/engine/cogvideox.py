@@ -1,14 +1,14 @@
-"""The CogVideoX denoiser: diffusers' own, block by block, with weights that come and go as in wan.py.
+"""The CogVideoX denoiser: diffusers' own, block by block, with weights loaded and dropped as in wan.py.
 
     network = CogVideoX(names, config, PRESETS["diffusers"])      # on the meta device: no memory
     velocity = network.denoise(partial(source.tensors, "dit"), latents, timestep, context, condition)
 
 Text and video are one sequence: every block adds self-attention and a feed-forward to both. The network predicts v of
-a noised sample (engine/diffusion.py). Positions are sines (2B), rotations of q and k (the others), and a learned table
-besides (5B-I2V), which diffusers uses at the size it was trained for alone; here a smaller clip takes the first of its
-frames, rows and columns, so that it can be judged at a size that a laptop computes.
+a noised sample (engine/diffusion.py). Positions are sines (2B), rotations of q and k (the others), and for 5B-I2V
+also a learned table. diffusers uses the table only at the size that it was trained for. Here, a smaller clip takes its
+first frames, rows and columns, so that the model can be judged at a size that a laptop computes.
 
-In no runtime does a part of it widen to float32: of the numerics only `linear` and `patch` matter.
+No runtime widens a part of it to float32: only `linear` and `patch` of the numerics matter.
 
 Definitions: huggingface/diffusers models/transformers/cogvideox_transformer_3d.py,
 pipelines/cogvideo/pipeline_cogvideox.py, pipeline_cogvideox_image2video.py.
@@ -28,12 +28,12 @@ from wanconv.engine.recorder import Recorder
 from wanconv.engine.weights import Fetch
 
 _WHAT = "denoiser"
-_OFFSET = 2.0  # what 1.5 I2V is told of its first frame, always (pipeline_cogvideox_image2video.py)
+_OFFSET = 2.0  # 1.5 I2V's input about its first frame, a constant (pipeline_cogvideox_image2video.py)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FirstFrame:
-    """What I2V is given, as further channels after the noise's (B, C, F, H, W): an image's latents, then zeros."""
+    """I2V's further input channels, after the noise's (B, C, F, H, W): an image's latents, then zeros."""
 
     channels: Tensor
 
@@ -46,7 +46,7 @@ class FirstFrame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What the blocks hand on: `x` (B, text + N, d), text tokens first, changes; the rest is theirs in common.
+    """The state between blocks: `x` (B, text + N, d), text tokens first, changes; the rest is the same for all blocks.
 
     time (B, time); `rotation`: cosines and sines (N, head) each, or None; `size`: the latents' (F, H, W).
     """
@@ -71,7 +71,7 @@ class CogVideoX:
         self._patches = self._network.patch_embed
         self._learned = self._patches.use_learned_positional_embeddings
         self._trained = trained_size(self._network.config)
-        self._patches.sample_frames = 0  # so that sines are computed at each call, and none are kept
+        self._patches.sample_frames = 0  # sines are computed at each call, and not kept
 
     @property
     def stack(self) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ class CogVideoX:
         return config.patch_size_t or 1, config.patch_size, config.patch_size
 
     def _weights(self, path: str, fetch: Fetch, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Fetches the tensors of a module of diffusers', by its own names."""
+        """Fetches the tensors of a diffusers module, by diffusers' names."""
         below = f"{path}."
         mine = [canonical for canonical, theirs in self._names.items() if theirs.startswith(below)]
         roots = dict.fromkeys(_root(canonical) for canonical in mine)
@@ -167,14 +167,14 @@ class CogVideoX:
         return embedded
 
     def _cropped(self, table: Tensor, text: int, size: tuple[int, int, int]) -> Tensor:
-        """Returns the positions of the first frames, rows and columns of what was trained.  # (1, text + N, d)"""
+        """Returns the trained positions of the first frames, rows and columns.  # (1, text + N, d)"""
         frames, rows, columns = (one // part for one, part in zip(size, self._patch, strict=True))
         whole = [one // part for one, part in zip(self._trained, self._patch, strict=True)]
         grid = table[:, text:].view(1, *whole, -1)[:, :frames, :rows, :columns]
         return torch.cat((table[:, :text], grid.flatten(1, 3)), dim=1)
 
     def _rotation(self, size: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Returns the rotations of q and k, as the pipelines reckon them."""
+        """Returns the rotations of q and k, computed as in the pipelines."""
         with quiet():
             from diffusers.models.embeddings import get_3d_rotary_pos_embed
             from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
@@ -188,10 +188,10 @@ class CogVideoX:
             if config.patch_size_t is None
             else {"crops_coords": None, "grid_type": "slice", "max_size": trained}
         )
-        turned: tuple[Tensor, Tensor] = get_3d_rotary_pos_embed(
+        rotary: tuple[Tensor, Tensor] = get_3d_rotary_pos_embed(
             config.attention_head_dim, grid_size=(rows, columns), temporal_size=frames, device=device, **how
         )
-        return turned
+        return rotary
 
 
 def trained_size(config: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -2,8 +2,8 @@
 
 A sample at timestep t is `x = √a · x0 + √(1 - a) · noise`, with a share a of signal that falls from nearly 1 to 0 at
 t = 999, and the denoiser predicts `v = √a · noise - √(1 - a) · x0`. The scheduler is the one that a checkpoint's
-scheduler_config.json names: CogVideoXDDIMScheduler in the released ones. With CogVideoXDPMScheduler, which adds noise
-at every step, CogVideoX's own demo varies the guidance from step to step, and so does this.
+scheduler_config.json names: CogVideoXDDIMScheduler in the released ones. CogVideoXDPMScheduler adds noise at
+every step; with it, CogVideoX's own demo varies the guidance from step to step, and so does this module.
 
 Definitions: huggingface/diffusers schedulers/scheduling_ddim_cogvideox.py, scheduling_dpm_cogvideox.py,
 pipelines/cogvideo/pipeline_cogvideox.py; zai-org/CogVideo inference/cli_demo.py.
@@ -23,7 +23,7 @@ _DDIM, _DPM = "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"
 
 
 class NoiseSchedule:
-    """The timesteps of a run, int64, noisiest first, and all that depends on them (sampling.Schedule).
+    """The timesteps of a run, int64, noisiest first, and the values that depend on them (sampling.Schedule).
 
     Raises InputError for the configuration of another scheduler.
     """
@@ -33,7 +33,7 @@ class NoiseSchedule:
         self._name = str(config.get("_class_name"))
         if self._name not in (_DDIM, _DPM):
             raise InputError(
-                f"the checkpoint's scheduler is {self._name}, which is none of CogVideoX",
+                f"the checkpoint's scheduler is {self._name}, which CogVideoX does not use",
                 f"put the scheduler_config.json of {_DDIM} or {_DPM} into its scheduler folder",
             )
         self._steps = steps
@@ -48,15 +48,15 @@ class NoiseSchedule:
         return noisy
 
     def guidance(self, strength: float, timestep: int) -> float:
-        """Returns how strong guidance is at a timestep where `strength` is asked for."""
+        """Returns the guidance at a timestep for the requested `strength`."""
         if self._name == _DDIM:
             return strength
-        # sic: steps less a timestep
+        # sic: steps minus a timestep
         angle = math.pi * ((self._steps - timestep) / self._steps) ** 5.0
         return 1 + strength * (1 - math.cos(angle)) / 2
 
     def solver(self, seed: int) -> "Walk":
-        """Returns what walks the timesteps; `seed` is of the noise that DPM adds."""
+        """Returns the solver over the timesteps; `seed` is for the noise that DPM adds."""
         return Walk(self._scheduler(), self._name == _DPM, seed)
 
     def _scheduler(self) -> Any:

@@ -1,4 +1,4 @@
-"""Layers that Wan's denoisers share: weights of any float dtype, cast at each use to what the numerics say."""
+"""Layers shared by Wan's denoisers: weights of any float dtype, cast at each use as the numerics say."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _THETA = 10000.0
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b in the dtype that it is told; weight (out, in)."""
+    """x Wᵀ + b in the given dtype; weight (out, in)."""
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
         self.numerics = numerics
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.numerics.rms == torch.float16:  # what no library kernel does: squares that end at 65504
+        if self.numerics.rms == torch.float16:  # squares that end at 65504, which no library kernel computes
             x = x.to(torch.float16)
             return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + _EPSILON) * self.weight.to(x.dtype)
         # The official norm rounds to the dtype of x before it multiplies by float32 weights.
@@ -75,7 +75,7 @@ class ImageEmbedding(nn.Module):
         self.positions, self.dtype = positions, numerics.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype)  # clients that keep the residual stream narrow hand CLIP's tokens over so
+        x = x.to(self.dtype)  # clients with a narrow residual stream pass CLIP's tokens in its dtype
         if self.positions:
             x = x + self.position_embedding.to(x.dtype)
         y: Tensor = self.norm_out(self.out(F.gelu(self.get_submodule("in")(self.norm_in(x)))))
@@ -90,7 +90,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) ->
 
 
 class Modulate(nn.Module):
-    """`modulate` under a name of its own: a block has two, without parameters, and a recorder tells them apart."""
+    """`modulate` under a name of its own: a block has two, without parameters, and a recorder sees them apart."""
 
     def forward(self, x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
         return modulate(x, shift, scale, lengths)

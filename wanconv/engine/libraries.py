@@ -1,4 +1,4 @@
-"""Other people's networks: built without memory, given weights by our names, and without their talk."""
+"""Third-party networks: built without memory, given weights by canonical names, and without their log output."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from wanconv.errors import InputError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows warnings and log lines: importing diffusers or transformers alone prints a page about torchao.
+    """Suppresses warnings and log lines: importing diffusers or transformers prints a page about torchao.
 
     Variables of the environment that an import sets go again: torch's compiler leaves its cache folder in one.
     """
@@ -35,14 +35,14 @@ def quiet() -> Iterator[None]:
 
 
 def assign(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Makes `weights` the module's parameters, without a copy; raises InputError where names or shapes differ."""
+    """Makes `weights` the module's parameters, without a copy; raises InputError if names or shapes differ."""
     check(module, weights, what)
     module.load_state_dict(weights, assign=True)
 
 
 @contextmanager
-def held(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterator[nn.Module]:
-    """Lets a module have `weights` as its parameters for a while; raises as `assign` does."""
+def assigned(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterator[nn.Module]:
+    """Gives a module `weights` as its parameters within the block; raises as `assign` does."""
     assign(module, weights, what)
     try:
         yield module
@@ -51,7 +51,7 @@ def held(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> Iterato
 
 
 def check(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Raises InputError where names or shapes of `weights` are not the module's."""
+    """Raises InputError if names or shapes of `weights` differ from the module's."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != given:
@@ -67,18 +67,19 @@ def check(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
 
 
 def run(module: nn.Module, weights: Mapping[str, Tensor], arguments: Sequence[object], what: str) -> Any:
-    """Returns what a module makes of its arguments with these weights, which it does not keep; checked by `check`."""
+    """Returns a module's result for its arguments with these weights, which it does not keep; checked by `check`."""
     check(module, weights, what)
     return functional_call(module, dict(weights), tuple(arguments))
 
 
 def release(module: nn.Module) -> None:
-    """Gives a module's weights back: it stands on the meta device again."""
+    """Drops a module's weights: it is on the meta device again."""
     module.to_empty(device="meta")
 
 
 def watch(recorder: Recorder, module: nn.Module, names: Mapping[str, str]) -> None:
-    """Names a network's modules to a recorder; `names`: canonical name -> its own, of every tensor."""
+    """Gives a network's modules their names in a recorder; `names`: canonical name -> the network's, of every
+    tensor."""
     canonical = module_names(names)
     recorder.watch(module)
     for path, part in module.named_modules():
@@ -89,8 +90,8 @@ def watch(recorder: Recorder, module: nn.Module, names: Mapping[str, str]) -> No
 def module_names(names: Mapping[str, str]) -> Mapping[str, str]:
     """Returns module of the library -> canonical path, the longest that its tensors begin with.
 
-    Of tensors with different first words, those of the most frequent one count: T5's first block holds a bias that
-    belongs to all of them.
+    If tensors have different first words, the most frequent one counts: T5's first block holds a bias of
+    all blocks.
     """
     found: dict[str, list[list[str]]] = {}
     for canonical, theirs in names.items():

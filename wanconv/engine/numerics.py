@@ -1,4 +1,4 @@
-"""Which precision a run imitates, as a value: where each client rounds, and where it keeps float32.
+"""The precision that a run imitates, as a value: where each client rounds, and where it keeps float32.
 
 A checkpoint says how weights are stored, not how a runtime computes with them. Three runtimes compute Wan three ways:
 
@@ -6,18 +6,18 @@ A checkpoint says how weights are stored, not how a runtime computes with them. 
 stream, the time embedding, modulation, norms and the head (Wan-Video/Wan2.2 wan/modules/model.py: autocast in
 text2video.py around the loop, float32 autocast inside). `diffusers` stores the residual stream in the compute dtype and
 widens it for each norm, modulation and gate; its time projection and head run in the compute dtype
-(models/transformers/transformer_wan.py, `_keep_in_fp32_modules`). `comfyui-fp16` keeps nothing but the patch embedding
+(models/transformers/transformer_wan.py, `_keep_in_fp32_modules`). `comfyui-fp16` keeps only the patch embedding
 in float32 (comfy/ldm/wan/model.py); no clamp anywhere. `fp16` stands for runtimes that widen nothing, not even inside
 the RMS norms: the strictest reading of "runs in fp16".
 
-Layer norms take their statistics in float32 in every runtime known. Matrix products accumulate in float32 here, as on
-tensor cores; kernels that accumulate in fp16 are what `ranges.accumulator` is for.
+Layer norms compute their statistics in float32 in every known runtime. Matrix products accumulate in float32 here, as
+on tensor cores; kernels that accumulate in fp16 are what `ranges.accumulator` is for.
 
 On a CPU, torch's fp16 matrix products run at a tenth of float32's speed, so `Imitation` computes them in float32 and
 rounds their result: exact products, float32 sums, one rounding, as a tensor core does. Everything else runs in torch's
 own fp16 kernels, which compute in float32 and round to nearest even after every operation: |x| >= 65520 becomes
-infinity, subnormals stay. Tensors are real fp16 throughout, so that promotion, islands of float32 and what a library's
-modules do on their own come out as on a GPU, where nothing is imitated. bf16 is native on both.
+infinity, subnormals stay. Tensors are real fp16 throughout, so that promotion, islands of float32 and the behaviour of
+libraries' modules are the same as on a GPU, where nothing is imitated. bf16 is native on both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The dtype of everything in which the runtimes differ.
+    """The dtype of each part in which the runtimes differ.
 
     linear      the blocks' projections with their weights, attention, text embedding
     patch       the patch embedding
@@ -39,8 +39,8 @@ class Numerics:
     modulation  layer norms, their scale and shift, gates
     time        the two linears on the timestep's sinusoid
     condition   their result, and the projection that makes modulations of it
-    qk_norm     what the RMS norms of q and k return
-    rms         the squares inside of them
+    qk_norm     the results of the RMS norms of q and k
+    rms         the squares inside them
     angles      rotations by position, and the timestep's sinusoid
     head        the last projection
     text        the text encoder: ComfyUI computes it in float32 (comfy/text_encoders/t5.py)
@@ -99,7 +99,7 @@ _PRODUCTS = frozenset((
 
 
 class Imitation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's modes are untyped
-    """While it is entered, CPU matrix products of fp16 tensors are computed in float32 and rounded to fp16.
+    """Within its block, CPU matrix products of fp16 tensors are computed in float32 and rounded to fp16.
 
     Covers functional operations and libraries' modules. A Recorder does the same by itself.
     """
@@ -109,7 +109,7 @@ class Imitation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard against it imports the compiler: two seconds
+        return False  # nothing is compiled here, and torch's guard would import the compiler, which takes two seconds
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -126,7 +126,7 @@ def run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def widened(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Returns what func gives for the same numbers in float32."""
+    """Returns func's result for the same values in float32."""
     return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
 
 

@@ -1,12 +1,12 @@
-"""What numbers mean for fp16: where a kernel would overflow inside of an operation, and inside of a sum.
+"""The range of fp16: where a kernel would overflow inside an operation, and inside a sum.
 
 fp16 ends at 65504; from 65520 on a number rounds to infinity. Nonzero numbers up to 2^-25 round to zero, those below
 2^-14 lose bits (IEEE 754-2019 binary16, ties to even).
 
-Three ways to fail are kept apart. Activations are what an operation returns: the recorder sees them. Inside of an
-operation are squares, cubes and logits that no tensor shows; torch's kernels take them in float32, others may not, so
-INSIDE says for which inputs a kernel in fp16 would fail. And a sum whose result fits may overflow on its way: that
-depends on the kernel's order, but not if the sum of magnitudes fits.
+Three ways to fail are kept apart. Activations are the results of operations: the recorder sees them. Inside an
+operation are squares, cubes and logits that no tensor shows. torch's kernels compute them in float32; others may not,
+so INSIDE says for which inputs a kernel in fp16 would fail. Finally, a sum whose result fits may overflow on its way:
+that depends on the kernel's order, but cannot happen if the sum of magnitudes fits.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,8 @@ _UNIT = 2.0**-11  # half the spacing of numbers in [1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """What an fp16 kernel of an operation forms from input x: infinite for |x| >= `limit`; `harmless` if that is all.
+    """An intermediate value of an fp16 kernel for input x: infinite for |x| >= `limit`; `harmless` if the result is
+    right.
 
     GELU's x³ only saturates a tanh that is 1 by then.
     """
@@ -58,7 +59,8 @@ INSIDE: Mapping[str, Inside] = {
 
 @dataclass(frozen=True, slots=True)
 class Accumulator:
-    """The largest sum of |x|·|w| of a matrix product, or an upper bound of it, against what no order can overflow."""
+    """The largest sum of |x|·|w| of a matrix product, or an upper bound of it, and a limit that no order can
+    overflow."""
 
     bound: float
     limit: float
@@ -100,7 +102,7 @@ def _norms(x: Tensor) -> Tensor:
 def small_shares(wide: Tensor, rounded: Tensor | None = None) -> tuple[float, float]:
     """Returns the shares of elements that fp16 flushes to zero, and that it keeps as subnormals with fewer bits.
 
-    `wide` has the numbers before rounding; `rounded`, where there is one, what became of them.
+    `wide` has the numbers before rounding; `rounded`, if given, those after it.
     """
     magnitude = wide.abs()
     zero = magnitude <= FLUSHED if rounded is None else rounded == 0

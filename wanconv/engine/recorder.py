@@ -1,4 +1,4 @@
-"""The recorder: what every operation returned, where a run first went wrong, and what happened just before.
+"""The recorder: the range of every operation, the first operation that went wrong, and the ones just before.
 
     recorder = Recorder()
     recorder.watch(wan)                                   # names for the modules in it
@@ -9,11 +9,11 @@
     recorder.inside     # what fp16 kernels would overflow inside of (ranges.INSIDE), and in sums if asked for
     recorder.first_bad  # None, or an Incident with the 20 operations before it
 
-It is a TorchDispatchMode, not hooks on modules: those miss residual additions and everything functional. Hooks only
-say in which module an operation runs. A recorder imitates fp16 on a CPU as numerics.Imitation does. It is in inference
-mode while it is entered: linears, norms and attention arrive as one operation each, as a fused kernel computes them.
-What attention hides, q·kᵀ, is computed once more for its range. Views, copies, lookups and casts to wider dtypes change
-no number and are left out.
+It is a TorchDispatchMode. Hooks on modules would miss residual additions and everything functional; here they only say
+in which module an operation runs. A recorder imitates fp16 on a CPU as numerics.Imitation does. Within its
+block it is in inference mode: linears, norms and attention arrive as one operation each, as a fused kernel computes
+them. The product q·kᵀ, hidden in attention, is computed once more for its range. Views, copies, lookups and casts to
+wider dtypes change no number and are left out.
 """
 
 from collections import deque
@@ -33,12 +33,12 @@ from wanconv.engine.ranges import INSIDE, LARGEST, OVERFLOWS, accumulator, small
 
 Cause = Literal["overflow", "invalid", "given"]
 _HISTORY = 20
-_LOGITS_NUMEL = 1 << 26  # of q·kᵀ at a time
+_LOGITS_NUMEL = 1 << 26  # elements of q·kᵀ at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What the `nth` operation of a kind returned in a module: the largest magnitude, and when.
+    """The largest magnitude that the `nth` operation of a kind returned in a module, and when.
 
     `path` is the module's canonical name, "" outside of all modules. `flushed` and `subnormal` are shares of elements
     that fp16 loses or keeps with fewer bits, None unless asked for.
@@ -129,7 +129,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's m
 
     @property
     def inside(self) -> tuple[InsideRange, ...]:
-        """Every operation with something inside, in the order in which it was first seen, with its largest input."""
+        """Every operation with intermediate values, in the order in which it was first seen, with its largest input."""
         return tuple(self._inside.values())
 
     def watch(self, root: nn.Module, name: str = "") -> None:
@@ -138,12 +138,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's m
             self._names[module] = ".".join(part for part in (name, path) if part)
 
     def at(self, step: int | None = None, timestep: float | None = None, expert: str | None = None) -> None:
-        """Says where in the sampling what follows belongs."""
+        """Sets the place in the sampling of the operations that follow."""
         self._now = (step, timestep, expert)
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:
-        """Operations outside of watched modules have this path."""
+        """Gives operations outside of watched modules this path."""
         self._frames.append((path, {}))
         try:
             yield
@@ -257,7 +257,7 @@ _MOVES = frozenset((
 
 
 def _kind(func: Any) -> str | None:
-    """Returns an operation's name; None for what changes no number: views, moves, and all without a tensor to read."""
+    """Returns an operation's name; None if it changes no number (views, moves) or reads no tensor."""
     name: str = func.overloadpacket.__name__
     if name in _CASTS:
         return name
@@ -267,13 +267,13 @@ def _kind(func: Any) -> str | None:
 
 
 def _amax(values: Tensor) -> float:
-    """Returns the largest |x|; NaN where there is any."""
+    """Returns the largest |x|; NaN if there is any."""
     low, high = torch.aminmax(values)
     return max(-low.item(), high.item())
 
 
 def _larger(found: Range, known: Range) -> bool:
-    """True where `found` should replace `known`: the first that is not finite stays."""
+    """True if `found` should replace `known`: the first that is not finite stays."""
     return isfinite(known.amax) and not found.amax <= known.amax
 
 

@@ -1,7 +1,7 @@
-"""Flow-match sampling as Wan's own code does it: noise levels, timesteps, solvers, guidance, experts, conditioning.
+"""Flow-match sampling as in Wan's own code: noise levels, timesteps, solvers, guidance, experts, conditioning.
 
-A sample at noise level sigma is `x = (1 - sigma) * x0 + sigma * noise`, and the denoiser predicts the velocity
-`v = noise - x0`, so `x0 = x - sigma * v`. A grid of N steps runs from 0.999 down to 0 in equal parts, is bent towards
+A sample at noise level sigma is `x = (1 - sigma) * x0 + sigma * noise`, and the denoiser predicts the velocity `v =
+noise - x0`, so `x0 = x - sigma * v`. A grid of N steps runs from 0.999 down to 0 in equal parts, is shifted towards
 noise by the task's shift, and ends with sigma 0; the timestep is `int(1000 * sigma)`. diffusers' own pipelines space
 the same solver differently (its last timestep at 40 steps and shift 12 is 242, the official one 235): figures of the
 two are not comparable bit by bit, and wanconv follows the official code.
@@ -31,7 +31,7 @@ TIME_STRIDE = 4  # pixel frames per latent frame, after the first
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How a task samples by default. `guidance` is (low-noise, high-noise); `boundary` the high-noise expert's share.
+    """A task's default sampling. `guidance` is (low-noise, high-noise); `boundary` the high-noise expert's share.
 
     `size` is (width, height), `space_stride` the pixels per latent and `token` the latents per token, both ways;
     `token_frames` the latent frames per token. Clips have `lot` n + 1 frames, as the first is a latent frame by itself;
@@ -57,7 +57,7 @@ class Task:
 
 # By family; by release where it differs from its family. Sources: Wan-Video/Wan2.1 generate.py and README.md,
 # Wan-Video/Wan2.2 wan/configs/*.py, zai-org/CogVideo README.md and inference/cli_demo.py. At 480p Wan 2.1 I2V takes
-# shift 3. CogVideoX's is that of its signal-to-noise ratio, which its scheduler's configuration says as well.
+# shift 3. CogVideoX's is that of its signal-to-noise ratio, which its scheduler's configuration states, too.
 # fmt: off
 TASKS: Mapping[str, Task] = {
     #                        steps  shift  (low, high)  boundary  frames  fps  size
@@ -90,7 +90,7 @@ def task_of(family: str, release: str | None = None) -> Task:
 
 
 class Schedule(Protocol):
-    """The timesteps of a run, int64, and what a sampler does at them."""
+    """The timesteps of a run, int64, and a sampler's values at them."""
 
     @property
     def timesteps(self) -> Tensor: ...
@@ -106,7 +106,7 @@ class Schedule(Protocol):
         ...
 
     def solver(self, seed: int) -> "Solver":
-        """Returns what walks the timesteps; `seed` is of the noise that some solvers add."""
+        """Returns the solver over the timesteps; `seed` is for the noise that some solvers add."""
         ...
 
 
@@ -131,12 +131,12 @@ class Grid:
 
 
 def shifted(sigmas: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
-    """Returns noise levels bent towards noise: `shift * s / (1 + (shift - 1) * s)`."""
+    """Returns noise levels shifted towards noise: `shift * s / (1 + (shift - 1) * s)`."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def official_grid(steps: int, shift: float) -> Grid:
-    """Returns the grid of Wan's own UniPC; raises UsageError for less than one step or a strange shift."""
+    """Returns the grid of Wan's own UniPC; raises UsageError for less than one step or an invalid shift."""
     if steps < 1 or not 0 < shift < math.inf:
         raise UsageError(
             f"no grid of {steps} steps with shift {shift}", "ask for at least one step and a shift above 0"
@@ -159,14 +159,14 @@ def noised(clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
 
 
 def expert_at(timestep: int, boundary: float | None) -> str:
-    """Returns the component that denoises at a (shifted, integer) timestep; `dit` where there is one denoiser only."""
+    """Returns the component that denoises at a (shifted, integer) timestep; `dit` if there is one denoiser only."""
     if boundary is None:
         return "dit"
     return "expert.high" if timestep >= boundary * TRAIN_STEPS else "expert.low"
 
 
 def exercised(timesteps: Sequence[int] | Tensor, boundary: float | None) -> dict[str, int]:
-    """Returns how many timesteps each denoiser gets: 0 for one that is starved."""
+    """Returns the number of timesteps of each denoiser: 0 for one that never runs."""
     counts = {"dit": 0} if boundary is None else {"expert.high": 0, "expert.low": 0}
     for timestep in timesteps:
         counts[expert_at(int(timestep), boundary)] += 1
@@ -225,8 +225,8 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tenso
 def latent_size(task: Task, size: tuple[int, int], frames: int) -> tuple[int, int, int]:
     """Returns the latents' (frames, height, width) of a video of `size` (width, height).
 
-    Frames that only fill a token up are not counted. Raises UsageError, with what would fit, where frames or size are
-    no whole number of latents or tokens.
+    Padding frames of a token are not counted. Raises UsageError, with values that fit, if frames or size are not a
+    whole number of latents or tokens.
     """
     width, height = size
     token, lone, lot = task.space_stride * task.token, task.frames % task.lot, task.lot
@@ -259,7 +259,7 @@ def _around(number: int, step: int, least: int, offset: int = 0) -> str:
 
 
 def given_video(first: Tensor, frames: int, last: Tensor | None = None) -> Tensor:
-    """Returns what I2V encodes: the images at their ends of the clip, grey (0 in -1 … 1) between them.
+    """Returns the video that I2V encodes: the images at their ends of the clip, grey (0 in -1 … 1) between them.
 
     # each (B, 3, H, W) -> (B, 3, frames, H, W)
     """

@@ -1,9 +1,10 @@
-"""Prompts to contexts as CogVideoX has them: T5 v1.1's encoder, with one block in memory at a time.
+"""Prompts to contexts as in CogVideoX: T5 v1.1's encoder, with one block in memory at a time.
 
 The encoder is transformers' own, fed like UMT5's (engine/text.py). A prompt is cut or padded to 226 tokens, and the
-padding is not masked: every row is looked at, and a context has no zeros. The first block's relative bias serves all.
+padding is not masked: every row is attended to, and a context has no zeros. All blocks use the first one's relative
+bias.
 
-In fp16 transformers keeps the last linear of each feed-forward in fp32, and so does this.
+In fp16 transformers keeps the last linear of each feed-forward in fp32, and so does this module.
 
 Definitions: huggingface/diffusers pipelines/cogvideo/pipeline_cogvideox.py; huggingface/transformers
 models/t5/modeling_t5.py.
@@ -54,7 +55,7 @@ class T5Encoder:
     def encode(self, prompts: Sequence[Sequence[int]], padded: bool = True) -> Tensor:
         """Returns the contexts (B, 226, d) of tokenized prompts; one pass over the weights serves them all.
 
-        Prompts do not see each other: each is a batch of its own. They are padded, whatever `padded` says.
+        Prompts do not see each other: each is a batch of its own. They are padded for any value of `padded`.
         """
         assert all(0 < len(prompt) <= LENGTH for prompt in prompts), "tokenize() ends every prompt with a token"
         tokens = [torch.tensor([*prompt, *[0] * (LENGTH - len(prompt))]) for prompt in prompts]  # 0 is <pad>

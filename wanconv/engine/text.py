@@ -4,12 +4,12 @@ The encoder is transformers' own, built on the meta device; each block gets its 
 them after. Of the token table (2.1 GB) only the rows in use are read.
 
 As in the official code, prompts are cleaned and cut to 512 tokens, and a context is the encoder's output at a prompt's
-true length, filled up with zeros, which the denoiser attends to. The clients let the encoder run over 512 tokens with
-the padding masked. That changes no other row beyond rounding and takes twenty times longer for a short prompt, so it
-is left out unless `padded` asks for it, to probe for overflow: infinity in a padded row spoils every row, as 0 * inf.
+true length, padded with zeros, which the denoiser attends to. The clients run the encoder over 512 tokens with the
+padding masked. That changes other rows only by rounding and takes twenty times longer for a short prompt, so it is done
+only if `padded` asks for it, to probe for overflow: infinity in a padded row spoils every row, as 0 * inf.
 
 bf16 is the official precision, of weights and activations; norms and softmax compute in fp32. In fp16 transformers
-keeps the last linear of each feed-forward in fp32, and so does this.
+keeps the last linear of each feed-forward in fp32, and so does this module.
 
 Definitions: Wan-Video/Wan2.2 wan/modules/t5.py, wan/modules/tokenizers.py, wan/configs/shared_config.py;
 huggingface/transformers models/umt5/modeling_umt5.py.
@@ -28,14 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wanconv.engine.libraries import held, quiet
+from wanconv.engine.libraries import assigned, quiet
 from wanconv.engine.weights import WeightSource
 from wanconv.errors import InputError
 
 LENGTH = 512
 _COMPONENT = "text_encoder"
 _PIECES = "spiece.model"
-# what guidance steers away from: of wan/configs/shared_config.py, and of wan/configs/wan_s2v_14B.py
+# negative prompts: from wan/configs/shared_config.py, and from wan/configs/wan_s2v_14B.py
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
@@ -55,9 +55,9 @@ def cleaned(prompt: str) -> str:
 
 
 def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list[list[int]]:
-    """Returns each prompt's tokens, at most `length` with the one that ends it; reads nothing but the folder.
+    """Returns each prompt's tokens, at most `length` including the end token; reads only the folder.
 
-    A folder that has SentencePiece's model alone, as CogVideoX's, is read by that library. Raises InputError where
+    A folder with only SentencePiece's model, such as CogVideoX's, is read by that library. Raises InputError if
     there is no tokenizer.
     """
     texts = [cleaned(prompt) for prompt in prompts]
@@ -68,7 +68,7 @@ def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:  # what a broken tokenizer raises
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:  # errors of a broken tokenizer
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(
                 f"{folder} holds no tokenizer that transformers can read: {reason}",
@@ -78,21 +78,21 @@ def tokenize(folder: Path, prompts: Sequence[str], length: int = LENGTH) -> list
 
 
 def _pieces(file: Path, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Returns each text's pieces, at most `length` with the one that ends it, as transformers' T5Tokenizer does."""
+    """Returns each text's pieces, at most `length` including the end piece, as transformers' T5Tokenizer does."""
     from sentencepiece import SentencePieceProcessor
 
     try:
         processor: Any = SentencePieceProcessor(model_file=str(file))
     except RuntimeError as error:
         raise InputError(
-            f"{file} is no model that SentencePiece can read",
+            f"{file} is not a valid SentencePiece model",
             "download the tokenizer's folder that belongs to the text encoder again",
         ) from error
     return [[*processor.encode(text)[: length - 1], processor.eos_id()] for text in texts]
 
 
 def synthetic_context(width: int, seed: int, length: int = LENGTH, tokens: int = 64) -> tuple[Tensor, str]:
-    """Returns a made-up context (length, width), float32, for a model without tokenizer, and the note that says so."""
+    """Returns a made-up context (length, width), float32, for a model without tokenizer, and a note about it."""
     generator = torch.Generator().manual_seed(seed)
     context = torch.zeros(length, width)
     context[:tokens] = 0.1 * torch.randn(tokens, width, generator=generator)
@@ -122,7 +122,7 @@ class TextEncoder:
     """UMT5's encoder on streamed weights.
 
     `names`: canonical name -> transformers' name, of every tensor (the table's hub column). `module` is for a recorder
-    to watch; its parameters come and go.
+    to watch; its parameters are loaded and dropped.
     """
 
     def __init__(
@@ -170,8 +170,9 @@ class TextEncoder:
         return self.module.encoder
 
     def _held(self, module: nn.Module, prefix: str, theirs: str) -> AbstractContextManager[nn.Module]:
-        """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix for a while."""
-        return held(module, self._weights.below(theirs, prefix), "text encoder")
+        """Lets a part of the encoder, at the path `theirs`, hold the weights below a canonical prefix within the
+        block."""
+        return assigned(module, self._weights.below(theirs, prefix), "text encoder")
 
 
 def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype: torch.dtype) -> list[Tensor]:
@@ -188,7 +189,8 @@ def embedded(source: WeightSource, prompts: Sequence[Tensor], known: int, dtype:
 
 
 def tabulate_buckets(attention: Any, length: int, **sizes: int) -> None:
-    """Looks relative positions' buckets up: their formula takes the logarithm of 0, which a recorder would report."""
+    """Looks up relative positions' buckets in a table: their formula takes the logarithm of 0, which a recorder would
+    report."""
     table = attention._relative_position_bucket(torch.arange(1 - length, length), **sizes)
     attention._relative_position_bucket = partial(_look_up, table, length)
 
@@ -198,7 +200,7 @@ def _look_up(table: Tensor, length: int, positions: Tensor, **_: object) -> Tens
 
 
 def _mask(length: int, hidden: Tensor) -> Tensor | None:
-    """Returns what hides padding when added to the scores, (1, 1, 1, L); None where there is none."""
+    """Returns the mask to add to the scores, which hides padding, (1, 1, 1, L); None without padding."""
     if length == hidden.shape[1]:
         return None
     mask = hidden.new_zeros(1, 1, 1, hidden.shape[1])

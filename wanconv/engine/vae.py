@@ -1,9 +1,9 @@
 """Videos to latents and back: diffusers' AutoencoderKLWan (2.1 and 2.2) and AutoencoderKLCogVideoX, in fp32.
 
-Encoder and decoder get their weights when they are first needed, and keep them: text-to-video never reads the encoder.
+Encoder and decoder load their weights at the first use, and keep them: text-to-video never reads the encoder.
 A decoded video is float in 0 … 1, before any rounding to bytes.
 
-Wan's latents are normalised per channel with the mean and deviation that the configuration states, those of CogVideoX
+Wan's latents are normalised per channel with the configuration's mean and deviation; CogVideoX's are
 multiplied by one factor. Wan encodes to the distribution's mode; CogVideoX draws from it.
 
 Definitions: Wan-Video/Wan2.2 wan/modules/vae2_1.py, vae2_2.py; huggingface/diffusers pipelines/wan/pipeline_wan.py,
@@ -40,14 +40,14 @@ class Codec(Protocol):
         ...
 
     def release(self) -> None:
-        """Gives the memory of the weights back; the next use reads them again."""
+        """Frees the memory of the weights; the next use reads them again."""
         ...
 
 
 class Vae:
     """Wan's VAE. `names`: canonical name -> diffusers' name, of every tensor (the table's hub column).
 
-    `tiled` works through frames in blended tiles of 256 pixels: less memory, other numbers than the clients' own.
+    `tiled` works through frames in blended tiles of 256 pixels: less memory, but other results than the clients'.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Vae:
         self._halves.release()
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Returns the channels' mean and one over their deviation, (1, C, 1, 1, 1), as diffusers' pipelines reckon."""
+        """Returns the channels' mean and one over their deviation, (1, C, 1, 1, 1), as in diffusers' pipelines."""
         mean, deviation = (
             torch.tensor(values, dtype=self._dtype, device=device).view(1, -1, 1, 1, 1)
             for values in (self._vae.config.latents_mean, self._vae.config.latents_std)
@@ -102,7 +102,7 @@ class Vae:
 
 
 class CogVideoXVae:
-    """CogVideoX's VAE; arguments as for Wan's. What `encode` draws is seeded.
+    """CogVideoX's VAE; arguments as for Wan's. `encode` draws with a seed.
 
     It works through two latent frames at a time, the first batch with one more: an odd number of latent frames becomes
     4 (F - 1) + 1 frames, an even one 4 F.
@@ -133,7 +133,7 @@ class CogVideoXVae:
 
     @torch.inference_mode()
     def encode(self, video: Tensor, seed: int = 0) -> Tensor:
-        """As Codec says; drawn from the distribution. In 1.5 divided by the factor, as it was trained."""
+        """As Codec says; drawn from the distribution. In 1.5 divided by the factor, as in training."""
         self._halves.load("encoder")
         generator = torch.Generator().manual_seed(seed)
         drawn = self._vae.encode(video.to(self._dtype), return_dict=False)[0].sample(generator).float()
@@ -147,7 +147,7 @@ class CogVideoXVae:
 
 
 class _Halves:
-    """Reads encoder and decoder when they are needed. A half has the canonical names below its own."""
+    """Reads encoder and decoder when they are needed. A half has the canonical names below its name."""
 
     def __init__(
         self, source: WeightSource, names: Mapping[str, str], parts: Mapping[str, nn.Module], dtype: torch.dtype
@@ -171,5 +171,5 @@ class _Halves:
 def _pixels(video: Tensor) -> Tensor:
     """Returns a decoded video, -1 … 1, as float32 in 0 … 1, or NaN.  # (1, 3, F, H, W) -> (F, H, W, 3)"""
     pixels: Tensor = video.float() * 0.5 + 0.5
-    pixels = pixels.clamp(0, 1).masked_fill(~pixels.isfinite(), torch.nan)  # infinity is no white
+    pixels = pixels.clamp(0, 1).masked_fill(~pixels.isfinite(), torch.nan)  # infinity must not become white
     return pixels[0].permute(1, 2, 3, 0).contiguous()

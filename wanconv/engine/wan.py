@@ -6,14 +6,14 @@
 
     state = wan.embed(fetch, latents, timestep, context)
     for name in wan.stack:
-        state = wan.block(name, fetch, state)                     # the block's weights come and go here
+        state = wan.block(name, fetch, state)                     # loads and drops the block's weights
     velocity = wan.unembed(fetch, state)
 
 A sample is a video's noisy latents, cut into patches of 1 × 2 × 2. Every block adds three things to the residual stream
 x (B, N, d): self-attention over all N patches, with rotary positions on three axes; cross-attention to the text, and in
 Wan 2.1 I2V and FLF2V to CLIP's tokens of one or two images, with the same queries; and a feed-forward. The timestep
 enters through six vectors per block that shift, scale and gate self-attention and feed-forward; a learned table
-`modulation` is added to what all blocks share.
+`modulation` is added to the vectors that all blocks share.
 
 Attributes are the canonical names, so `wan.state_dict()` has the keys of wanconv/models/wan.py. Weights arrive in any
 float dtype and are cast at each use, one linear at a time, as `numerics` says. A timestep is never narrowed. The
@@ -59,7 +59,7 @@ PATCH = (1, 2, 2)
 class WanSizes:
     """d: width; ffn: hidden width; text: width of the context; freq: length of the timestep's sinusoid.
 
-    image: width of CLIP's tokens, 0 where there are none; positions: of how many tokens these have learned positions.
+    image: width of CLIP's tokens, 0 if there are none; positions: the number of these tokens with learned positions.
     """
 
     d: int
@@ -92,11 +92,11 @@ class WanSizes:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """What a denoiser is given beside noise, time and text; of one sample, or of as many as there are latents.
+    """The inputs of a denoiser other than noise, time and text; of one sample, or of as many as there are latents.
 
     channels (B, C', F, H, W): I2V's mask and image latents, further channels after the noise's.
     tokens (B, 257 or 514, image): CLIP's, of one image or of two.
-    first (B, C, 1, H, W): TI2V's first latent frame, in the place of the noise's and at timestep 0.
+    first (B, C, 1, H, W): TI2V's first latent frame, in place of the noise's and at timestep 0.
     """
 
     channels: Tensor | None = None
@@ -108,7 +108,7 @@ class Condition:
         return Condition(*(None if one is None else one.expand(batch, *one.shape[1:]) for one in self._parts()))
 
     def pinned(self, latents: Tensor) -> Tensor:
-        """Returns latents with what is given put back: what comes out of the last step."""
+        """Returns the latents of the last step with the given parts put back."""
         return latents if self.first is None else torch.cat((self.first.to(latents.dtype), latents[:, :, 1:]), dim=2)
 
     def _parts(self) -> tuple[Tensor | None, ...]:
@@ -117,10 +117,10 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """What the blocks hand on: `x` changes from block to block, the rest is theirs in common.
+    """The state between blocks: `x` changes from block to block, the rest is the same for all.
 
     x (B, N, d); context (B, 512, d); image (B, 257 or 514, d). `time` (T, d) and `modulation` (T, 6, d) have a row per
-    distinct timestep, `which` (B, S) says which row is whose, for S runs of tokens with these `lengths`. `rotation`
+    distinct timestep, `which` (B, S) are the rows of S runs of tokens with these `lengths`. `rotation`
     (N, 1, d / heads / 2) complex; `grid`: patches (F, H, W).
     """
 
@@ -150,7 +150,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Looks at all 512 text tokens: the zeros that pad a short prompt are embedded and not masked, as officially.
+    """Attends to all 512 text tokens: the zeros that pad a short prompt are embedded and not masked, as officially.
 
     Image tokens get a softmax of their own, and both results are added before `o`. `norm_in` is not a norm of k's or
     v's input, but of x, before q.
@@ -231,7 +231,8 @@ class Head(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Latents (B, C, F, H, W) -> (B, d, F / p, H / q, W / r) for patches p × q × r; what fills no patch is left out."""
+    """Latents (B, C, F, H, W) -> (B, d, F / p, H / q, W / r) for patches p × q × r; a rest that fills no patch is left
+    out."""
 
     def __init__(self, d: int, channels: int, dtype: torch.dtype, patch: tuple[int, int, int] = PATCH) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ class S2VSizes:
     def of(cls, dims: Mapping[str, int], shape: Callable[[str], Shape]) -> "S2VSizes":
         """Returns the sizes of a component from its dims (families) and its shapes by canonical name.
 
-        Raises InputError where blocks and injectors do not fit each other.
+        Raises InputError if blocks and injectors do not fit each other.
         """
         hosts = tuple(host for host in HOSTS if host < dims["n"])
         if dims["m"] != len(hosts):
@@ -272,7 +272,7 @@ class WanS2V(nn.Module):
     ) -> SpeechState:
         """Returns the state before the first block.
 
-        latents (B, C, F, H, W), H and W multiples of 8 where there is motion; timestep (B,), int64 or float32 or wider;
+        latents (B, C, F, H, W), H and W multiples of 8 if there is motion; timestep (B,), int64 or float32 or wider;
         context (B, L ≤ 512, text): encoded text, cut to its true length or zero from there on.
         """
         assert condition is not None, "a clip of S2V needs a reference and sound"

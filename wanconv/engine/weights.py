@@ -1,4 +1,4 @@
-"""The protocol by which the engine sees weights: it knows canonical names, no tables and no files."""
+"""The protocol by which the engine sees weights: it knows canonical names, but neither tables nor files."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -12,17 +12,18 @@ Fetch = Callable[[str], Mapping[str, Tensor]]
 
 
 class WeightSource(Protocol):
-    """A model's weights, read when they are asked for: `fetch = partial(source.tensors, "expert.high")`.
+    """A model's weights, read on demand: `fetch = partial(source.tensors, "expert.high")`.
 
-    Names are canonical (wanconv/families) and relative to their component: `blocks.7.ffn.up.weight`. A value has the
+    Names are canonical (wanconv/models) and relative to their component: `blocks.7.ffn.up.weight`. A value has the
     narrowest of fp16, bf16 and fp32 that holds every decoded number exactly: a plain tensor as it is stored, a
     quantized one times its scale in fp32. The engine casts at each use and keeps no reference after the call that
-    fetched, so what stays in memory, what is read ahead and what two models share is the source's affair alone. Tensors
+    fetched, so the source alone decides what stays in memory, is read ahead or shared by two models. Tensors
     may be memory-mapped and must not be written to. They lie on the device that computes.
     """
 
     def tensors(self, component: str, prefix: str) -> Mapping[str, Tensor]:
-        """Returns all tensors at and below `prefix`: `blocks.7`, `head`, `patch_embedding`; raises KeyError for none.
+        """Returns all tensors at and below `prefix`: `blocks.7`, `head`, `patch_embedding`; raises KeyError if there
+        are none.
 
         A prefix ends at a dot: `blocks.1` does not name `blocks.10`.
         """

@@ -1,1 +1,1 @@
-"""Runs a model: conditions, sampling, clips. It judges nothing."""
+"""Runs a model: conditions, sampling, clips. It does not judge."""

@@ -1,9 +1,9 @@
-"""CogVideoX's part in a generation: its denoiser's configuration, its scheduler, its first frame, and how large a clip
-its positions reach.
+"""CogVideoX's part in a generation: its denoiser's configuration, its scheduler, its first frame, and the largest clip
+for its positions.
 
     what         profiles say      CogVideoX runs
-    frames       5, 17             9, 17: 8 n + 1, as its VAE decodes two latent frames at a time, and first one more
-    latents                        1.5 generates an even number, and throws what is too much away at the front
+    frames       5, 17             9, 17: 8 n + 1, as its VAE decodes two latent frames at a time, and one more first
+    latents                        1.5 generates an even number, and drops the surplus at the front
     size         128x128 and up    the same, up to the size that 1.5 and 5B-I2V were trained for
 """
 
@@ -32,7 +32,7 @@ def build(model: Model, name: str, numerics: Numerics) -> Denoiser:
 
 
 def schedule(model: Model, task: Defaults, steps: int) -> NoiseSchedule:
-    """Returns the timesteps of the checkpoint's own scheduler; of the released one, where it has none."""
+    """Returns the timesteps of the checkpoint's own scheduler; of the released one, if it has none."""
     if _SCHEDULER not in model.checkpoint.sidecars:
         return NoiseSchedule(diffusers_cogvideox.scheduler(model), steps)
     path = model.checkpoint.root / _SCHEDULER
@@ -47,7 +47,7 @@ def schedule(model: Model, task: Defaults, steps: int) -> NoiseSchedule:
 
 
 def limit(model: Model) -> Limit | None:
-    """Returns the largest clip that there are positions for; None where they are computed for any size."""
+    """Returns the largest clip with positions; None if they are computed for any size."""
     config = hub_config(model, "dit")
     learned, sliced = bool(config.get("use_learned_positional_embeddings")), bool(config.get("patch_size_t"))
     if not learned and not sliced:
@@ -63,5 +63,6 @@ def first_frame(material: Material) -> FirstFrame:
     if vae is not None:
         assert isinstance(vae, CogVideoXVae)
         image = pictures.pixels(pictures.covering(material.pictures["image"], setting.size))
-        channels[:, :, :1] = vae.encode(image.unsqueeze(2).to(setting.device), setting.seed + 2)  # noise has seed
+        # the noise uses `seed`
+        channels[:, :, :1] = vae.encode(image.unsqueeze(2).to(setting.device), setting.seed + 2)
     return FirstFrame(channels)

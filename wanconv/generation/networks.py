@@ -1,4 +1,4 @@
-"""What a network is built of: a component's sizes, its names in the libraries, its configuration there."""
+"""Facts to build a network from: a component's sizes, its names in the libraries, its configuration there."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +15,7 @@ from wanconv.types.tensors import Shape
 
 
 def sizes(model: Model, name: str) -> tuple[Mapping[str, int], Callable[[str], Shape]]:
-    """Returns a denoiser's dims with its heads, and what gives its shapes by canonical name."""
+    """Returns a denoiser's dims with its heads, and its shapes by canonical name."""
     component = model.components[name]
     return {**component.dims, "heads": heads(model, component)}, lambda path: component.tensors[f"{name}/{path}"].shape
 
@@ -31,12 +31,12 @@ def hub_config(model: Model, name: str) -> Mapping[str, object]:
     component, layout = model.components[name], LAYOUTS["diffusers"]
     if component.scheme == "hub" and component.config is not None:
         return component.config
-    if model.family.name in (layout.refused or {}):  # it has no place for some of the others
+    if model.family.name in (layout.refused or {}):  # it does not store some of the others
         model = replace(model, components={name: component})
     return layout.documents(model)[f"{layout.places[name].prefix}config.json"]
 
 
 def watched(network: nn.Module, component: Component, recorder: Recorder) -> Recorder:
-    """Gives a borrowed network's modules their canonical names, and returns the recorder."""
+    """Gives a library network's modules their canonical names, and returns the recorder."""
     watch(recorder, network, hub_names(component))
     return recorder

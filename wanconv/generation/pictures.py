@@ -1,4 +1,4 @@
-"""Conditioning images: read or drawn, and brought to a clip's size as Wan's own code does it."""
+"""Conditioning images: read or drawn, and brought to a clip's size as in Wan's own code."""
 
 from io import BytesIO
 from pathlib import Path
@@ -13,17 +13,17 @@ from wanconv.errors import InputError
 from wanconv.storage.reading import read_small
 
 _MAX_NBYTES = 256_000_000
-_CENTRES = {"image": 0.0, "last_image": 0.4}  # of the disc, from left to right in -1 … 1
+_CENTRES = {"image": 0.0, "last_image": 0.4}  # position of the disc, from left to right in -1 … 1
 
 
 def read(path: Path) -> Image.Image:
-    """Returns an image file in RGB; raises InputError for what is none."""
+    """Returns an image file in RGB; raises InputError for an invalid one."""
     try:
         with Image.open(BytesIO(read_small(path, _MAX_NBYTES))) as opened:
             return opened.convert("RGB")
     except UnidentifiedImageError:
         reason = "it is of no kind that Pillow knows"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's errors
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     raise InputError(f"{path} cannot be read as an image: {reason}", "give a PNG, JPEG or WebP file")
 
@@ -42,7 +42,7 @@ def drawn(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 def cropped(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Returns the middle of a picture, as much of it as has the proportions of `size`.
+    """Returns the largest middle part of a picture with the proportions of `size`.
 
     The official code takes the proportions of a clip from its image; here they are given.
     """
@@ -61,10 +61,10 @@ def covering(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    """Returns a picture's numbers in -1 … 1, float32.  # (1, 3, H, W)"""
+    """Returns a picture's pixels in -1 … 1, float32.  # (1, 3, H, W)"""
     return torch.from_numpy(np.asarray(picture, np.float32) / 255 * 2 - 1).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
 def interpolated(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns an image resized to `size` (width, height), bicubically and not smoothed before (wan/image2video.py)."""
+    """Returns an image resized to `size` (width, height), bicubically, without antialiasing (wan/image2video.py)."""
     return torch.nn.functional.interpolate(image, size[::-1], mode="bicubic")

@@ -39,13 +39,13 @@ class Run:
 
 
 def noise(setting: Setting) -> Tensor:
-    """Returns the seeded noise (1, C, F, H, W) that every run starts from, float32, the same on every device."""
+    """Returns the seeded start noise (1, C, F, H, W) of every run, float32, the same on every device."""
     generator = torch.Generator().manual_seed(setting.seed)
     return torch.randn(1, *setting.latents, generator=generator).to(setting.device)
 
 
 def tokenizer_folder(models: Sequence[Model]) -> Path | None:
-    """Returns the first folder of these models that holds a tokenizer."""
+    """Returns the first folder of these models with a tokenizer."""
     for model in models:
         folder = source_layout(model).folders.get("tokenizer")
         if folder and any(sidecar.startswith(f"{folder}/") for sidecar in model.checkpoint.sidecars):
@@ -64,7 +64,7 @@ def _is_t5(family: Family) -> bool:
 
 
 def _prompting(family: Family) -> tuple[str, int]:
-    """Returns what guidance steers away from, and the number of tokens that a prompt may have."""
+    """Returns the negative prompt, and the number of tokens that a prompt may have."""
     if _is_t5(family):
         return "", t5.LENGTH
     return SPEECH_NEGATIVE_PROMPT if family.model_type == "s2v" else NEGATIVE_PROMPT, text.LENGTH
@@ -82,14 +82,14 @@ def audio_encoder(weights: ModelWeights) -> AudioEncoder:
 
 
 def tokens_of(models: Sequence[Model], prompt: str) -> list[list[int]] | None:
-    """Returns the tokens of the prompt and of the negative prompt; None where no tokenizer is at hand."""
+    """Returns the tokens of the prompt and of the negative prompt; None if there is no tokenizer."""
     folder = tokenizer_folder(models)
     negative, length = _prompting(models[0].family)
     return None if folder is None else tokenize(folder, [prompt, negative], length)
 
 
 def made_up_contexts(model: Model, seed: int) -> tuple[Tensor, str]:
-    """Returns contexts (2, tokens, text) for a model without text encoder or tokenizer, and the note that says so."""
+    """Returns contexts (2, tokens, text) for a model without text encoder or tokenizer, and a note about it."""
     _, length = _prompting(model.family)
     width = next(component.dims["text"] for component in model.components.values() if "text" in component.dims)
     (first, note), (second, _) = (synthetic_context(width, seed + branch, length) for branch in (0, 1))

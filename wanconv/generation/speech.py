@@ -1,4 +1,4 @@
-"""S2V's part in a generation: a voice from a file or made up, what of it a clip hears, and clips one after the other.
+"""S2V's part in a generation: a voice from a file or synthetic, the part for each clip, and clips one after the other.
 
 Wan-Video/Wan2.2 wan/speech2video.py: without the prompt, guidance has silence, too. A first clip has no motion: it is
 decoded after the reference image, and loses its first three frames. Each later one begins where the one before ended,
@@ -23,7 +23,7 @@ from wanconv.generation.networks import sizes
 from wanconv.generation.types import Denoiser, Material, Setting
 from wanconv.types.model import Model
 
-CLIPS = 2  # of a free run: the second is the first with motion
+CLIPS = 2  # clips of a free run: the second is the first one with motion
 _DROPPED = 3  # frames of the first clip
 
 
@@ -32,7 +32,7 @@ def build(model: Model, name: str, numerics: Numerics) -> Denoiser:
 
 
 def samples(file: Path | None, setting: Setting) -> Tensor:
-    """Returns as much sound as the clips last, of a file or of the speech that ships with wanconv."""
+    """Returns the sound for the clips, from a file or from the speech that ships with wanconv."""
     seconds = CLIPS * setting.frames / setting.task.fps
     if file is not None:
         return audio.read(file, seconds)
@@ -41,7 +41,7 @@ def samples(file: Path | None, setting: Setting) -> Tensor:
 
 
 def synthetic_states(dims: Mapping[str, int], setting: Setting) -> tuple[Tensor, str]:
-    """Returns made-up hidden states for a model without audio encoder, and the note that says so."""
+    """Returns made-up hidden states for a model without audio encoder, and a note about it."""
     generator = torch.Generator().manual_seed(setting.seed)
     count = ceil(CLIPS * setting.frames / setting.task.fps * audio.STATES)
     states = torch.randn(dims["states"], count, dims["audio"], generator=generator)
@@ -49,14 +49,14 @@ def synthetic_states(dims: Mapping[str, int], setting: Setting) -> tuple[Tensor,
 
 
 def heard(material: Material) -> Tensor:
-    """Returns what each clip hears, as far as there is sound (clips, states, width, frames)."""
+    """Returns the states for each clip, as far as there is sound (clips, states, width, frames)."""
     assert material.states is not None
     setting = material.setting
     return audio.clips(audio.features(material.states), setting.frames, setting.task.fps)[:CLIPS]
 
 
 def condition(material: Material) -> Speech:
-    """Returns what the probes are given, with and without the prompt: a still person who fades in before the clip."""
+    """Returns the probes' conditions, with and without the prompt: a still person who fades in before the clip."""
     setting, vae = material.setting, material.vae
     channels, _, height, width = setting.latents
     if vae is None:
@@ -74,7 +74,7 @@ def condition(material: Material) -> Speech:
 
 
 def film(sample: Callable[[Tensor, Speech], Tensor], start: Tensor, given: Speech, material: Material) -> Tensor:
-    """Returns the frames (F, H, W, 3) of several clips; `sample` makes latents of noise and what a clip is given."""
+    """Returns the frames (F, H, W, 3) of several clips; `sample` makes latents from noise and a clip's condition."""
     setting, vae = material.setting, material.vae
     assert vae is not None
     width, height = setting.size

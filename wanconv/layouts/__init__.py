@@ -1,4 +1,4 @@
-"""Layouts: one value per client, with the names and files that the client reads."""
+"""Layouts: one value per client, with the names and files that it reads."""
 
 from collections.abc import Iterator, Mapping
 
@@ -27,7 +27,7 @@ LAYOUTS = Table("layout", _OWN, _of_plugins)
 
 
 def layout_named(name: str) -> Layout:
-    """Return a layout; raises LookupError where there is none of this name."""
+    """Return a layout; raises LookupError if there is none of this name."""
     return LAYOUTS.named(name)
 
 
@@ -51,11 +51,11 @@ __all__ = [
 
 
 def source_layout(model: Model) -> Layout:
-    """Returns the layout whose naming, scales and GGUF files the model's components use: most tensors decide, the first
-    of equals.
+    """Returns the layout whose naming, scales and GGUF files the model's components use: the majority of tensors
+    decides, the first of equals.
 
-    LightX2V and DiffSynth read the official files: without scales, they are those. A lone file that says what it is in
-    a way of one client's is that client's.
+    LightX2V and DiffSynth read the official files: without scales, they are those. A lone file with a mark that only
+    one client uses belongs to that client.
     """
     votes = dict.fromkeys(LAYOUTS, 0)
     lone = len(model.checkpoint.parts) == 1
@@ -65,8 +65,8 @@ def source_layout(model: Model) -> Layout:
             place = layout.place(component.name, component.architecture.name)
             is_gguf = component.part.container == "gguf" and place is not None and place.container == "gguf"
             votes[layout.name] += len(component.tensors) * is_gguf
-            told = lone and component.mark is not None and component.mark.by in layout.marks
-            votes[layout.name] += len(component.tensors) * told
+            marked = lone and component.mark is not None and component.mark.by in layout.marks
+            votes[layout.name] += len(component.tensors) * marked
             votes[layout.name] += sum(tensor.packing in layout.packings for tensor in component.tensors.values())
     return LAYOUTS[max(votes, key=lambda name: votes[name])]
 

@@ -1,5 +1,5 @@
-"""The layouts of ComfyUI: one file per component, below the folders of its `models`. Its native files say of each layer
-how it is quantized; the older ones are marked as a whole, by a tensor scaled_fp8."""
+"""The layouts of ComfyUI: one file per component, below the folders of its `models`. Its native files say for each
+layer how it is quantized; the older ones are marked as a whole, by a tensor scaled_fp8."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def _documents(model: Model) -> dict[str, Json]:
 
 
 def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
-    """Returns the header's own list of quantized layers, which says what the comfy_quant tensors say."""
+    """Returns the header's list of quantized layers, which agrees with the comfy_quant tensors."""
     layers = {
         leaf_of(tensor.name)[0]: json.loads(content)
         for tensor in tensors
@@ -67,8 +67,8 @@ COMFYUI = Layout(
     metadata=_metadata,
     restated=("_quantization_metadata",),
     numerics="comfyui-fp16",  # comfy/supported_models.py prefers fp16 for Wan
-    marks=("header",),  # comfy/model_detection.py; what read them first is in families/marks.py
-    attached={"text_encoder:umt5": (TOKENIZER, "spiece.model")},  # comfy/text_encoders/wan.py has no tokenizer else
+    marks=("header",),  # comfy/model_detection.py; what read them first is in models/marks.py
+    attached={"text_encoder:umt5": (TOKENIZER, "spiece.model")},  # comfy/text_encoders/wan.py needs it
 )
 
 # Two elements mean: multiply in full precision, as there is no calibrated input scale (comfy/model_detection.py). Text
@@ -90,6 +90,6 @@ COMFYUI_LEGACY: Layout = replace(
     restated=(),
     marker=_MARKED,
     refused=dict.fromkeys(COGVIDEOX, "ComfyUI of that age had no CogVideoX"),
-    caution="ComfyUI before December 2025 casts whatever has no scale in the linear layers of such a file, biases "
+    caution="ComfyUI before December 2025 casts every tensor without a scale in this file's linear layers, biases "
     "included, to plain fp8",
 )

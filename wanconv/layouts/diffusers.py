@@ -155,7 +155,7 @@ def _image_encoder(component: Component) -> Json:
         "hidden_size": dims["d"],
         "intermediate_size": dims["ffn"],
         "num_hidden_layers": dims["n"],
-        "num_attention_heads": dims.get("heads", 16),  # of ViT-H/14; the official file does not say
+        "num_attention_heads": dims.get("heads", 16),  # for ViT-H/14; the official file does not say it
         "image_size": 224,
         "patch_size": 14,
         "hidden_act": "gelu",
@@ -184,7 +184,7 @@ def _scheduler(model: Model) -> Json:
     }
 
 
-# CLIP's own statistics: transformers' CLIPImageProcessor defaults, written out so that the folder says what it needs.
+# CLIP's own statistics: transformers' CLIPImageProcessor defaults, written out so that the folder is complete.
 _IMAGE_PROCESSOR: Json = {
     "image_processor_type": "CLIPImageProcessor",
     "do_center_crop": True,
@@ -213,7 +213,7 @@ def _documents(model: Model) -> dict[str, Json]:
             "image_encoder": _image_encoder,
         }[name](component)
         documents[DIFFUSERS.places[name].prefix + "config.json"] = config
-    if not any(name in DENOISERS for name in model.components):  # nothing tells which pipeline the others are of
+    if not any(name in DENOISERS for name in model.components):  # nothing shows which pipeline the others are of
         return documents
     documents["scheduler/scheduler_config.json"] = _scheduler(model)
     if "image_encoder" in model.components:
@@ -223,7 +223,8 @@ def _documents(model: Model) -> dict[str, Json]:
 
 
 def _model_index(model: Model, folders: set[str]) -> Json:
-    """Names every component of the pipeline; what the source lacks is null, to be handed to from_pretrained."""
+    """Names every component of the pipeline; one that the source lacks is null, and is to be passed to
+    from_pretrained."""
     if any(path.startswith(f"{folder}/") for folder in _TOKENIZERS for path in model.checkpoint.sidecars):
         folders = folders | {"tokenizer"}
     if model.family.name in COGVIDEOX:
@@ -252,7 +253,7 @@ _TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
-    """Returns torchao's description of its tensors, from which diffusers rebuilds each: one for every name."""
+    """Returns torchao's description of its tensors, one for each name, from which diffusers rebuilds them."""
     if not any(tensor.packing for tensor in tensors):
         return {"format": "pt"}
     dtype = {"_type": "torch.dtype", "_data": _compute_dtype(tensors)}
@@ -306,7 +307,7 @@ def _module(name: str) -> str:
     return leaf_of(name)[0] or name
 
 
-_TOKENIZERS = ("tokenizer", "google/umt5-xxl", "t5-v1_1-xxl")  # where a source of either layout keeps it
+_TOKENIZERS = ("tokenizer", "google/umt5-xxl", "t5-v1_1-xxl")  # its path in a source of either layout
 
 _KEPT_FP32 = "diffusers computes it in fp32 and would widen a narrower file: the source's precision is kept for it"
 
@@ -330,7 +331,7 @@ DIFFUSERS = Layout(
     derived=("model_index.json", "*/config.json", "scheduler/*", "image_processor/*"),
     shard_nbytes=5_000_000_000,
     # transformer_wan.py: _keep_in_fp32_modules = rope, time_embedder, scale_shift_table, norm1, norm2, norm3;
-    # transformer_wan_animate.py: motion_synthesis_weight as well
+    # transformer_wan_animate.py: motion_synthesis_weight, too
     overrides=tuple(
         Override(f"{{dit,expert.*}}/{match}", ("fp32",), "fp32", _KEPT_FP32, unless_exact=True, families="wan2.*")
         for match in (
@@ -359,7 +360,7 @@ DIFFUSERS = Layout(
 DIFFUSERS_SINGLE: Layout = replace(
     DIFFUSERS,
     name="diffusers-single",
-    summary="diffusers' from_single_file: each denoiser one file of official names, beside the folders of a pipeline",
+    summary="diffusers' from_single_file: each denoiser one file of official names, next to the folders of a pipeline",
     schemes=dict.fromkeys(DENOISERS, "official"),
     loader="diffusers 0.42.1 loaders/single_file_utils.py, quantizers/bfl/bfl_quantizer.py",
     places={

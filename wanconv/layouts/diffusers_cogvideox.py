@@ -1,4 +1,4 @@
-"""The configs that diffusers reads of CogVideoX: denoiser, VAE, scheduler."""
+"""The configs that diffusers reads for CogVideoX: denoiser, VAE, scheduler."""
 
 from wanconv.errors import Refused
 from wanconv.layouts.types import Json
@@ -45,7 +45,7 @@ def transformer(model: Model, component: Component) -> Json:
 
 
 def _learned(component: Component, sample: dict[str, int]) -> bool:
-    """Returns whether positions are learned; raises Refused where there are others than a clip of this size has."""
+    """Returns whether positions are learned; raises Refused if they do not fit a clip of this size."""
     if component.architecture.name != "cogvideox-i2v":
         return False
     height, width = sample["sample_height"] // 2, sample["sample_width"] // 2
@@ -54,7 +54,7 @@ def _learned(component: Component, sample: dict[str, int]) -> bool:
     if positions != expected:
         raise Refused(
             f"{component.part.path} has {positions} positions, and nothing says for which size of video",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return True
 
@@ -64,13 +64,13 @@ def vae(model: Model, component: Component) -> Json:
     if "scaling_factor" not in stated and not any(name in DENOISERS for name in model.components):
         raise Refused(
             f"{component.part.path} is the VAE of every CogVideoX, and their latents are scaled by different numbers",
-            "put its config.json or its denoiser beside it",
+            "put its config.json or its denoiser next to it",
         )
     base, groups = component.dims["c"], component.dims.get("groups", 32)
     if base % groups:
         raise Refused(
             f"{component.part.path} is {base} wide, and nothing says how its norms group that",
-            "put its config.json beside it",
+            "put its config.json next to it",
         )
     return {
         "_class_name": CLASSES["vae"][1],

@@ -1,10 +1,10 @@
-"""The dtype that a transformers config.json states, which its loader casts every tensor to."""
+"""The dtype in a transformers config.json: its loader casts every tensor to it."""
 
 from collections.abc import Iterable
 
 from wanconv.types.dtypes import DTYPES
 
-# narrowest first; transformers 5.23 modeling_utils.py, _get_dtype: without one, the first tensor's dtype is everyone's
+# narrowest first; transformers 5.23 modeling_utils.py, _get_dtype: without one, all tensors take the first one's dtype
 _NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 
 

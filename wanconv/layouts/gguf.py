@@ -1,4 +1,4 @@
-"""The layout of ComfyUI with ComfyUI-GGUF: denoisers in GGUF, everything else as ComfyUI itself reads it."""
+"""The layout of ComfyUI with ComfyUI-GGUF: denoisers in GGUF, everything else as ComfyUI reads it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ _NOT_LINEAR: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind !=
 
 
 def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
-    """Returns what ComfyUI-GGUF asks for, the architecture, and what GGUF's own tools do."""
+    """Returns the key that ComfyUI-GGUF needs, the architecture, and those that GGUF's own tools need."""
     if component not in DENOISERS:
         return COMFYUI.metadata(component, tensors)
     counts = dict.fromkeys(_FILE_TYPES, 0)

@@ -10,7 +10,7 @@ from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import of_client
 from wanconv.types.model import Model
 
-# One of the kernels that read such a file; others of the same number format do as well (fp8-vllm, int8-torchao …).
+# One of the kernels that read this file; others of the same number format do, too (fp8-vllm, int8-torchao …).
 _SCHEMES = {"fp8_e4m3fn": "fp8-sgl", "int8": "int8-sgl"}
 _CHECKPOINTS = {
     "dit": "dit_quantized_ckpt",
@@ -20,7 +20,7 @@ _CHECKPOINTS = {
 
 
 def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, Json]:
-    """Returns lightx2v.json, to be given as --config_json: with `*_original_ckpt` the scales would be ignored.
+    """Returns lightx2v.json, the file for --config_json: with `*_original_ckpt` the scales would be ignored.
 
     Its paths are relative to this folder.
     """
@@ -30,7 +30,7 @@ def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[
     formats = {tensor.packing.format for name in denoisers for tensor in tensors[name] if tensor.packing}
     quantized: Json = {}
     if formats:
-        (only,) = formats  # `together` has seen to it
+        (only,) = formats  # ensured by `together`
         folders = {_CHECKPOINTS[name]: OFFICIAL.places[name].folder or "." for name in denoisers}
         quantized = {"dit_quantized": True, "dit_quant_scheme": _SCHEMES[only], **folders}
     boundary = {} if model.family.boundary is None else {"boundary": model.family.boundary}

@@ -1,9 +1,9 @@
-"""Sizes that config files state and tensor shapes do not: channel counts, attention heads, where VACE works."""
+"""Sizes that config files state and tensor shapes do not: channel counts, attention heads, VACE's blocks."""
 
 from wanconv.errors import Refused
 from wanconv.types.model import Component, Model
 
-_HEAD_DIM = 128  # of every released Wan denoiser: Wan-Video/Wan2.2 wan/configs
+_HEAD_DIM = 128  # in every released Wan denoiser: Wan-Video/Wan2.2 wan/configs
 
 
 def channels(component: Component) -> tuple[int, int]:
@@ -23,13 +23,13 @@ def heads(model: Model, component: Component) -> int:
     if width % _HEAD_DIM:
         raise Refused(
             f"{component.part.path} is {width} wide, and without its config.json nothing says how many heads it has",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return width // _HEAD_DIM
 
 
 def vace_layers(component: Component) -> list[int]:
-    """Returns the blocks that VACE's own stand beside: as the config says, or evenly spread, as in the releases."""
+    """Returns the blocks that VACE's own blocks belong to: from the config, or evenly spread, as in the releases."""
     stated = (component.config or {}).get("vace_layers")
     if isinstance(stated, list):
         return stated
@@ -38,6 +38,6 @@ def vace_layers(component: Component) -> list[int]:
     if len(layers) != own:
         raise Refused(
             f"{component.part.path} has {own} blocks of VACE for {blocks}, and nothing says which they belong to",
-            "put the config.json of the checkpoint beside it",
+            "put the checkpoint's config.json next to it",
         )
     return layers

@@ -1,4 +1,4 @@
-"""What a layout says: where a client looks for each component, and what its loader demands of the numbers."""
+"""The data of a layout: where a client looks for each component, and what its loader needs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +28,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """Tensors, of some `kinds` or of all, that a loader needs in another format than a recipe may choose.
+    """Tensors, of some or all `kinds`, that a loader needs in another format than a recipe may choose.
 
-    `unless_exact`: only where the chosen format would lose something of the source. `families` is a glob. `keep` is
-    overridden where `kept` says so: the client could not read the file.
+    `unless_exact`: only if the chosen format would lose something of the source. `families` is a glob. `kept` says
+    that `keep` is overridden, too: the client could not read the file.
     """
 
     match: str
@@ -49,7 +49,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Linear weights that a loader reads in one format only: those of `follow` are stored as those of `lead` are, where
+    """Linear weights that a loader reads in one format only: those of `follow` are stored like those of `lead`, if
     these have scales; no others may have any."""
 
     lead: str
@@ -59,7 +59,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a component as its file will hold it: `name` is the client's for it where nothing is scaled."""
+    """One tensor of a component as its file will hold it: `name` is the client's name for it without scales."""
 
     name: str
     dtype: str
@@ -69,7 +69,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A tensor that tells a client of a whole file that its weights may have scales; its numbers, zeros, tell nothing.
+    """A tensor by which a client knows that a file's weights may have scales. Its values are zeros, without meaning.
 
     `shapes` are by component.
     """
@@ -80,7 +80,7 @@ class Marker:
 
 
 def plain_metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
-    """Returns what the header of every file says."""
+    """Returns the metadata in the header of every file."""
     return {"format": "pt"}
 
 
@@ -94,21 +94,21 @@ def no_settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mappin
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names and files as one client wants them.
+    """The names and files that one client reads.
 
-    `places` maps a component, or `<component>:<architecture>` where file names differ, to its place; `folders` maps a
+    `places` maps a component, or `<component>:<architecture>` if file names differ, to its place; `folders` maps a
     group of sidecars to its folder. `documents` derives the JSON files from a model (path -> value); `derived` are
-    globs of files that such documents replace when a model comes from this layout. `coarse` are formats that the client
-    loads but gains nothing from, `refused` families without a home, each with a sentence. `loader` is the code that was
-    read. `schemes` are the naming schemes of components that differ from `scheme`. Without `shard_nbytes`, a component
-    is one file.
+    globs of files that these documents replace when a model comes from this layout. `coarse` are formats that a client
+    loads but gains nothing from, `refused` families without a home, each with a sentence. `loader` is the code that
+    these facts come from. `schemes` are the naming schemes of components that differ from `scheme`. Without
+    `shard_nbytes`, a component is one file.
 
     Of scales: `packings` are all that the loader reads, for the linear weights of the components `scaled`; `unscaled`
     says why it reads no others, `unread` why it refuses plain dtypes. `metadata` is what the header of a component's
-    files says (and `restated` what tensors say as well, so that others' files may lack it), `config` what its
+    files says (and `restated` the part that tensors also say, so that third-party files may lack it), `config` what its
     config.json says besides, `settings` further JSON files (path -> value). `marker` stands in every file that has
-    scales; `caution` is what their user should know. `attached` are sidecars that the client reads as tensors:
-    `<component>:<architecture>` -> (tensor, file name). `numerics` is what the client computes in
+    scales; `caution` is a warning for their user. `attached` are sidecars that the client reads as tensors:
+    `<component>:<architecture>` -> (tensor, file name). `numerics` is the client's precision
     (engine/numerics.py), `since` its first version known to read the layout without scales. `marks` are the ways
     in which a model may say what it is (Mark.by) that the client reads and the layout keeps.
     """
@@ -149,7 +149,7 @@ class Layout:
         return self.attached.get(f"{component}:{architecture}")
 
     def packing(self, name: str, scale: str) -> Packing | None:
-        """Returns how the client stores a format with such a scale (`auto`: the finest it reads), None where not."""
+        """Returns how the client stores a format with this scale (`auto`: the finest it reads); None if it does not."""
         fits = (each for each in self.packings if each.format == name and scale in ("auto", each.scale))
         return next(fits, None)
 

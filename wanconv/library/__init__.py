@@ -1,1 +1,1 @@
-"""What `import wanconv` offers: functions of Python on the rooms below, without printing, exiting or options."""
+"""The functions of `import wanconv`: Python functions on the rooms below, without printing, exiting or options."""

@@ -20,13 +20,14 @@ if TYPE_CHECKING:  # validating imports torch
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was checked: `ok` where nothing failed, `findings` with every failure, `report` with tables and figures."""
+    """The result of `verify`: `ok` if nothing failed, `findings` with every failure, `report` with tables and
+    figures."""
 
     report: Report
 
     @property
     def ok(self) -> bool:
-        """True where nothing failed."""
+        """True if nothing failed."""
         return self.report.exit_code == 0
 
     @property
@@ -54,7 +55,7 @@ def verify(
     Args:
         path: A model folder or one weight file.
         against: The source that it was converted from.
-        client: A layout whose client shall read it.
+        client: A layout whose client must be able to read it.
         checksums: Lists of sha256sum or md5sum; none for those in the folder.
         hub: A repository to compare with, such as "hf://OWNER/NAME", or "recorded".
         token: The hub's access token.
@@ -68,8 +69,8 @@ def verify(
         What was checked, and every failure.
 
     Raises:
-        InputError: Where headers or cover are already wrong.
-        UsageError: For a client, list or LoRA that cannot be meant.
+        InputError: If headers or cover are already wrong.
+        UsageError: For an invalid client, list or LoRA.
 
     Example:
         >>> import wanconv as wc
@@ -103,7 +104,7 @@ class RunSettings:
         image: The first frame, for a model that takes one.
         last_image: The last frame, likewise.
         audio: A sound file with a voice, for S2V.
-        lpips: A folder with AlexNet's and LPIPS' weights, to compare clips by LPIPS as well.
+        lpips: A folder with AlexNet's and LPIPS' weights, to compare clips also by LPIPS.
         full_length: One more step at the task's own length.
         device: "cpu", "cuda" or "cuda:N".
         memory_nbytes: Weights that may stay in memory, in bytes.
@@ -130,7 +131,7 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A verdict, what it stands on, and a report of it to write."""
+    """A verdict, its measurements, and a report to write."""
 
     judged: "Judged"
 
@@ -146,7 +147,7 @@ class Validation:
 
     @property
     def results(self) -> "Mapping[str, object]":
-        """All that was measured, as results.json holds it."""
+        """All measurements, as in results.json."""
         return self.judged.results
 
     @property
@@ -158,11 +159,11 @@ class Validation:
         """Write results.json, the page validation.html, and the clips.
 
         Args:
-            folder: Where to; it is made.
+            folder: The folder to write; it is created.
 
         Raises:
-            UsageError: Where the folder holds files of that name that no validation wrote.
-            OutputError: Where it cannot be written.
+            UsageError: If the folder holds files of that name that no validation wrote.
+            OutputError: If it cannot be written.
         """
         from wanconv.commands.validate import make_room, write
 
@@ -180,7 +181,7 @@ def validate(
     settings: RunSettings | None = None,
     progress: Progress = silent,
 ) -> Validation:
-    """Run the same short generation with both models and judge how far they part.
+    """Run the same short generation with both models and judge their difference.
 
     Args:
         candidate: The model to judge, or its path.
@@ -194,7 +195,7 @@ def validate(
         The verdict: `.outcome`, `.checks`, `.results`, `.write_report(folder)`.
 
     Raises:
-        InputError: Where a model cannot be read.
+        InputError: If a model cannot be read.
         UsageError: For settings that the model does not take, or where the extra `wanconv[validate]` is missing.
 
     Example:

@@ -36,18 +36,18 @@ def plan(
         layout: The client to write for, by name or as a Layout; None for the source's own, or else for the only one
             that takes the recipe.
         loras: LoRAs to merge, each `[EXPERT=]FILE[:STRENGTH]`.
-        lora_allow_unmatched: Merge a LoRA without its keys that name nothing in the model.
+        lora_allow_unmatched: Merge a LoRA without the keys that match nothing in the model.
         shard_nbytes: The largest weight file in bytes; None for the layout's own.
-        allow_unsafe_fp16: Store in fp16 what is known to break when computed in it.
+        allow_unsafe_fp16: Store a network in fp16 that is known to break when computed in fp16.
         report: The results.json of a validation with `numerics="fp16"`, which lets the model be stored in fp16.
 
     Returns:
-        The plan; `.nbytes` is what it takes on disk, in bytes, and `.findings` what a user should know.
+        The plan; `.nbytes` is its size on disk in bytes, `.findings` are notes and warnings.
 
     Raises:
-        Refused: Where headers show that the conversion cannot be, with every reason at once.
+        Refused: If headers show that the conversion is impossible, with every reason at once.
         UsageError: For a recipe or layout that does not exist or is invalid.
-        InputError: Where a LoRA or a report cannot be read.
+        InputError: If a LoRA or a report cannot be read.
 
     Example:
         >>> import wanconv as wc
@@ -97,7 +97,7 @@ def convert(
     jobs: int | None = None,
     progress: Progress = silent,
 ) -> Conversion | tuple[Conversion, ...]:
-    """Carry out a plan, or several one after the other; what was stopped goes on where it was.
+    """Carry out a plan, or several one after the other; an interrupted conversion resumes.
 
     `out` appears whole or not at all. Threads of torch, signal handlers, the environment and the working directory are
     left as they were.
@@ -105,23 +105,23 @@ def convert(
     Args:
         plan: What `plan` returned, or several.
         out: The folder to write, or as many folders as there are plans.
-        overwrite: Replace a folder that wanconv wrote, and what another run left of it.
+        overwrite: Replace a folder that wanconv wrote, and the remains of another run.
         base_model: OWNER/NAME of the base that the model card names.
         hash_source: Put full digests of the source into the manifest.
         jobs: Threads; None for two more than there are cores, at most 8.
         progress: Called with a `Step`, on any thread, as work is done.
 
     Returns:
-        What became of the plan, or of each: `.out`, `.plan` with the fallbacks that values called for, `.written`
-        (False where `out` held this conversion already), `.findings`.
+        The result of the plan, or of each: `.out`, `.plan` with the fallbacks that values called for, `.written`
+        (False if `out` held this conversion already), `.findings`.
 
     Raises:
-        UsageError: Where `out` holds something else, or is the source.
-        InputError: Where the source cannot be read or changes meanwhile.
+        UsageError: If `out` holds something else, or is the source.
+        InputError: If the source cannot be read or changes meanwhile.
         NotFinite: For NaN or infinity in the source; Overflow for a value that the format cannot hold.
-        DigestMismatch: Where `out` holds this conversion, but damaged.
-        OutputError: Where `out` cannot be written.
-        Interrupted: By Ctrl-C; the same call goes on where it was.
+        DigestMismatch: If `out` holds this conversion, but damaged.
+        OutputError: If `out` cannot be written.
+        Interrupted: By Ctrl-C; the same call resumes.
 
     Example:
         >>> import wanconv as wc

@@ -1,4 +1,4 @@
-"""Lists what there is to choose from: layouts, recipes, formats."""
+"""Lists the choices: layouts, recipes, formats."""
 
 
 def list_layouts() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Opens checkpoints: models from headers, and their tensors when they are asked for."""
+"""Opens checkpoints: models from headers, and their tensors on demand."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from wanconv.conversion import options
 from wanconv.library.paths import given
 from wanconv.types.model import Model
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # imports torch
     from wanconv.weights.lazy import LazyTensor
 
 
@@ -20,16 +20,16 @@ def open_model(
 
     Args:
         source: A model folder, one weight file, or the index of a sharded one.
-        expert: The role of a lone Wan 2.2 expert, where neither its folder nor its name says it.
+        expert: The role of a lone Wan 2.2 expert, if neither its folder nor its name says it.
         exclude: Globs on the paths or names of files to leave out.
 
     Returns:
         The model: its family, its components and each canonical tensor.
 
     Raises:
-        Unrecognised: Where tensors fit no known network.
-        InputError: Where a file cannot be read or trusted.
-        UsageError: Where the expert's role is open or contradicted, or the address is of a hub: download it first.
+        Unrecognised: If tensors fit no known network.
+        InputError: If a file cannot be read or trusted.
+        UsageError: If the expert's role is open or contradicted, or for a hub's address: download it first.
 
     Example:
         >>> import wanconv as wc
@@ -48,7 +48,7 @@ def tensors(model: Model) -> "Mapping[str, LazyTensor]":
 
     Returns:
         Canonical name -> tensor, with `.shape`, `.stored_as`, `.dtype` and `.read(rows=slice(...))`, which returns a
-        `torch.Tensor` on the CPU, decoded: float32 where scales or LoRAs make the numbers, else the dtype on disk.
+        `torch.Tensor` on the CPU, decoded: float32 for tensors with scales or LoRAs, else the dtype on disk.
 
     Raises:
         InputError: From `.read`, where a file cannot be read or has changed.

@@ -1,4 +1,4 @@
-"""Paths as callers of the library give them."""
+"""Paths given by callers of the library."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from wanconv.storage.paths import local_path
 
 
 def given(path: str | os.PathLike[str], name: str) -> Path:
-    """Return the path on this machine that an argument means; raises UsageError for an empty text and an address."""
+    """Return the local path that an argument means; raises UsageError for an empty text and an address."""
     return local_path(os.fspath(path), f"`{name}`")
 
 
 def given_or_none(path: str | os.PathLike[str] | None, name: str) -> Path | None:
-    """Return the same, or None where the argument was left out."""
+    """The same, or None if the argument was left out."""
     return None if path is None else given(path, name)

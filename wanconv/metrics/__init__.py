@@ -1,4 +1,4 @@
-"""What is measured on (reference, candidate): name, unit, direction and source. This table is free of torch."""
+"""The table of metrics on (reference, candidate): name, unit, direction and source. It does not import torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`name` is the field that holds the value in a result of `tensors` or `video`; `better` says which way is good."""
+    """`name` is the field that holds the value in a result of `tensors` or `video`; `better` is the good direction."""
 
     name: str
     unit: str

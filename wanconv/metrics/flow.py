@@ -6,13 +6,13 @@ Every pixel's window of `first` is looked up in `second`; its displacement solve
     [sum gx gy   sum gy gy] [dy] = - [sum gy d]      d = second(x + flow) - first(x),   g = gradient of first
 
 over the window, some times per level, from a small copy of the frames to half of their full size; the last step to full
-size is interpolated. `_DAMPING` on the diagonal keeps the coarser level's answer where there is no texture.
+size is interpolated. `_DAMPING` on the diagonal keeps the coarser level's answer if there is no texture.
 
-Good for what it is for, lining up a clip's neighbouring frames: a translation of an image with detail at every scale
-comes out to a tenth of a pixel, up to some 30 pixels. Limits: the flow at a motion edge is a blend over the window,
-some 20 pixels wide, and flat ground beside a moving thing moves along, since the small copies' windows reach further;
-wrong are whatever moves further than its own size, repeated patterns, fine noise that moves more than 8 pixels (small
-copies do not show it), changes of brightness, what the motion uncovers, and the rim over which it leaves.
+It serves to align a clip's neighbouring frames: it finds a translation of up to some 30 pixels to a tenth of a pixel,
+for an image with detail at every scale. Limits: the flow at a motion edge is a blend over the window,
+some 20 pixels wide, and flat ground next to a moving thing moves along, since the small copies' windows reach further.
+It fails for objects that move further than their own size, repeated patterns, fine noise that moves more than 8 pixels
+(small copies do not show it), changes of brightness, uncovered areas, and the rim where the motion leaves.
 
 Sources: Lucas and Kanade 1981; Bouguet 2001, "Pyramidal Implementation of the Lucas Kanade Feature Tracker".
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 _COARSEST = 24  # pixels: no level's shorter side is smaller, because a window needs room
 _SMALLEST = 8
 _ITERATIONS = 4
-_STEP = 2.0  # pixels: the largest correction of one iteration, lest a bad window runs away
+_STEP = 2.0  # pixels: the largest correction of one iteration, against runaway windows
 _DAMPING = 2e-6  # in squared gradients of [0, 1]: below the noise of 8-bit frames, (1 / 255) ** 2 / 8
 
 

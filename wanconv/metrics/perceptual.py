@@ -1,6 +1,6 @@
-"""LPIPS v0.1 on AlexNet: the network, and how far apart it sees two frames.
+"""LPIPS v0.1 on AlexNet: the network, and its distance between two frames.
 
-The features behind each of AlexNet's five convolutions are scaled to length 1 at every place; their squared differences
+The features after each of AlexNet's five convolutions are scaled to length 1 at every place; their squared differences
 are weighed by channel, summed, and averaged over places. Frames are taken at their own size, without resizing.
 
 Definition: Zhang et al. 2018 (arXiv:1801.03924), lpips/lpips.py of richzhang/PerceptualSimilarity; convolutions and
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST = 31  # pixels: what the first convolution and two pools leave one place of
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of R, G and B in -1 … 1
+SMALLEST = 31  # pixels: the first convolution and two pools reduce this to one place
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # for R, G and B in -1 … 1
 _EPSILON = 1e-10
 
 
@@ -43,7 +43,7 @@ LAYERS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Perceptual:
-    """What LPIPS computes with, layer by layer: convolutions' weights and biases, and the weights (C,) of channels."""
+    """LPIPS' weights, layer by layer: convolutions' weights and biases, and the channels' weights (C,)."""
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]

@@ -6,10 +6,11 @@
     max_abs_error = max |c - r|
 
 Every element becomes a float64 before it is squared, and sums are float64 (a float32 cosine over 70 M elements returned
-1.008). Tensors are read once, in chunks, so memory stays at 4 MB on a CPU whatever their size.
+1.008). Tensors are read once, in chunks, so memory stays at 4 MB on a CPU for any size.
 
-NaN and infinity are looked for first, and a comparison that met one is a NonFinite, which has no figures: no NaN can
-pass a threshold because `nan > limit` is false. Where a figure is a division by zero it is None, for the same reason.
+NaN and infinity are looked for first, and a comparison with one is a NonFinite without figures: otherwise a NaN would
+pass a threshold, because `nan > limit` is false. A figure that would be a division by zero is None, for the same
+reason.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from torch import Tensor
 
 # Elements at a time. A CPU's chunk stays in its cache; a GPU wants few and large ones (0.5 GB of scratch).
 _CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}
-_LARGEST = 1e300  # of a chunk's sum of squares: far above any float32's (1e85), and 10 ** 8 chunks do not overflow
+_LARGEST = 1e300  # for a sum of squares: far above any float32's (1e85), and 10 ** 8 chunks do not overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Agreement:
     """How `count` finite elements agree. `identical`: every element is equal (-0 and 0 are).
 
     relative_l2 is None for a zero reference with a candidate that is not (infinite), and 0 if both are zero; sqnr_db is
-    None where there is no error (infinite) or no signal; cosine is None where either norm is zero.
+    None if there is no error (infinite) or no signal; cosine is None if either norm is zero.
     """
 
     count: int
@@ -67,7 +68,7 @@ class Comparison:
     def add(self, reference: Tensor, candidate: Tensor) -> None:
         """Adds the next run, two tensors of one shape, of any float dtypes and strides, on one device.
 
-        Raises ValueError where they are not, and for float64 numbers whose squares overflow.
+        Raises ValueError if shapes or devices differ, and for float64 numbers whose squares overflow.
         """
         _check(reference, candidate)
         chunk = max(1, min(_CHUNK.get(reference.device.type, _CHUNK["cpu"]), reference.numel()))
@@ -90,7 +91,7 @@ class Comparison:
         self._bad_candidate += later._bad_candidate
 
     def result(self) -> Agreement | NonFinite:
-        """Returns what all runs so far come to; raises ValueError when there was no element."""
+        """Returns the result of all runs so far; raises ValueError if there was no element."""
         if not self._count:
             raise ValueError("there is nothing to compare: the tensors have no elements")
         if self._first_bad is not None:
@@ -154,7 +155,8 @@ def _check(reference: Tensor, candidate: Tensor) -> None:
 
 
 def _chunks(reference: Tensor, candidate: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields both, flat and in order, `size` elements at most; what is not contiguous is copied by the chunk only."""
+    """Yields both, flat and in order, `size` elements at most; a tensor that is not contiguous is copied by the chunk
+    only."""
     if reference.is_contiguous() and candidate.is_contiguous():
         flat, other = reference.view(-1), candidate.view(-1)
         for at in range(0, flat.numel(), size):

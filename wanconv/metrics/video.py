@@ -1,12 +1,13 @@
 """How far a candidate clip is from its reference, on decoded float frames: PSNR, SSIM, LPIPS, warp error, flicker;
 black and frozen frames of one clip.
 
-Two H.264 files cannot be compared so: their encoder's error is larger than a conversion's. Frames are checked once, by
-`clip`, which gives a Clip to every metric or says which frames hold NaN or infinity. Frames must be checked before they
-are clamped, because clamping makes infinity a white pixel, and before they become 8-bit, where NaN is a black one.
+Two H.264 files cannot be compared like this: their encoder's error is larger than a conversion's. Frames are checked
+once, by `clip`, which gives a Clip to every metric or says which frames hold NaN or infinity. Frames must be checked
+before they are clamped, because clamping makes infinity a white pixel, and before they become 8-bit, where NaN is a
+black one.
 
-What each metric is, its unit and source: the table in `metrics/__init__.py`. Sums are float64. A value that would be
-infinite or undefined is None, which JSON can hold and no threshold lets pass unseen.
+Definitions, units and sources: the table in `metrics/__init__.py`. Sums are float64. A value that would be
+infinite or undefined is None, which JSON can hold and no threshold accepts.
 """
 
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class NonFiniteFrames:
 
 @dataclass(frozen=True, slots=True)
 class Psnr:
-    """psnr_db and psnr_min_db are None where they are infinite: identical clips, no frame that differs."""
+    """psnr_db and psnr_min_db are None if they are infinite: identical clips, no frame that differs."""
 
     identical: bool
     psnr_db: float | None
@@ -78,7 +79,7 @@ class WarpError:
     """Mean squared difference between each frame and its successor moved back along the reference's motion.
 
     A negative excess says that the candidate is smoother than its reference, or blurred, or frozen. `measured` is the
-    share of pixels whose motion does not leave the frame; the errors are None where there is none.
+    share of pixels whose motion does not leave the frame; the errors are None if there is none.
     """
 
     warp_error: float | None
@@ -107,7 +108,7 @@ class Lpips:
 
 @dataclass(frozen=True, slots=True)
 class NotComputed:
-    """A metric without a value, and why."""
+    """A metric without a value, and the reason."""
 
     metric: str
     reason: str
@@ -153,9 +154,9 @@ def clip(frames: Frames) -> Clip | NonFiniteFrames:
 
 
 def compare(reference: Clip, candidate: Clip, network: Perceptual | None = None) -> VideoComparison:
-    """Returns every metric of two clips, LPIPS where its network is handed in.
+    """Returns every metric of two clips, LPIPS if its network is given.
 
-    Raises ValueError where lengths or sizes differ, and below 11 x 11 pixels, SSIM's window.
+    Raises ValueError if lengths or sizes differ, and below 11 x 11 pixels, SSIM's window.
     """
     moves = len(reference.frames) > 1
     return VideoComparison(
@@ -238,7 +239,7 @@ def frozen_frames(frames: Clip) -> tuple[int, ...]:
 
 
 def lpips(reference: Clip, candidate: Clip, network: Perceptual | None = None) -> Lpips | NotComputed:
-    """Returns the LPIPS of each pair of frames, or why there is none: wanconv brings no network for it."""
+    """Returns the LPIPS of each pair of frames, or why there is none: wanconv ships no network for it."""
     _check(reference, candidate)
     if network is None:
         return NotComputed("lpips", "not computed: no backbone")
@@ -250,7 +251,7 @@ def lpips(reference: Clip, candidate: Clip, network: Perceptual | None = None) -
 
 
 def _tensor(frames: Frames) -> Tensor:
-    """Returns the frames as float32 or float64, not copied where they are so already."""
+    """Returns the frames as float32 or float64, without a copy if they already are."""
     if isinstance(frames, np.ndarray):
         frames = torch.from_numpy(np.require(frames, requirements=["C", "W"]))  # torch warns of read-only arrays
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.numel():

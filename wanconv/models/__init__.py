@@ -1,4 +1,4 @@
-"""What tensors are: one table per network, and identify(), which finds a checkpoint's networks in them."""
+"""Tables of tensors, one per network, and identify(), which finds a checkpoint's networks in them."""
 
 from wanconv.models.experts import expert_named, expert_unless_dense
 from wanconv.models.identify import identify
@@ -19,7 +19,6 @@ from wanconv.quantization.packings import (
     TOKENIZER,
     TOKENIZER_NBYTES,
     Packed,
-    beside,
     in_full_precision,
     is_constant,
     is_input_scale,
@@ -46,7 +45,6 @@ __all__ = [
     "Packed",
     "Target",
     "architecture_named",
-    "beside",
     "expand",
     "expert_named",
     "expert_unless_dense",

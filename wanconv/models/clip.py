@@ -1,6 +1,6 @@
 """CLIP ViT-H/14 with XLM-RoBERTa: official names (Wan-Video's .pth) and hub names (transformers' CLIPVisionModel).
 
-Wan 2.1 looks at images through the visual half; the text half and the logit scale have no home in the hub's folders.
+Wan 2.1 uses the visual half for images; the hub's folders do not store the text half and the logit scale.
 Files saved by newer versions of transformers lack the prefix `vision_model`.
 """
 

@@ -1,8 +1,8 @@
 """The CogVideoX denoisers: hub names (diffusers' CogVideoXTransformer3DModel), official ones (zai-org/CogVideo's SAT
 training checkpoints, a source only) and those of ComfyUI.
 
-In official files q, k and v are one tensor, and so are the twelve rows of shift, scale and gate that modulate a block:
-of its attention's video, its feed-forward's video, then the same of the text.
+In official files q, k and v are one tensor. So are the twelve rows of shift, scale and gate that modulate a block: for
+video in attention, video in the feed-forward, then text in the same order.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ _TIME_EMBEDDING: tuple[Row, ...] = (
                                                                  f"{_SAT}.time_embed.2",    "time_embedding_linear_2"),
 )
 
-# 1.5 I2V is told by how much its first frame may move
+# 1.5 I2V is recognised by its embedding of how much the first frame may move
 _OFFSET_EMBEDDING: tuple[Row, ...] = (
     ("linear",     WB,     "offset_embedding.in", ("ofs", "ofs"), "ofs_embedding.linear_1",
                                                                  f"{_SAT}.ofs_embed.0",     "ofs_embedding_linear_1"),
@@ -87,8 +87,8 @@ def _positions(hub: str | None) -> tuple[Row, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a model was trained with and no shape shows: whether q and k are rotated (else positions are added), what
-    the VAE's latents are multiplied by (`divided`: those of a first frame are divided by it), and the sample size.
+    """Settings of training that no shape shows: whether q and k are rotated (else positions are added), the factor of
+    the VAE's latents (`divided`: those of a first frame are divided by it), and the sample size.
 
     Sources: huggingface/diffusers scripts/convert_cogvideox_to_diffusers.py; the released config.json files.
     """
@@ -99,7 +99,7 @@ class Settings:
     sample: Mapping[str, int]
 
 
-TEXT_TOKENS = 226  # of every prompt, padded
+TEXT_TOKENS = 226  # tokens of every prompt, padded
 _SAMPLE_1_0 = {"sample_height": 60, "sample_width": 90, "sample_frames": 49}
 _SAMPLE_1_5 = {"sample_height": 300, "sample_width": 300, "sample_frames": 81}
 # fmt: off
@@ -126,7 +126,7 @@ def _ends(channels_in: int, frames: int | None = None) -> tuple[Row, ...]:
 
 
 def _config(channels_in: int, frames: int | None = None) -> Mapping[Scheme, tuple[tuple[str, int | str], ...]]:
-    # `heads` and the sample size are in no shape
+    # shapes show neither `heads` nor the sample size
     return {
         "hub": (
             ("num_attention_heads*attention_head_dim", "d"),
@@ -166,7 +166,7 @@ T2V = Architecture(
     config=_config(16),
     schemes=SCHEMES,
 )
-# the first frame comes as 16 further channels
+# the first frame is 16 further channels
 I2V = Architecture(
     name="cogvideox-i2v",
     classes=("CogVideoXTransformer3DModel",),

@@ -23,7 +23,7 @@ def _norm(name: str, width: str, hub: str, conditioned: bool) -> Iterator[Row]:
 
 
 def _resnet(name: str, narrow: str, wide: str, hub: str, conditioned: bool) -> Iterator[Row]:
-    """A residual block from `narrow` to `wide` channels, its shortcut projected where they differ."""
+    """A residual block from `narrow` to `wide` channels, its shortcut projected if they differ."""
     yield from _norm(f"{name}.norm1", narrow, f"{hub}.norm1", conditioned)
     yield "conv", WB, f"{name}.conv1", (wide, narrow, 3, 3, 3), f"{hub}.conv1.conv"
     yield from _norm(f"{name}.norm2", wide, f"{hub}.norm2", conditioned)

@@ -1,4 +1,4 @@
-"""What the JSON files beside the weights say, held against the shapes of the tensors."""
+"""What the JSON files next to the weights say, checked against the shapes of the tensors."""
 
 from collections.abc import Mapping
 
@@ -12,12 +12,12 @@ from wanconv.types.architecture import Family
 from wanconv.types.tensors import Checkpoint
 
 _HINT = "download it again; without a config.json, sizes come from the weights"
-# What configs also call a model type: to VACE's own code and VideoX-Fun a VACE denoiser is a T2V one with more blocks
+# Further model types in configs: VACE's own code and VideoX-Fun call a VACE denoiser a T2V one with more blocks
 _ALSO_CALLED = {"vace": ("t2v",)}
 
 
 def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
-    """Returns a sidecar's JSON object; None where there is no such sidecar."""
+    """Returns a sidecar's JSON object; None if there is no sidecar of this path."""
     if path not in checkpoint.sidecars:
         return None
     file = checkpoint.root / path
@@ -26,7 +26,7 @@ def read_json(checkpoint: Checkpoint, path: str) -> Mapping[str, object] | None:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", "check the permissions and the disk") from None
     except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}", _HINT) from None
+        raise InputError(f"{file} is not valid JSON: {error}", _HINT) from None
     if not isinstance(value, dict):
         raise InputError(f"{file} holds no JSON object", _HINT)
     return value
@@ -69,7 +69,7 @@ def stated_sizes(config: Mapping[str, object], path: str, claim: Claim, family: 
 
 
 def _value(config: Mapping[str, object], key: str) -> object:
-    """Returns a config value, or the product of several (`a*b`); None where one is absent or null."""
+    """Returns a config value, or the product of several (`a*b`); None if one is absent or null."""
     values = [config.get(name) for name in key.split("*")]
     if None in values:
         return None

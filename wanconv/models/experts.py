@@ -1,8 +1,8 @@
-"""Which denoiser is which: a dense one, or the expert that folder, file name, header, config or the caller says.
+"""The role of each denoiser: dense, or the expert that folder, file name, header, config or the caller says.
 
-Two Wan 2.2 experts have the same names and shapes, so nothing in their tensors tells them apart; those of T2V and VACE
-have those of a dense denoiser, too. Every witness is heard, and they are weighed by roles.py. Those that contradict
-each other are refused, and what is open is asked for.
+Two Wan 2.2 experts have the same names and shapes, so their tensors do not show which is which. Those of T2V and VACE
+have the names and shapes of a dense denoiser, too. All witnesses are heard and weighed by roles.py. A contradiction is
+refused; if the role stays open, the user is asked.
 """
 
 import os
@@ -19,7 +19,7 @@ from wanconv.types.architecture import Architecture
 from wanconv.types.model import Model
 from wanconv.types.tensors import Checkpoint, Part
 
-# diffusers: its `transformer` is the high-noise expert of two, or a dense denoiser
+# diffusers: `transformer` is the high-noise expert of two, or a dense denoiser
 _FOLDERS: Mapping[str, Expert] = {"transformer_2": "low"}
 _ASK = 'say `expert="high"` or `expert="low"`'
 
@@ -34,7 +34,7 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """All witnesses together: the expert and who says so, or None, and what keeps it open or in contradiction."""
+    """The result of all witnesses: the expert and its evidence, or None with what is open or contradictory."""
 
     expert: Expert | None = None
     evidence: str = ""
@@ -43,10 +43,10 @@ class Heard:
 
 
 def name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert | None) -> list[Claim]:
-    """Returns each denoiser with its component: `dit`, or the expert that the evidence says."""
+    """Returns each denoiser with its component: `dit`, or the expert that the evidence shows."""
     witnesses = {part.path: _witnesses(checkpoint, part, fit, matched) for part, fit in matched}
     if expert is not None:
-        return [_told(checkpoint, matched, witnesses, expert)]
+        return [_role_given(checkpoint, matched, witnesses, expert)]
     claims = []
     for part, fit in matched:
         heard = _role(witnesses[part.path], fit) if _has_experts(fit.architecture) else Heard()
@@ -78,7 +78,7 @@ def _asked(part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]], heard: Hea
     )
 
 
-def _told(
+def _role_given(
     checkpoint: Checkpoint,
     matched: Sequence[tuple[Part, Fit]],
     witnesses: Mapping[str, Sequence[Witness]],
@@ -106,7 +106,7 @@ def _told(
 
 
 def _role(witnesses: Sequence[Witness], fit: Fit) -> Heard:
-    """Returns what the witnesses of a denoiser say, with the doubts that another network of its shapes calls for."""
+    """Returns what a denoiser's witnesses say, with the doubts that a network of the same shapes causes."""
     heard = hear(witnesses)
     if heard.contradiction or not _is_dense(fit.architecture):
         return heard
@@ -125,7 +125,7 @@ def _role(witnesses: Sequence[Witness], fit: Fit) -> Heard:
 
 
 def hear(witnesses: Sequence[Witness]) -> Heard:
-    """Returns the expert that witnesses name together; what is open outweighs a lone high or low elsewhere."""
+    """Returns the expert that witnesses name together; an open word outweighs a lone high or low elsewhere."""
     clear = [(witness, expert) for witness in witnesses if (expert := witness.said.clear) is not None]
     if len({expert for _, expert in clear}) > 1:
         return Heard(contradiction=tuple(f"{witness.what} says {expert}" for witness, expert in clear))
@@ -138,7 +138,7 @@ def hear(witnesses: Sequence[Witness]) -> Heard:
 
 
 def _doubt(witness: Witness) -> str:
-    """Returns why a witness that speaks of experts names none; empty where it does neither, or names one."""
+    """Returns why a witness that speaks of experts names none; empty if it names one or does not speak of them."""
     words = list(witness.said.words.values())
     if not words or witness.said.clear is not None:
         return ""
@@ -150,7 +150,7 @@ def _doubt(witness: Witness) -> str:
 def witnesses_of(file_names: Sequence[str], folder: str, fields: Mapping[str, object], where: str) -> list[Witness]:
     """Returns what file names, the folder around them and the fields of a header or config (`where`) say.
 
-    A folder may be about all that lies in it: it is heard only where it names one expert.
+    A folder's name may describe all of its files: it counts only if it names one expert.
     """
     found = []
     about = said(folder)
@@ -164,7 +164,7 @@ def witnesses_of(file_names: Sequence[str], folder: str, fields: Mapping[str, ob
 
 
 def _certain(stated: Said) -> Said:
-    """Returns what a field that names the file's own kind says: its lone words are no chance."""
+    """Returns the role that a field naming the file's own kind says; single words count in it."""
     heavier = {expert: Weight.NOISE if weight > Weight.OPEN else weight for expert, weight in stated.weights.items()}
     return replace(stated, weights=heavier)
 
@@ -174,7 +174,7 @@ def _witnesses(checkpoint: Checkpoint, part: Part, fit: Fit, matched: Sequence[t
     folder = (checkpoint.root.absolute() / part.folder).name
     files = [os.path.basename(name) for name in (part.path, *part.files)]
     found = list(_by_diffusers(checkpoint, part, fit, set(around)))
-    shared = around[part.folder] > 1  # a folder of both names neither
+    shared = around[part.folder] > 1  # the name of a folder with both experts names neither
     found += witnesses_of(files, "" if shared else folder, part.metadata, "header")
     config = read_json(checkpoint, os.path.join(part.folder, "config.json")) or {}
     found += witnesses_of((), "", config, "config")
@@ -191,19 +191,19 @@ def _by_diffusers(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str
         yield Witness(f"folder name {folder}", _names(_FOLDERS[folder], folder))
     if folder == "transformer" and fit.scheme == "hub":
         if os.path.join(os.path.dirname(part.folder), "transformer_2") in folders:
-            yield Witness("folder name transformer, beside transformer_2", _names("high", folder))
+            yield Witness("folder name transformer, next to transformer_2", _names("high", folder))
         elif (ratio := _boundary_ratio(checkpoint, part)) is not None:
             what = f"folder name transformer, boundary_ratio {shown(str(ratio))} in model_index.json"
             yield Witness(what, _names("high", folder))
 
 
 def twin(name: str, other: str) -> Witness | None:
-    """Returns what the name of another denoiser makes certain: two that differ in high and low alone are a pair."""
+    """Returns the role that another denoiser's name makes certain: two names that differ only there are a pair."""
     ours, theirs = said(name), said(other)
     if twin_of(name) != twin_of(other) or len(ours.weights) != 1 or len(theirs.weights) != 1:
         return None
     (expert,), (opposite,) = ours.weights, theirs.weights
-    return None if expert == opposite else Witness(f"file name {name}, beside {other}", _names(expert, name))
+    return None if expert == opposite else Witness(f"file name {name}, next to {other}", _names(expert, name))
 
 
 def _names(expert: Expert, words: str) -> Said:
@@ -211,8 +211,8 @@ def _names(expert: Expert, words: str) -> Said:
 
 
 def expert_unless_dense(model: Model) -> str | None:
-    """Returns the family that a lone denoiser, taken for a dense one, may as well be an expert of; None where its size,
-    its company or model_index.json tells that it is none."""
+    """Returns the family of which a lone denoiser, taken as dense, may also be an expert; None if its size,
+    its company or model_index.json shows that it is not one."""
     if list(model.components) != ["dit"]:
         return None
     (dit,) = model.components.values()
@@ -229,7 +229,7 @@ def expert_unless_dense(model: Model) -> str | None:
 
 
 def expert_named(name: str) -> Expert | None:
-    """Returns the expert that a name speaks of; None where it speaks of none, of both, or may mean something else."""
+    """Returns the expert that a name speaks of; None if it speaks of none, of both, or may mean something else."""
     return said(name).clear
 
 
@@ -247,7 +247,7 @@ def _is_dense(architecture: Architecture) -> bool:
 
 
 def _is_of_a_dense_size(fit: Fit) -> bool:
-    """True for the size of a release that is no expert's, as of 1.3B."""
+    """True for the size of a release without experts, such as 1.3B."""
     of_its_size = {
         name
         for family in FAMILIES

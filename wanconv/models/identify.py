@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: what each part is, and which family they make. What told an expert's role is kept."""
+"""From a checkpoint to a model: what each part is, and which family they form, with the evidence for experts' roles."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from wanconv.types.figures import count
 from wanconv.types.model import Component, Model
 from wanconv.types.tensors import Checkpoint, Part
 
-_ODD = ("tensor that is no weight of a linear layer", "tensors that are no weights of linear layers")
+_ODD = ("tensor that is not a linear layer's weight", "tensors that are not weights of linear layers")
 
 
 def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     """Returns the model that a checkpoint holds; `expert` names the role of its only denoiser.
 
-    Raises Unrecognised where a part fits no architecture, InputError where parts or their configs contradict each
+    Raises Unrecognised if a part fits no architecture, InputError where parts or their configs contradict each
     other, UsageError where the expert's role is missing or cannot be given.
     """
     if not checkpoint.parts:
@@ -54,8 +54,8 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
 
 
 def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Fit]], list[Unknown]]:
-    """Returns what each part is, and those that are nothing known beside a model; else raises one Unrecognised for all
-    that are nothing known."""
+    """Returns what each part is, and the unknown parts next to a model; without a model, raises one Unrecognised
+    for all of them."""
     matched: list[tuple[Part, Fit]] = []
     others: list[Unknown] = []
     for part in parts:
@@ -74,7 +74,7 @@ def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Fit]], list[Unknown]
 
 
 def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> None:
-    """Raises Unrecognised for scales of what is no 2-D weight of its own: no client has or could decode them."""
+    """Raises Unrecognised for scales of a tensor other than a whole 2-D weight: no client can decode them."""
     odd = [
         ref.name
         for (role, _), (ref, spelling) in fit.found.items()
@@ -109,7 +109,7 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[Claim], architectures: S
         if all(family.components.get(claim.component) == claim.fit.architecture for claim in denoisers)
     ]
     if found:
-        return found[0] if len(found) == 1 else _told_apart(found, checkpoint, denoisers[0])
+        return found[0] if len(found) == 1 else _disambiguated(found, checkpoint, denoisers[0])
     raise InputError(
         "the denoisers belong to no family together",
         "convert them one by one, or put the experts into high_noise_model and low_noise_model",
@@ -117,12 +117,12 @@ def _family(checkpoint: Checkpoint, denoisers: Sequence[Claim], architectures: S
     )
 
 
-def _told_apart(families: Sequence[Family], checkpoint: Checkpoint, claim: Claim) -> Family:
-    """Returns which of families with the same networks: by the config, else by a released size, else the last."""
+def _disambiguated(families: Sequence[Family], checkpoint: Checkpoint, claim: Claim) -> Family:
+    """Returns one of several families with the same networks: by the config, else by a released size, else the last."""
     config = read_json(checkpoint, os.path.join(claim.part.folder, "config.json")) or {}
     for family in families:
-        assert family.told_by is not None, f"{family.name} has the networks of another family"
-        key, value = family.told_by
+        assert family.config_key is not None, f"{family.name} has the networks of another family"
+        key, value = family.config_key
         if config.get(key) == value:
             return family
     return next((family for family in families if _released(family, claim.fit.dims)), families[-1])
@@ -176,7 +176,7 @@ def _component(checkpoint: Checkpoint, family: Family, claim: Claim, claims: Seq
 
 
 def _config(checkpoint: Checkpoint, claim: Claim, claims: Sequence[Claim]) -> tuple[Mapping[str, object] | None, str]:
-    """Returns the part's config.json and its path; a denoiser's folder has the denoiser's, whatever else lies there."""
+    """Returns the part's config.json and its path; in a denoiser's folder it is always the denoiser's."""
     path = os.path.join(claim.part.folder, "config.json")
     if claim.fit.scheme not in claim.fit.architecture.config:
         return None, path
@@ -193,7 +193,7 @@ def _compare_experts(experts: Sequence[Component]) -> None:
     for size in high.dims.keys() & low.dims.keys():
         if high.dims[size] != low.dims[size]:
             raise InputError(
-                f"{high.part.path} and {low.part.path} are no pair of experts: "
+                f"{high.part.path} and {low.part.path} are not a pair of experts: "
                 f"{size} is {high.dims[size]} and {low.dims[size]}",
                 "take both experts from one release",
             )

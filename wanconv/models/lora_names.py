@@ -1,7 +1,7 @@
-"""How a LoRA's keys name the tensors they change: prefixes and tails, around the names of a network's own table.
+"""How a LoRA's keys name the tensors they change: prefixes and tails around the names of a network's table.
 
-A key is a stem and a tail: `diffusion_model.blocks.0.self_attn.q` and `.lora_down.weight`. Stems are spelled out from
-the table, for every prefix and naming scheme, and looked up whole.
+A key is a stem and a tail: `diffusion_model.blocks.0.self_attn.q` and `.lora_down.weight`. All stems
+are spelled out from the table, for each prefix and naming scheme, and looked up whole.
 
 Sources: ModelTC/LightX2V lightx2v/utils/lora_loader.py; Comfy-Org/ComfyUI comfy/lora.py and comfy/weight_adapter;
 huggingface/diffusers loaders/lora_conversion_utils.py (Wan, musubi-tuner).
@@ -17,7 +17,7 @@ from wanconv.types.architecture import Architecture
 
 Part = Literal["up", "down", "alpha", "difference", "refused"]
 
-# (prefix, what stands between the words of a module)
+# (prefix, separator between the words of a module)
 # fmt: off
 STYLES: tuple[tuple[str, str], ...] = (
     ("",                       "."),  # DiffSynth
@@ -32,7 +32,7 @@ STYLES: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What the end of a key says of the tensor `leaf` of its module; a `refused` one is of the kind `word`."""
+    """The end of a key, about the tensor `leaf` of its module; a `refused` one is of the kind `word`."""
 
     text: str
     part: Part
@@ -50,7 +50,7 @@ _PAIRS = (
     (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
 )
 
-# they change what the pair beside them means, or are no pair: merging without them would be another model
+# they change what the pair next to them means, or are not a pair: merging without them gives another model
 _REFUSED = (
     ("DoRA",                  (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight",
                                ".lora_magnitude_vector.default.weight")),
@@ -80,7 +80,7 @@ Stems = Mapping[str, Mapping[str, str]]
 def stems(architecture: Architecture, dims: Mapping[str, int]) -> Stems:
     """Returns stem -> leaf -> canonical name (no component), for every tensor that has one of its own in a scheme.
 
-    A tensor that is no weight or bias of a module (`blocks.0.modulation`) is also the weight of a stem of its own.
+    A tensor that is neither weight nor bias of a module (`blocks.0.modulation`) is also a weight with its own stem.
     """
     found: dict[str, dict[str, str]] = {}
     for role, index in numbered(architecture, dims):
@@ -99,7 +99,7 @@ def stems(architecture: Architecture, dims: Mapping[str, int]) -> Stems:
 
 
 def read_key(known: Stems, key: str) -> tuple[Tail, str] | None:
-    """Returns what a key says and of which tensor; None where no table has its stem, or that stem no such tensor."""
+    """Returns what a key says and of which tensor; None if no table has its stem, or the stem has no tensor like it."""
     for tail in TAILS:
         leaves = known.get(key.removesuffix(tail.text)) if key.endswith(tail.text) else None
         if leaves and tail.leaf in leaves:

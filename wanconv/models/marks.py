@@ -1,8 +1,8 @@
-"""What a denoiser's files say of its network that its tensors do not, where another network has the same ones.
+"""What a denoiser's files say about its network, if another network has the same tensors.
 
-ComfyUI tells such networks by the header's `config`, JSON whose object `transformer` overrides what it found in the
-tensors (comfy/model_detection.py; ComfyUI-GGUF hands it GGUF's field of that name, loader.py); diffusers by the class
-that config.json names.
+ComfyUI recognises these networks by the header's `config`: JSON whose object `transformer` overrides what it found in
+the tensors (comfy/model_detection.py; ComfyUI-GGUF passes GGUF's field of that name, loader.py). diffusers recognises
+them by the class in config.json.
 """
 
 import json
@@ -17,17 +17,17 @@ from wanconv.types.architecture import Family
 from wanconv.types.model import Mark, MarkKind
 from wanconv.types.tensors import Part
 
-CONFIG = "config"  # of a header's metadata
-_TRANSFORMER = "transformer"  # of that config, what ComfyUI reads
-_OUTSIDE = ("model_type", "_class_name", "causal_ar")  # names of networks, where they stand outside of it
+CONFIG = "config"  # key of a header's metadata
+_TRANSFORMER = "transformer"  # the part of that config that ComfyUI reads
+_OUTSIDE = ("model_type", "_class_name", "causal_ar")  # keys of network names outside of it
 _NAME_LENGTH = 60
-_SHOWN = 200  # characters of what a file says
+_SHOWN = 200  # most characters of a file's own text in a message
 _HEAD_DIM = 128
 
-# What ComfyUI calls the networks of a family, beside the family's own word, and what stands for all of them
+# What ComfyUI calls the networks of a family, besides the family's own word, and the word for all of them
 _ALIKE: Mapping[str, tuple[str, ...]] = {"flf2v": ("i2v",), "ti2v": ("t2v", "i2v")}
 _ANY = ("wan", "wan2.1", "wan2.2", "cogvideox")
-# What every released network has: a config that repeats it says nothing.
+# Values of every released network: a config that repeats them says nothing.
 _CONSTANTS: Mapping[str, tuple[object, ...]] = {
     "image_model": ("wan2.1",),
     "patch_size": ([1, 2, 2], 2),
@@ -43,7 +43,7 @@ _CONSTANTS: Mapping[str, tuple[object, ...]] = {
     "flf_pos_embed_token_number": (514,),
     "pos_embed_seq_len": (514,),
 }
-# Of the marks that ComfyUI is known to read: what reads them first.
+# The marks that ComfyUI is known to read, and the first version that does.
 _SINCE: Mapping[str, str] = {
     "flow_rvs": "ComfyUI with pull request 12637",
     "causal_ar": "ComfyUI with pull request 13082",
@@ -52,7 +52,7 @@ _SINCE: Mapping[str, str] = {
 
 
 def header_config(part: Part) -> tuple[Mapping[str, object], str]:
-    """Returns what the header's `config` says, and why no client can read it: nothing where there is none."""
+    """Returns the header's `config`, and why no client can read it; empty if there is none."""
     text = part.metadata.get(CONFIG)
     if text is None:
         return {}, ""
@@ -72,9 +72,9 @@ def header_config(part: Part) -> tuple[Mapping[str, object], str]:
 def mark_of(
     claim: Claim, family: Family, base: str, config: Mapping[str, object] | None, config_path: str
 ) -> Mark | None:
-    """Returns what a denoiser says that it is, where that is another network than its tensors tell; None else.
+    """Returns the network that a denoiser says it is, if its tensors show another one; else None.
 
-    `config` is its config.json. Raises InputError where header and config.json say two different things.
+    `config` is its config.json. Raises InputError if header and config.json say two different things.
     """
     marks = [
         *_marks(_in_header(claim, family), "header", claim.part.path, base),
@@ -90,7 +90,7 @@ def mark_of(
 
 
 def quoted(mark: Mark | None) -> str:
-    """Returns what a file says, as JSON of bounded length."""
+    """Returns a file's own value as JSON of bounded length."""
     if mark is None:
         return "nothing"
     text = ", ".join(f"{json.dumps(key)}: {value}" for key, value in mark.said)
@@ -98,12 +98,12 @@ def quoted(mark: Mark | None) -> str:
 
 
 def read_since(mark: Mark) -> str:
-    """Returns the first client that is known to read such a mark; empty where none is."""
+    """Returns the first client version that is known to read this mark; empty if none is."""
     return _SINCE.get(mark.name, "") if mark.by == "header" else ""
 
 
 def agree(high: Mark | None, low: Mark | None, paths: tuple[str, str]) -> None:
-    """Raises InputError where one of two experts says that it is another network than the other."""
+    """Raises InputError if two experts say that they are different networks."""
     said = [None if mark is None else (mark.by, mark.said) for mark in (high, low)]
     if said[0] != said[1]:
         raise InputError(
@@ -114,7 +114,7 @@ def agree(high: Mark | None, low: Mark | None, paths: tuple[str, str]) -> None:
 
 
 def is_other_type(model_type: object, family: Family) -> bool:
-    """True where an official config names a network that is no family's: the name of another one contradicts."""
+    """True if an official config names a network outside all families; one of another family is a contradiction."""
     return isinstance(model_type, str) and model_type not in _known_types() and model_type != family.model_type
 
 
@@ -148,7 +148,7 @@ def _in_config(claim: Claim, family: Family, config: Mapping[str, object]) -> di
 
 
 def _agrees(key: str, value: object, claim: Claim, family: Family) -> bool:
-    """True where a field says what the tensors do, or nothing."""
+    """True if a field agrees with the tensors, or says nothing."""
     if value is None or value is False or (key.startswith("_") and key != "_class_name"):
         return True
     architecture, dims = claim.fit.architecture, claim.fit.dims
@@ -172,7 +172,7 @@ def _agrees(key: str, value: object, claim: Claim, family: Family) -> bool:
 
 
 def _name(said: Mapping[str, object]) -> str:
-    """Returns a network's own name: its model type or class, else what it says beside, in letters of a file name."""
+    """Returns a network's own name, in letters of a file name: its model type or class, else its header's marks."""
     own = next((said[key] for key in ("model_type", "_class_name") if isinstance(said.get(key), str)), None)
     words = [key if value is True else f"{key}-{value}" for key, value in sorted(said.items())]
     name = re.sub(r"[^A-Za-z0-9._+]+", "-", str(own) if own is not None else "+".join(words))

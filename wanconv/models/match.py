@@ -1,4 +1,4 @@
-"""Which architecture and naming scheme a file's tensors are: an exact cover of names and shapes, or the differences.
+"""The architecture and naming scheme of a file's tensors: an exact cover of names and shapes, or the differences.
 
 A name is split at its dots and looked up whole; a segment that is a number is also tried as a placeholder.
 """
@@ -21,7 +21,7 @@ _HOLE = "#"
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One spelling of one role: `key` is its name with `#` for the number, `letter` what the number counts."""
+    """One spelling of one role: `key` is its name with `#` for the number, `letter` says what the number counts."""
 
     key: str
     letter: str | None
@@ -51,7 +51,7 @@ class WrongShape:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well a file fits one architecture in one scheme: `found` maps (role, number) to where it stands on disk.
+    """How well a file fits one architecture in one scheme: `found` maps (role, number) to its tensor on disk.
 
     `dead` are tensors that no client reads.
     """
@@ -88,7 +88,7 @@ class Claim:
 def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
     """Returns the exact fit alone, or every fit that names at least one of the tensors, the nearest first.
 
-    An exact one has no differences. Where both schemes spell a network alike, it is the official one.
+    An exact one has no differences. If both schemes spell a network alike, it is the official one.
     """
     groups = _group(tensors)
     candidates = [table for table in _tables() if not table.keys.isdisjoint(groups)]
@@ -108,8 +108,8 @@ def model_tensors(fit: Fit, component: str, packed: Mapping[str, Packed]) -> dic
         shape = shape_of(role.shape, fit.dims)
         count = prod(shape) // len(spelling.parts)
         pieces = tuple(Piece(ref, part * count, count) for part in spelling.parts)
-        beside = packed.get(ref.name)
-        packing, scales, whole = (beside.packing, beside.scales, beside.whole) if beside else (None, None, None)
+        stored = packed.get(ref.name)
+        packing, scales, whole = (stored.packing, stored.scales, stored.whole) if stored else (None, None, None)
         tensors[name] = ModelTensor(
             name, role, block_of(role, index), shape, pieces, spelling.transposed, packing, scales, whole=whole
         )
@@ -205,7 +205,7 @@ def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, M
 def _dead(
     table: _Table, counts: Mapping[str, int], groups: Mapping[str, Mapping[int | None, TensorRef]]
 ) -> Iterator[tuple[TensorRef, Dead]]:
-    """Yields the tensors of a file that its network does without, of the blocks that it has."""
+    """Yields a file's tensors without use in its network, for the blocks that the file has."""
     for key, dead in table.dead.items():
         letter = letter_of(dead.name)
         for index, ref in groups.get(key, {}).items():
@@ -214,7 +214,7 @@ def _dead(
 
 
 def _odd_dead(dead: Sequence[tuple[TensorRef, Dead]], dims: Mapping[str, int]) -> Iterator[WrongShape]:
-    """Yields those that have another shape than what they are named for: they are something else."""
+    """Yields those whose shape does not fit their name: they are something else."""
     for ref, one in dead:
         if not all(isinstance(size, int) or parse_size(size)[1] in dims for size in one.shape):
             yield WrongShape(ref.name, ref.shape, one.shape)
@@ -229,7 +229,7 @@ def _numbered(table: _Table, counts: Mapping[str, int]) -> Iterator[tuple[_Entry
 
 
 def _count(table: _Table, letter: str, groups: Mapping[str, Mapping[int | None, TensorRef]]) -> int:
-    """Returns how many blocks a file means to hold: up to the last number that at least half of the rows have."""
+    """Returns the number of blocks in a file's table: up to the last number that at least half of the rows have."""
     keys = {entry.key for entry in table.entries if entry.letter == letter and not entry.spelling.optional}
     votes = Counter(number for key in keys for number in groups.get(key, ()) if number is not None)
     rows = len({entry.role for entry in table.entries if entry.letter == letter})
@@ -266,7 +266,7 @@ def _unify(
 
 
 def _expected(role: Role, spelling: Spelling, sizes: Mapping[str, int]) -> Shape | None:
-    """Returns the shape on disk; None where no shape told one of its sizes."""
+    """Returns the shape on disk; None if one of its sizes is not known from any shape."""
     try:
         return shape_on_disk(role, spelling, sizes)
     except KeyError:

@@ -1,4 +1,4 @@
-"""What a table spells out at given sizes: the tensors of a scheme on disk, the canonical names of a family."""
+"""Names spelled out from a table at given sizes: a scheme's tensors on disk, a family's canonical names."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,8 @@ Size = int | str
 class Target:
     """A tensor that a scheme wants on disk: `sources` are canonical names (no component), laid end to end on axis 0.
 
-    One source is written as it is, in the target's `shape`, or as its transpose where `transposed`. Files of the scheme
-    may lack it where `optional`.
+    A single source is written unchanged, in the target's `shape`, or transposed if `transposed`. Files of the
+    scheme may lack it if `optional`.
     """
 
     name: str
@@ -66,7 +66,7 @@ def letter_of(template: str) -> str | None:
 
 
 def fill(template: str, index: int | str | None) -> str:
-    """Returns the template with its placeholder, where it has one, filled."""
+    """Returns the template with its placeholder, if any, filled."""
     letter = letter_of(template)
     return template if letter is None else template.format_map({letter: index})
 
@@ -86,7 +86,7 @@ def block_of(role: Role, index: int | None) -> int | None:
 
 
 def targets(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) -> tuple[Target, ...]:
-    """Returns what a scheme wants on disk, in the table's order; roles without a home there are left out.
+    """Returns the tensors that a scheme stores, in the table's order; roles that it does not store are left out.
 
     Sizes that `dims` does not know are the released ones (CLIP's text half, read from a hub file).
     """
@@ -123,8 +123,8 @@ def expand(architecture: Architecture, scheme: Scheme, dims: Mapping[str, int]) 
 def homeless(
     architecture: Architecture, scheme: Scheme, dims: Mapping[str, int], source: Scheme | None = None
 ) -> list[str]:
-    """Returns the canonical names that a scheme has no home for (CLIP's text half in diffusers); with the scheme that
-    they come from, also those that another scheme does without (CLIP's projection)."""
+    """Returns the canonical names that a scheme does not store (CLIP's text half in diffusers); with the source's
+    scheme, also those that are optional in another scheme (CLIP's projection)."""
     housed = [(fill(role.name, index), role.spellings.get(scheme)) for role, index in numbered(architecture, dims)]
     without = source is not None and source != scheme
     return [name for name, home in housed if home is None or (home.optional and without)]

@@ -1,4 +1,4 @@
-"""Families of models, what they are made of, and the sizes that were published."""
+"""Families of models, their components, and the released sizes."""
 
 from collections.abc import Iterator
 
@@ -125,7 +125,7 @@ OWN_FAMILIES = (
         releases=(
             Release("cogvideox-2b", cogvideox.SIZE_2B, "639d5a7d21d64d9bdc986976ba029ff2", "zai-org/CogVideoX-2b"),
         ),
-        told_by=(_ROTARY, False),
+        config_key=(_ROTARY, False),
     ),
     Family(
         name="cogvideox-5b",
@@ -135,7 +135,7 @@ OWN_FAMILIES = (
         releases=(
             Release("cogvideox-5b", cogvideox.T2V.full, "fd22314aec60bf4d09d7ca249ddadc1a", "zai-org/CogVideoX-5b"),
         ),
-        told_by=(_ROTARY, True),
+        config_key=(_ROTARY, True),
         breaks_in_fp16=_BREAKS,
     ),
     Family(
@@ -211,12 +211,12 @@ ARCHITECTURES: Values[Architecture] = Values(ARCHITECTURE_TABLE)
 
 
 def family_named(name: str) -> Family:
-    """Return a family; raises LookupError where there is none of this name."""
+    """Return a family; raises LookupError if there is none of this name."""
     return FAMILY_TABLE.named(name)
 
 
 def architecture_named(name: str) -> Architecture:
-    """Return an architecture; raises LookupError where there is none of this name."""
+    """Return an architecture; raises LookupError if there is none of this name."""
     return ARCHITECTURE_TABLE.named(name)
 
 

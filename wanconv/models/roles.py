@@ -1,15 +1,16 @@
-"""How names speak of Wan 2.2's two experts: which words are evidence, and how much each of them weighs.
+"""How names identify Wan 2.2's two experts: which words are evidence, and the weight of each.
 
-A name is split into words at whatever is neither letter nor digit, where capitals follow small letters, and between
-letters and digits: `wan22_I2VHighV9` is wan, 22, I, 2, V, High, V, 9. Whole words are compared, never parts of one.
+A name is split into words at every character that is neither letter nor digit, between a small letter and a capital,
+and between letters and digits: `wan22_I2VHighV9` is wan, 22, I, 2, V, High, V, 9. Only whole words are
+compared.
 
     words                                                     weight
     high noise, HighNoise, highnoise, high expert             NOISE   nothing else is called so
     high and nothing behind it, a number or a word of _AFTER  LONE    a name as people shorten it: …_HIGH_fp16
     high and any other word: high light                       OPEN    may mean anything: the user is asked
-    high beside a word of _QUALITIES: high vram, cfg high     none    high of something else
+    high next to a word of _QUALITIES: high vram, cfg high     none    high of something else
 
-and the same of low. A name that speaks of both says nothing of either.
+and the same for low. A name with both says nothing about either.
 """
 
 import re
@@ -27,14 +28,14 @@ class Weight(IntEnum):
     NOISE = 3
 
 
-# HIGH and LOW end where small letters begin: the p of HIGHfp16 is no part of a word Hfp.
+# HIGH and LOW end where small letters begin: the p of HIGHfp16 does not belong to a word Hfp.
 _WORD = re.compile(r"(?:HIGH|LOW)(?![A-Z])|[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+|\d+")
 _EXPERTS: Mapping[str, Expert] = {"high": "high", "low": "low"}
 _WITH_NOISE: Mapping[str, Expert] = {"highnoise": "high", "lownoise": "low"}
 _NOISE = ("noise", "expert")
 
 # fmt: off
-# What follows a lone word in names of checkpoints and LoRAs of experts: formats, parts, makers, versions.
+# Words after a lone high or low in names of experts' checkpoints and LoRAs: formats, parts, makers, versions.
 _AFTER = frozenset((
     *("model", "models", "dit", "unet", "transformer", "diffusion", "pytorch", "lora", "loras", "only"),
     *("fp", "bf", "f", "int", "nf", "mxfp", "nvfp", "q", "iq", "gguf", "e"),  # fp16, Q8_0, e4m3fn
@@ -51,7 +52,7 @@ _QUALITIES = frozenset((
     *("light", "key", "contrast", "poly", "angle", "shot", "pass", "frequency", "freq"),
     *("step", "steps", "rank", "bit", "bits"),
 ))
-_MEASURES = frozenset(("step", "steps", "rank", "bit", "bits"))  # beside a number of their own they say nothing here
+_MEASURES = frozenset(("step", "steps", "rank", "bit", "bits"))  # followed by a number they say nothing here
 _DEGREES = frozenset(("very", "ultra", "super", "extra", "too", "not", "no", "non", "without"))
 
 _OF_A_PAIR = (("wan", "2", "2"), ("wan", "22"), ("a", "14", "b"))
@@ -61,13 +62,13 @@ _OF_NO_PAIR = (("wan", "2", "1"), ("wan", "21"), ("1", "3", "b"))
 # Fields of headers (Kijai's, trainers', GGUF's) and of config.json that name what a file holds.
 FIELDS = ("model_type", "modelspec.title", "ss_output_name", "general.name")
 _SHOWN = 80
-_READ = 1000  # letters of a name: no file has a longer one, and a header may hold anything
+_READ = 1000  # most letters of a name: files have no longer ones, but a header may hold anything
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a name says: how much it speaks for each expert, in which words, and whether it names a kind that comes in
-    pairs (Wan 2.2, A14B) or one that does not (Wan 2.1, 1.3B)."""
+    """What a name says: its weight for each expert, the words, and whether it names a kind of model that comes in pairs
+    (Wan 2.2, A14B) or one that does not (Wan 2.1, 1.3B)."""
 
     weights: Mapping[Expert, Weight] = field(default_factory=dict)
     words: Mapping[Expert, str] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class Said:
 
     @property
     def clear(self) -> Expert | None:
-        """The expert that it names: one, and not in words that may mean anything."""
+        """The expert that it names, if it is one, in words of one meaning."""
         found = list(self.weights)
         return found[0] if len(found) == 1 and self.weights[found[0]] > Weight.OPEN else None
 
@@ -119,7 +120,7 @@ def _found(words: Sequence[str]) -> Iterator[tuple[Expert, Weight, str]]:
 
 
 def _weight(words: Sequence[str], place: int) -> Weight | None:
-    """Returns how much a lone high or low weighs; None where it is that of something else."""
+    """Returns the weight of a lone high or low; None if it belongs to another word."""
     before, after = words[max(0, place - 2) : place][::-1], words[place + 1 : place + 3]
     if after and after[0] in _NOISE:
         return Weight.NOISE
@@ -130,10 +131,10 @@ def _weight(words: Sequence[str], place: int) -> Weight | None:
     return Weight.OPEN
 
 
-def _is_quality(beside: Sequence[str]) -> bool:
-    if not beside or beside[0] not in _QUALITIES:
+def _is_quality(following: Sequence[str]) -> bool:
+    if not following or following[0] not in _QUALITIES:
         return False
-    return beside[0] not in _MEASURES or not (len(beside) > 1 and beside[1].isdigit())
+    return following[0] not in _MEASURES or not (len(following) > 1 and following[1].isdigit())
 
 
 def _holds(words: Sequence[str], runs: Sequence[Sequence[str]]) -> bool:

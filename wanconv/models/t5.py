@@ -1,6 +1,6 @@
 """The T5 v1.1 text encoder of CogVideoX: hub names (transformers' T5EncoderModel), which every client reads.
 
-UMT5 without its own relative bias in each block: the first block's is everyone's.
+UMT5 without a relative bias of its own in each block: all blocks use the first one's.
 """
 
 from wanconv.models.rows import Row, W, inside, roles

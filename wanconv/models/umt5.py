@@ -32,7 +32,7 @@ _TABLE: tuple[Row, ...] = (
 )
 
 # The other half of a whole model: T5EncoderModel ignores what is named decoder (_keys_to_ignore_on_load_unexpected),
-# UMT5EncoderModel loads without it as well
+# UMT5EncoderModel also loads without it
 _DECODER: tuple[tuple[str, tuple[int | str, ...]], ...] = (
     ("lm_head",                                                          ("vocab", "d")),
     ("decoder.embed_tokens",                                             ("vocab", "d")),

@@ -1,4 +1,4 @@
-"""What a file that fits no network is: what its names say of it, and what the user can do."""
+"""Files that fit no network: what their names show, and what the user can do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,27 +7,27 @@ from wanconv.errors import Unrecognised, named
 from wanconv.models.lora_names import TAILS
 from wanconv.models.match import Fit, fits
 from wanconv.models.releases import ARCHITECTURES
-from wanconv.quantization.packings import astray, unpack
+from wanconv.quantization.packings import unexplained_reason, unpack
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
 from wanconv.types.tensors import Part, TensorRef
 
 _SHOWN = 10
-_DEEPEST = 6  # words of a prefix
-# A tensor that tells a file which wanconv knows and does not read, what the file is, and what to do.
+_DEEPEST = 6  # most words of a prefix
+# A tensor by which a file is known that wanconv does not read, what the file is, and what to do.
 _NOT_READ = {
     "encoder.down.0.block.0.conv1.conv.weight": (  # zai-org/CogVideo sat/vae_modules/cp_enc_dec.py
-        "the VAE of a CogVideoX training checkpoint, among what it was trained with: wanconv reads no such",
+        "the VAE of a CogVideoX training checkpoint, together with its training state: wanconv does not read these",
         "{exclude}, and take the VAE of zai-org's diffusers folders: it is the same",
     ),
 }
-# Ends of names by which a tool marks what it quantized, and what that is.
+# Suffixes by which a tool marks what it quantized, and the kind of file.
 _QUANTIZED = (
     ("._data", "quantized by optimum-quanto"),  # huggingface/optimum-quanto, tensor/qtensor.py
     (".quant_state.bitsandbytes__nf4", "quantized to nf4 by bitsandbytes"),  # bitsandbytes functional.py, QuantState
     (".quant_state.bitsandbytes__fp4", "quantized to fp4 by bitsandbytes"),
 )
-# Where files of several networks, and those that wrap one, put their names.
+# Prefixes of names in files of several networks, and in those that wrap one.
 _PREFIXES = (
     *("model.diffusion_model.", "diffusion_model.", "text_encoders.umt5xxl.transformer.", "umt5xxl.transformer."),
     *("text_encoders.t5xxl.transformer.", "first_stage_model.", "vae.", "text_encoder.", "transformer.", "dit."),
@@ -40,8 +40,8 @@ def _known() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A part that fits no network. `error` says why; `what` says in a note what it is. It is `foreign` where nothing
-    speaks for its being one of wanconv's networks in another packaging, of another size, or damaged."""
+    """A part that fits no network. `error` says why; `what` describes it in a note. It is `foreign` if nothing suggests
+    one of wanconv's networks in another packaging, of another size, or damaged."""
 
     part: Part
     error: Unrecognised
@@ -50,7 +50,7 @@ class Unknown:
 
 
 def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
-    """Returns what is known of a part; `found` are the networks of whose names it has some, the nearest first."""
+    """Returns what is known of a part; `found` are the networks that share some of its names, the nearest first."""
     for tensor, (what, hint) in _NOT_READ.items():
         if tensor in part.tensors:
             return _own(part, f"{part.path} is {what}", hint.format(exclude=excluding(part.files)))
@@ -74,9 +74,11 @@ def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
     message = f"{part.path}: {none} in a network that wanconv knows"
     if hits:
         most = f"{hits} of its {count(len(names), 'tensor')}"
-        message = f"{part.path} is no network that wanconv knows: none has more than {most}"
+        message = f"{part.path} is not a network that wanconv knows: no known network has more than {most}"
     details = first_of([f"unknown: {name}" for name in names])
-    return Unknown(part, Unrecognised(message, _known(), details), "no network that wanconv knows", foreign=bool(names))
+    return Unknown(
+        part, Unrecognised(message, _known(), details), "not a network that wanconv knows", foreign=bool(names)
+    )
 
 
 _LORA_TAILS = tuple(tail.text for tail in TAILS)
@@ -99,7 +101,7 @@ def _near(part: Part, fit: Fit) -> Unknown:
         f"{part.path} fits no known network; the nearest is {fit.architecture.name} ({fit.scheme} names): "
         f"{len(fit.missing)} missing, {len(fit.extra)} unknown, {len(fit.wrong)} wrongly shaped"
     )
-    reasons = {name: astray(name, part) for name in fit.extra}
+    reasons = {name: unexplained_reason(name, part) for name in fit.extra}
     details = [
         *first_of(
             [f"shape of {bad.name}: found {_shape(bad.found)}, expected {_shape(bad.expected)}" for bad in fit.wrong]
@@ -118,13 +120,13 @@ def _advice(fit: Fit, odd_scales: bool) -> str:
     if fit.missing and not (fit.extra or fit.wrong):
         return f"it holds a part of {name}: give the rest of it in the same folder, with the index that lists all"
     if fit.extra and not (fit.missing or fit.wrong):
-        return f"it is {name} and more: a variant that wanconv does not know, or what stands beside it in training"
+        return f"it is {name} and more: a variant that wanconv does not know, or its training checkpoint"
     return f"it may be a variant of {name} that wanconv does not know; {_known()}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Below:
-    """What stands below a prefix: `fit` is exact, or the nearest of those that most of it fits, or nothing."""
+    """The tensors below a prefix: `fit` is exact, or the nearest one that most of them fit, or None."""
 
     prefix: str
     count: int
@@ -132,7 +134,7 @@ class _Below:
 
     def __str__(self) -> str:
         if self.fit is None:
-            what = "no network that wanconv knows"
+            what = "not a network that wanconv knows"
         else:
             what = ("nearly " if self.fit.differences else "") + self.fit.architecture.name
         where = f"below the prefix {self.prefix!r}" if self.prefix else "without a prefix"
@@ -140,7 +142,7 @@ class _Below:
 
 
 def _below_prefixes(part: Part) -> list[_Below]:
-    """Returns the networks of a file that stand below prefixes; none where there is no network below any."""
+    """Returns the networks of a file below prefixes; empty if there is none."""
     names, prefix = list(part.tensors), ""
     for segment in (names[0] if names else "").split(".")[:_DEEPEST]:
         prefix += f"{segment}."
@@ -179,8 +181,8 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 
 def refusal(found: Sequence[Unknown], matched: Sequence[Part]) -> Unrecognised:
-    """Returns one error for all parts that fit nothing; beside others, with how to leave out those that are foreign,
-    or else all: what is nearly a network may be damaged, or a stranger."""
+    """Returns one error for all parts that fit no network; next to known parts, with how to exclude the foreign ones,
+    or else all of them: a near fit may be a damaged file, or an unknown network."""
     first = found[0].error
     message = first.message + (f"; {len(found)} files fit none" if len(found) > 1 else "")
     others = [line for one in found[1:] for line in (one.error.message, *one.error.details)]

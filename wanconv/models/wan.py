@@ -44,7 +44,7 @@ _LAYERS: tuple[Row, ...] = (
 )
 _BLOCK = inside("blocks.{n}", ("blocks.{n}", "blocks.{n}"), _LAYERS)
 
-# VACE reads its video, reference and mask through blocks of their own, beside some of the others
+# VACE reads its video, reference and mask through blocks of their own, next to some of the others
 _VACE: tuple[Row, ...] = (
     ("conv",       WB,     "vace_embedding", ("d", 96, 1, 2, 2), "vace_patch_embedding", "vace_patch_embedding"),
     ("linear",     WB,     "vace_blocks.0.proj_in", ("d", "d"), "vace_blocks.0.before_proj", "vace_blocks.0.proj_in"),
@@ -54,7 +54,7 @@ _VACE: tuple[Row, ...] = (
     )),
 )
 
-# Wan 2.1 I2V and FLF2V look at CLIP's image tokens, through projections of their own
+# Wan 2.1 I2V and FLF2V attend to CLIP's image tokens through projections of their own
 _CLIP_BLOCK = inside("blocks.{n}.cross_attn", ("blocks.{n}.cross_attn", "blocks.{n}.attn2"), (
     ("linear",     WB,     "k_img",              ("d", "d"),   "k_img",             "add_k_proj"),
     ("linear",     WB,     "v_img",              ("d", "d"),   "v_img",             "add_v_proj"),
@@ -93,7 +93,7 @@ _S2V_AUDIO = inside("causal_audio_encoder", ("casual_audio_encoder",), (
     ("linear",     WB,     "proj",               ("d", "d"),          "encoder.final_linear"),
 ))
 
-# one injector for some of the blocks, counted by itself
+# one injector for some of the blocks, with numbers of its own
 _S2V_INJECTOR = inside("audio_injector.{m}", ("audio_injector",), (
     ("linear",     WB,     "cross_attn.q",       ("d", "d"),          "injector.{m}.q"),
     ("linear",     WB,     "cross_attn.k",       ("d", "d"),          "injector.{m}.k"),
@@ -147,7 +147,7 @@ def _animate_config(
     return {**base, "hub": (*base["hub"], *own)}
 
 
-# A norm that an early version of diffusers saved beside norm_added_k (released: all 40 of I2V-14B-480P-Diffusers).
+# A norm that an early version of diffusers saved next to norm_added_k (released: all 40 of I2V-14B-480P-Diffusers).
 # Every class there that has these names ignores it by name: _keys_to_ignore_on_load_unexpected = ["norm_added_q"].
 _IGNORED = "diffusers ignores it by its name, and no other client knows it"
 
@@ -177,7 +177,7 @@ T2V = Architecture(
     config=_config(16, 16),
     dead=_DEAD,
 )
-# Wan 2.2: the first frame comes as channels (16 noise + 4 mask + 16 image), no CLIP
+# Wan 2.2: the first frame is given as channels (16 noise + 4 mask + 16 image), no CLIP
 I2V = Architecture(
     name="wan-i2v",
     classes=_CLASSES,

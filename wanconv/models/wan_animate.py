@@ -1,8 +1,8 @@
 """What Wan 2.2 Animate adds to the I2V denoiser: pose, motion and face, by official and hub names.
 
-The motion encoder looks at a face of 512 x 512 pixels through seven residual blocks; the blurs between their
-convolutions are tensors in the official file, and computed by diffusers. Each bias of its convolutions belongs to the
-activation that follows. Official keys and values of the face adapter are one tensor.
+The motion encoder reads a face of 512 x 512 pixels through seven residual blocks. The blurs between their convolutions
+are tensors in the official file; diffusers computes them. Each bias of its convolutions belongs to the activation that
+follows. In official files, the face adapter's keys and values are one tensor.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ _FACE_ENCODER = inside("face_encoder", ("face_encoder", "face_encoder"), (
     ("linear",     WB,     "proj",               ("d", "face"),          "out_proj",          "out_proj"),
 ))
 
-# one adapter after some of the blocks, counted by itself
+# one adapter after some of the blocks, with numbers of its own
 _FACE_ADAPTER = inside("face_adapter.{m}.cross_attn", ("face_adapter.fuser_blocks.{m}", "face_adapter.{m}"), (
     ("linear",     WB,     "q",                  ("d", "d"),             "linear1_q",         "to_q"),
     ("linear",     WB,     "k",                  ("d", "d"),             _kv(0),              "to_k"),

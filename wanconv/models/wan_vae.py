@@ -20,7 +20,7 @@ def _times(factor: int, base: str) -> str:
 
 
 def _resnet(name: str, narrow: str, wide: str, official: str, hub: str) -> Iterator[Row]:
-    """A residual block from `narrow` to `wide` channels, its shortcut projected where they differ."""
+    """A residual block from `narrow` to `wide` channels, its shortcut projected if they differ."""
     yield "norm", GAMMA, f"{name}.norm1", (narrow, 1, 1, 1), f"{official}.residual.0", f"{hub}.norm1"
     yield "conv", WB, f"{name}.conv1", (wide, narrow, 3, 3, 3), f"{official}.residual.2", f"{hub}.conv1"
     yield "norm", GAMMA, f"{name}.norm2", (wide, 1, 1, 1), f"{official}.residual.3", f"{hub}.norm2"

@@ -1,4 +1,4 @@
-"""The wav2vec2 speech encoder of S2V: the official folder ships transformers' own file, so both schemes agree."""
+"""The wav2vec2 speech encoder of S2V: the official folder has transformers' own file, so both schemes are the same."""
 
 from collections.abc import Iterator
 from dataclasses import replace

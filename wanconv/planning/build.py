@@ -15,7 +15,7 @@ from wanconv.planning.files import Slot, lay_out
 from wanconv.planning.findings import findings_of
 from wanconv.planning.marks import carried, refused_mark
 from wanconv.planning.outputs import outputs_of, without
-from wanconv.planning.sidecars import beside
+from wanconv.planning.sidecars import documents_and_copies
 from wanconv.planning.steps import steps_of
 from wanconv.planning.types import Contents, Plan
 from wanconv.quantization.packings import TOKENIZER, TOKENIZER_NBYTES, tokenizer_of
@@ -36,7 +36,7 @@ def plan(
 ) -> Plan:
     """Returns the plan, or raises Refused with every reason at once.
 
-    `overflowing` are canonical tensors whose values are known to exceed their rule's format: they take its fallback.
+    `overflowing` are canonical tensors whose values are known to exceed their rule's format: they get its fallback.
     """
     refusals: list[Refused] = []
     held = _contents(model, recipe, layout, overflowing, refusals)
@@ -55,7 +55,7 @@ def plan(
                 documents |= index
                 held.findings.extend(left)
     with _collected(refusals):
-        derived, copies, left_out = beside(
+        derived, copies, left_out = documents_and_copies(
             model, layout, {name: held.stored.get(name, []) for name in model.components}
         )
         findings = [*findings_of(model, recipe, layout, list(held.steps.values())), *held.findings, *left_out]
@@ -82,7 +82,7 @@ def contents(model: Model, recipe: Recipe, layout: Layout) -> Contents:
 def _contents(
     model: Model, recipe: Recipe, layout: Layout, overflowing: frozenset[str], refusals: list[Refused]
 ) -> Contents:
-    """Returns what the files hold of the components for which there is no refusal, and adds those to `refusals`."""
+    """Returns the files' contents of all components without a refusal, and adds the refusals to `refusals`."""
     held = Contents({}, {}, {}, {}, [])
     with _collected(refusals):
         held.steps.update(steps_of(model, recipe, layout, overflowing))
@@ -106,7 +106,7 @@ def _contents(
 
 @contextmanager
 def _collected(refusals: list[Refused]) -> Iterator[None]:
-    """Keeps a refusal for later, so that all of them can be told at once."""
+    """Keeps a refusal for later, so that all of them are reported at once."""
     try:
         yield
     except Refused as refusal:
@@ -114,7 +114,7 @@ def _collected(refusals: list[Refused]) -> Iterator[None]:
 
 
 def _all_of(refusals: Sequence[Refused]) -> Refused:
-    """Returns one refusal that says all of them: first what each is about, then its lines."""
+    """Returns one refusal for all of them: each one's message, then its lines."""
     first, *others = refusals
     if not others:
         return first
@@ -140,7 +140,7 @@ def _place(model: Model, component: Component, layout: Layout) -> Place:
 
 
 def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
-    """Returns what becomes a tensor of a component beside its weights: its tokenizer, a tensor already or a sidecar."""
+    """Returns what becomes a further tensor of a component: its tokenizer, which is a tensor already or a sidecar."""
     wanted = layout.attached_to(component.name, component.architecture.name)
     if wanted is None:
         return []
@@ -153,7 +153,7 @@ def _attached(model: Model, component: Component, layout: Layout) -> list[Slot]:
         content = _tokenizer_beside(model.checkpoint.root / sidecar)
     if content is None:
         return []
-    return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), beside=True, constant=content)]
+    return [Slot(f"{component.name}/{name}", name, "uint8", (len(content),), attached=True, constant=content)]
 
 
 def _tokenizer_beside(path: Path) -> bytes:
@@ -161,12 +161,12 @@ def _tokenizer_beside(path: Path) -> bytes:
         if (nbytes := path.stat().st_size) > TOKENIZER_NBYTES:
             most = size(TOKENIZER_NBYTES)
             message = f"{path} has {exact_size(nbytes)}, and a tokenizer that becomes a tensor at most {most}"
-            raise InputError(message, "leave it out with `exclude`: it is no tokenizer of this model")
+            raise InputError(message, "leave it out with `exclude`: it is not this model's tokenizer")
         return read_small(path, TOKENIZER_NBYTES)
 
 
 def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[Slot]) -> list[Finding]:
-    """Returns what becomes of a tokenizer that the layout has no place for, or lacks."""
+    """Returns findings about a tokenizer that the layout does not store, or that is missing."""
     wanted = layout.attached_to(component.name, component.architecture.name)
     if wanted is None and tokenizer_of(component.part) is not None:
         message = f"its tokenizer, the tensor {TOKENIZER}, has no place in the {layout.name} layout and is left out"
@@ -178,10 +178,10 @@ def _without_tokenizer(component: Component, layout: Layout, attached: Sequence[
 
 
 def _marker(component: Component, layout: Layout, tensors: Sequence[Stored]) -> list[Slot]:
-    """Returns the tensor that marks a component's file, where it has scales."""
+    """Returns the tensor that marks a component's file, if it has scales."""
     marker = layout.marker
     if marker is None or not any(tensor.packing for tensor in tensors):
         return []
     shape = marker.shapes[component.name]
     content = bytes(prod(shape) * DTYPES[marker.dtype].itemsize)
-    return [Slot(f"{component.name}/{marker.name}", marker.name, marker.dtype, shape, beside=True, constant=content)]
+    return [Slot(f"{component.name}/{marker.name}", marker.name, marker.dtype, shape, attached=True, constant=content)]

@@ -21,16 +21,16 @@ _PLAIN = {"format": "pt"}
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor's place in an output file: `name` is what the file calls it, `key` is unique in the plan.
+    """A tensor's place in an output file: `name` is its name in the file, `key` is unique in the plan.
 
-    One that stands `beside` another follows it into its shard: scales, or a `constant`, whose bytes are known already.
+    One that is `attached` to another follows it into its shard: scales, or a `constant`, whose bytes are known already.
     """
 
     key: str
     name: str
     dtype: str
     shape: Shape
-    beside: bool = False
+    attached: bool = False
     constant: bytes | None = None
 
     @property
@@ -43,7 +43,7 @@ class Slot:
 
 
 def not_held(container: Container, dtype: str) -> str:
-    """Returns why a file of this kind cannot hold a dtype; empty where it can."""
+    """Returns why a file of this kind cannot hold a dtype; empty if it can."""
     if container == "gguf":
         return "" if dtype in gguf.TYPES else f"GGUF files hold {', '.join(gguf.TYPES)} alone"
     return "" if DTYPES[dtype].code else f"only GGUF files hold {dtype}"
@@ -56,7 +56,7 @@ def to_json(value: Mapping[str, object]) -> bytes:
 def lay_out(
     place: Place, slots: Sequence[Slot], shard_nbytes: int | None, metadata: Mapping[str, str] = _PLAIN
 ) -> tuple[list[Image], dict[str, bytes]]:
-    """Returns a component's files and, where there are several, their index (path -> bytes). `metadata` is in each."""
+    """Returns a component's files and, if there are several, their index (path -> bytes). `metadata` is in each."""
     path = f"{place.prefix}{place.stem}.{place.container}"
     if place.container == "pth":
         return [_archive(path, slots, build_archive([slot.entry for slot in slots]))], {}
@@ -78,7 +78,7 @@ def _shards(slots: Sequence[Slot], limit: int | None) -> list[list[Slot]]:
     shards: list[list[Slot]] = [[]]
     size = 0
     for slot in slots:
-        if limit is not None and shards[-1] and not slot.beside and size + slot.nbytes > limit:
+        if limit is not None and shards[-1] and not slot.attached and size + slot.nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(slot)
@@ -100,19 +100,19 @@ def _safetensors(path: str, shard: Sequence[Slot], metadata: Mapping[str, str]) 
 
 
 def _ordered(shard: Sequence[Slot]) -> list[Slot]:
-    """Returns the tensors as the file has them: every one at a multiple of its element size, as safetensors has it.
+    """Returns the tensors in the file's order: each at a multiple of its element size, as safetensors requires.
 
-    They stay in their order, in which a source's files are needed one after the other, with constants last. Where that
-    puts one at an odd place, wide elements come first, then scales, which are measured with their payloads; but where
-    the payloads would leave those at an odd place, they are wide elements like others.
+    They keep their order, in which the source's files are needed one after the other, with constants last. If that
+    misaligns one, wide elements come first, then scales, which are measured with their payloads. If the payloads would
+    misalign the scales, these are sorted like other wide elements.
     """
     in_turn = sorted(shard, key=lambda slot: slot.constant is not None)
     ends = accumulate(slot.nbytes for slot in in_turn)
     if not any(end % DTYPES[slot.dtype].itemsize for end, slot in zip(ends, in_turn[1:], strict=False)):
         return in_turn
     wide_first = sorted(shard, key=lambda slot: -DTYPES[slot.dtype].itemsize)
-    late = sorted(wide_first, key=lambda slot: (slot.beside, slot.constant is not None))
-    odd = sum(slot.nbytes for slot in shard if not slot.beside) % DTYPES["fp32"].itemsize
+    late = sorted(wide_first, key=lambda slot: (slot.attached, slot.constant is not None))
+    odd = sum(slot.nbytes for slot in shard if not slot.attached) % DTYPES["fp32"].itemsize
     return wide_first if odd else late
 
 

@@ -1,4 +1,4 @@
-"""What a user should know of a plan before it is carried out."""
+"""Findings about a plan for the user, before it is carried out."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,8 +7,7 @@ from wanconv.models import DENOISERS, expert_named, expert_unless_dense
 from wanconv.planning.marks import marks_of, older_clients
 from wanconv.planning.types import Step
 from wanconv.quantization import FORMATS
-from wanconv.quantization.packings import beside as beside_name
-from wanconv.quantization.packings import in_full_precision, leaf_of
+from wanconv.quantization.packings import in_full_precision, leaf_of, sibling_name
 from wanconv.recipe import Recipe
 from wanconv.report import Finding
 from wanconv.types.figures import count
@@ -19,11 +18,11 @@ _NAMES = ("of its keys names", "of its keys name")
 
 
 def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[Step]) -> list[Finding]:
-    """Returns what a user should know before: overrides, fallbacks, what is absent, what brings a client nothing."""
+    """Returns the findings: overrides, fallbacks, absent components, formats without use to a client."""
     findings = [
         Finding("note", component, f"not in the source, so not in the output ({model.family.name} has one)")
         for component in model.absent
-        if any(name in DENOISERS for name in model.components)  # else the family is a guess
+        if any(name in DENOISERS for name in model.components)  # otherwise the family is a guess
     ]
     findings += [*left_out(model), *marks_of(model), *older_clients(model, layout), *roles_of(model)]
     for lora in model.loras:
@@ -77,11 +76,11 @@ def findings_of(model: Model, recipe: Recipe, layout: Layout, steps: Sequence[St
 
 
 def dead_of(model: Model) -> list[Finding]:
-    """Returns what a file holds that no client reads, and no output."""
+    """Returns a note about tensors in a file that neither a client nor the output uses."""
     findings = []
     for component in model.components.values():
         for why, names in _grouped((why, ref.name) for ref, why in component.dead):
-            them = count(len(names), "tensor is no part", "tensors are no part")
+            them = count(len(names), "tensor is not part", "tensors are not part")
             left = "is left out" if len(names) == 1 else "are left out"
             message = f"{them} of {component.architecture.name} and {left}: {why}"
             findings.append(Finding("note", f"{component.part.path}: {some(names)}", message))
@@ -89,17 +88,17 @@ def dead_of(model: Model) -> list[Finding]:
 
 
 def left_out(model: Model) -> list[Finding]:
-    """Returns which files of a source are not read, and which globs were to leave files out and matched none."""
+    """Returns the files of a source that are not read, and the globs of `exclude` that matched none."""
     skipped = [Finding("note", path, f"left out: {what}") for path, what in model.skipped]
     return skipped + without_match(model.checkpoint.unmatched)
 
 
 def without_match(globs: Iterable[str]) -> list[Finding]:
-    return [Finding("warning", glob, "excludes nothing: no file has such a path or name") for glob in globs]
+    return [Finding("warning", glob, "excludes nothing: no path or name matches") for glob in globs]
 
 
 def roles_of(model: Model) -> list[Finding]:
-    """Returns what told each denoiser's role; and where nothing did, for what it was taken and how to say otherwise."""
+    """Returns the evidence for each denoiser's role; without any, the role it was given and how to change it."""
     findings = [Finding("note", component, f"its role comes from {why}") for component, why in model.evidence.items()]
     if model.mark is None and (family := expert_unless_dense(model)) is not None:
         message = f"taken for the denoiser of {model.family.name}: nothing here tells it from an expert of {family}, "
@@ -112,20 +111,20 @@ def _has_input_scale(model: Model, tensor: ModelTensor) -> bool:
     if tensor.packing is None or tensor.packing.inputs is None:
         return False
     part = model.components[tensor.name.partition("/")[0]].part
-    return beside_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
+    return sibling_name(leaf_of(tensor.pieces[0].ref.name)[0], tensor.packing.inputs) in part.tensors
 
 
 def _without_input_scale(step: Step, layout: Layout) -> str:
-    """Returns what a client does without the scale that a source has for a layer's inputs."""
+    """Returns how a client works without the source's scale for a layer's inputs."""
     if step.packing is None or step.packing.inputs is None:
-        return f"{layout.name} reads none beside {step.label}"
+        return f"{layout.name} does not read one with {step.label}"
     if in_full_precision(step.packing):
         return "its client multiplies in full precision without"
     return "its client finds the scales of a layer's inputs itself"
 
 
 def _second_steps(steps: Sequence[Step]) -> list[Finding]:
-    """Returns what becomes of tensors that were quantized before: carried over, or rounded a second time."""
+    """Returns findings about tensors that were quantized before: carried over, or rounded a second time."""
     before = [step for step in steps if step.tensor.quantized]
     findings = []
     for label, names in _grouped(("" if step.carried else step.label, step.tensor.name) for step in before):

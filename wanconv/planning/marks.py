@@ -1,7 +1,7 @@
-"""What a model says of itself: which clients read that, what of its headers goes along, and how people are told.
+"""What a model says about itself: which clients read it, which parts of its headers are carried, and what is reported.
 
-Of a header, what names its network and what only tells of it (titles, licences, training notes) is carried; what
-describes how its tensors are stored is written anew by the layout, or is no longer so.
+Texts of a header that name its network or describe it (titles, licences, training notes) are carried. Texts about how
+its tensors are stored are written again by the layout, or no longer apply.
 """
 
 import os
@@ -15,9 +15,9 @@ from wanconv.types.figures import exact_size
 from wanconv.types.model import Component, Mark, Model
 from wanconv.types.tensors import Container
 
-NOTES_NBYTES = 1 << 20  # of a header's texts that are carried, at most
-_KEY_SHOWN, _TEXT_SHOWN = 60, 200  # characters of what a header says
-# What describes a file's bytes: of safetensors and torchao, ComfyUI, GGUF, and the hashes that trainers leave
+NOTES_NBYTES = 1 << 20  # most bytes of a header's texts that are carried
+_KEY_SHOWN, _TEXT_SHOWN = 60, 200  # most characters of a header's own text in a message
+# Keys about a file's bytes: of safetensors and torchao, ComfyUI, GGUF, and the hashes that trainers leave
 _STORAGE = frozenset(
     (
         *("format", "tensor_names", "_quantization_metadata", "total_size"),
@@ -26,25 +26,25 @@ _STORAGE = frozenset(
         *("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"),
     )
 )
-_CAME_FROM = "_name_or_path"  # of config.json: a path, whose last part counts
+_CAME_FROM = "_name_or_path"  # key of config.json: a path, whose last part counts
 _AGAINST = "against the role that it was given, and is left out"
 _STORAGE_GROUPS = frozenset(("GGUF", "comfy", "split", "tokenizer"))  # the part of a key before its first dot
 
 
 def family_in_words(model: Model) -> str:
-    """Returns what a model is: its family, or its own name for itself and what its tensors are."""
+    """Returns a model's family, or its own name and the family of its tensors."""
     return model.title if model.mark is None else f"{model.title}, built on the tensors of {model.mark.base}"
 
 
 def release_of(model: Model) -> Cell:
-    """Returns the release that a model's denoiser has the sizes of; None, with the reason, where it is none."""
+    """Returns the release whose sizes a model's denoiser has; None, with the reason, if there is none."""
     if model.mark is not None:
         return Cell(None, f"none: it says of itself that it is {model.title}")
     return Cell(model.release.name, model.release.name) if model.release else Cell(None, "none: not a released size")
 
 
 def marks_of(model: Model) -> list[Finding]:
-    """Returns what a model's files say of their network beside the tensors, and what of that no client can read."""
+    """Returns what a model's headers say of its network, and which part of it no client can read."""
     findings = []
     for component in model.components.values():
         if component.mark is not None:
@@ -55,7 +55,7 @@ def marks_of(model: Model) -> list[Finding]:
 
 
 def older_clients(model: Model, layout: Layout) -> list[Finding]:
-    """Returns what a client of another version makes of a model that says in its header what it is."""
+    """Returns how other versions of a client read a model that names its network in its header."""
     mark = model.mark
     if mark is None or mark.by != "header" or mark.by not in layout.marks:
         return []
@@ -73,7 +73,7 @@ def says(mark: Mark) -> str:
 
 
 def unreadable_config(component: Component) -> str:
-    """Returns why no client can read what a denoiser's header says of its network; empty where one can."""
+    """Returns why no client can read the network in a denoiser's header; empty if one can."""
     if component.name not in DENOISERS:
         return ""
     _, fault = header_config(component.part)
@@ -81,7 +81,7 @@ def unreadable_config(component: Component) -> str:
 
 
 def unread_mark(model: Model, layout: Layout) -> str:
-    """Returns why a layout's client would build another network than a model says it is; empty where it would not."""
+    """Returns why a layout's client would build another network than a model says it is; empty if it would not."""
     mark = model.mark
     if mark is None or mark.by in layout.marks:
         return ""
@@ -108,7 +108,7 @@ def refused_mark(model: Model, layout: Layout) -> Refused | None:
 def carried(component: Component, container: Container) -> tuple[dict[str, str], list[Finding]]:
     """Returns the texts of a component's header that go into its output, and what is left out.
 
-    Raises Refused for what names the network and is too long to be carried.
+    Raises Refused for a text that names the network and is too long to be carried.
     """
     texts = _texts(component)
     where = component.part.path
@@ -145,14 +145,14 @@ def carried(component: Component, container: Container) -> tuple[dict[str, str],
 
 
 def contrary(component: Component, fields: Mapping[str, object]) -> dict[str, Expert]:
-    """Returns the fields of an expert's header or config that name the other one, against which the caller decided."""
+    """Returns the fields of an expert's header or config that name the other expert, against the caller's choice."""
     names = {key: text for key in FIELDS if isinstance(text := fields.get(key), str)}
     found = {key: named for key, text in names.items() if (named := expert_named(text)) is not None}
     return {key: named for key, named in found.items() if _is_other(component, named)}
 
 
 def without_contrary(component: Component, path: str) -> tuple[Mapping[str, object], list[Finding]]:
-    """Returns a component's config without what is contrary to its role, and what that is."""
+    """Returns a component's config without the fields contrary to its role, and these fields."""
     config = component.config or {}
     left = contrary(component, config)
     came_from = config.get(_CAME_FROM)
@@ -168,7 +168,7 @@ def _is_other(component: Component, named: Expert) -> bool:
 
 
 def _texts(component: Component) -> dict[str, str]:
-    """Returns what a header says that is not about how its file stores tensors."""
+    """Returns a header's texts that are not about how the file stores tensors."""
     part = component.part
     stored = part.tensors.keys() | {piece.ref.name for one in component.tensors.values() for piece in one.pieces}
     groups = _STORAGE_GROUPS | {part.metadata.get("general.architecture", "")}
@@ -183,14 +183,14 @@ def _texts(component: Component) -> dict[str, str]:
 
 
 def notes_of(component: Component) -> list[tuple[str, str]]:
-    """Returns what a component's header says beside how it stores tensors, as text of bounded length."""
+    """Returns the texts of a component's header other than about storage, of bounded length."""
     return [
         (shortened(key, _KEY_SHOWN), shortened(text, _TEXT_SHOWN)) for key, text in sorted(_texts(component).items())
     ]
 
 
 def shortened(text: str, length: int) -> str:
-    """Returns the beginning of a text that anybody may have written, control characters escaped."""
+    """Returns the beginning of an untrusted text, control characters escaped."""
     start = text[:length] + (" …" if len(text) > length else "")
     return start if start.isprintable() else ascii(start)
 

@@ -1,4 +1,4 @@
-"""The tensors that a layout stores for a component, and the steps that each is filled by."""
+"""The tensors that a layout stores for a component, and the steps that fill each of them."""
 
 from collections.abc import Mapping, Sequence
 from glob import escape
@@ -9,8 +9,7 @@ from wanconv.layouts import Layout, Stored
 from wanconv.models import Target, targets
 from wanconv.planning.files import Slot
 from wanconv.planning.types import Output, Step
-from wanconv.quantization.packings import beside as beside_name
-from wanconv.quantization.packings import leaf_of
+from wanconv.quantization.packings import leaf_of, sibling_name
 from wanconv.report import Finding
 from wanconv.types.exclusion import excluding
 from wanconv.types.figures import count
@@ -21,10 +20,10 @@ from wanconv.types.tensors import Shape
 def outputs_of(
     component: Component, layout: Layout, steps: Mapping[str, Step]
 ) -> tuple[list[Output], list[Stored], list[Finding]]:
-    """Returns the tensors that `layout` stores for a component: with those beside them, and without; and what has no
-    home in it. They are in the order of its table, those of the source's first file before those of its second.
+    """Returns the tensors that `layout` stores for a component, with their scales and without, and those that it does
+    not store. They are in the table's order, those of the source's first file before those of its second.
 
-    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe tells apart.
+    Raises Refused for tensors that it needs and the source lacks, or that it fuses and the recipe keeps apart.
     """
     made: list[list[Output]] = []
     tensors: list[Stored] = []
@@ -64,7 +63,7 @@ def outputs_of(
     if fused:
         raise Refused(
             f"the {layout.name} layout does not take this recipe: it stores weights of {component.architecture.name} "
-            "as one tensor, and wanconv writes no scales for such",
+            "as one tensor, for which wanconv writes no scales",
             "choose a recipe without scales",
             fused,
         )
@@ -80,16 +79,16 @@ def _last_file(output: Output) -> Path:
 
 
 def _tensors(component: str, target: Target, parts: Sequence[Step]) -> list[Output]:
-    """Returns the tensors of a file that hold one of the table: itself, or its payload, scales and constants."""
+    """Returns the tensors of a file that hold a tensor of the table: itself, or its payload, scales and constants."""
     step, packing = parts[0], parts[0].packing
     if packing is None:
         slot = Slot(f"{component}/{target.name}", target.name, step.dtype, target.shape)
         return [Output(slot, tuple(parts), target.transposed)]
     module, leaf = leaf_of(target.name)
-    assert leaf == "weight", f"{target.name} is no weight of a linear layer"
+    assert leaf == "weight", f"{target.name} is not a linear layer's weight"
 
     def slot_of(leaf: str, dtype: str, shape: Shape, constant: bytes | None = None) -> Slot:
-        name = beside_name(module, leaf)
+        name = sibling_name(module, leaf)
         return Slot(f"{component}/{name}", name, dtype, shape, leaf != packing.payload, constant)
 
     payload = slot_of(packing.payload, packing.payload_dtype, packing.payload_shape(target.shape))
@@ -112,6 +111,6 @@ def _homeless(component: Component, layout: Layout, names: Sequence[str]) -> Fin
 
 
 def without(component: Component) -> str:
-    """Returns the options that leave a component out."""
+    """Returns the arguments that leave a component out."""
     folder = component.part.folder
     return argument("exclude", [f"{escape(folder)}/*"]) if folder else excluding(component.part.files)

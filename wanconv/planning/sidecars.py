@@ -1,4 +1,4 @@
-"""What lies beside the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
+"""The files next to the weights: documents that are derived, sidecars that are copied, and where each of them goes."""
 
 import os
 from collections.abc import Mapping, Sequence, Set
@@ -11,17 +11,17 @@ from wanconv.planning.marks import without_contrary
 from wanconv.report import Finding
 from wanconv.types.model import Component, Model
 
-_QUANTIZATION = "quantization_config"  # Hugging Face's key for what the source was: a layout adds what it is now
-_OURS = ("wanconv.json", "README.md")  # written anew: the manifest and the model card
+_QUANTIZATION = "quantization_config"  # Hugging Face's key for the source's quantization: a layout adds the output's
+_OURS = ("wanconv.json", "README.md")  # written again: the manifest and the model card
 
 
-def beside(
+def documents_and_copies(
     model: Model, layout: Layout, stored: Mapping[str, Sequence[Stored]]
 ) -> tuple[dict[str, bytes], dict[str, Path], list[Finding]]:
     """Returns documents (path -> bytes), copies (path -> source), and findings about what is left out.
 
-    Within a layout the source's own files stand; from another one, the layout's documents take their place. `stored`
-    are each component's tensors in the output: a config that states a dtype states theirs.
+    Within a layout the source's own files are kept; from another one, the layout's documents replace them. `stored`
+    are each component's tensors in the output: a dtype in a config is changed to theirs.
     """
     dtypes = {name: {each.dtype for each in tensors if not each.packing} for name, tensors in stored.items()}
     additions = {name: layout.config(tensors) for name, tensors in stored.items()}
@@ -67,8 +67,8 @@ def beside(
 
 
 def _derived(model: Model, layout: Layout) -> dict[str, Json]:
-    """Returns the layout's documents; of a model that is another network than its tensors tell, the components' configs
-    alone: nobody knows which pipeline it is of, or how it samples."""
+    """Returns the layout's documents; of a model that is another network than its tensors show, only the components'
+    configs: its pipeline and its sampling are unknown."""
     documents = dict(layout.documents(model))
     if model.mark is None or model.mark.by == "header":
         return documents
@@ -77,7 +77,7 @@ def _derived(model: Model, layout: Layout) -> dict[str, Json]:
 
 
 def _keeps(layout: Layout, component: Component) -> bool:
-    """True where a component's own config.json says what it is, in words that the layout's client reads."""
+    """True if a component's own config.json names its network in a way that the layout's client reads."""
     return component.mark is not None and component.mark.by != "header" and component.mark.by in layout.marks
 
 
@@ -100,6 +100,6 @@ def _moved(sidecar: str, source: Layout, layout: Layout) -> str | None:
 
 
 def _restated(config: Json, dtypes: Set[str]) -> Json:
-    """Returns a config whose dtype, if it states one, can hold every tensor as it is stored now."""
+    """Returns a config whose dtype, if any, can hold every tensor of the output."""
     stated = {key: loading_dtype(dtypes) for key in ("dtype", "torch_dtype") if config.get(key) is not None}
     return {**config, **stated}

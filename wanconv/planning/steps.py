@@ -1,4 +1,4 @@
-"""Which format each tensor is stored in: what the recipe says, what the layout demands, and why one of them cannot."""
+"""The format of each tensor: the recipe's choice, the layout's needs, and the reasons for a refusal."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -91,11 +91,11 @@ def _scale(rule: Rule, layout: Layout) -> str:
 
 def _container(component: Component, layout: Layout) -> Container:
     place = layout.place(component.name, component.architecture.name)
-    return "safetensors" if place is None else place.container  # without a place, it is refused for that
+    return "safetensors" if place is None else place.container  # without a place, it is refused because of that
 
 
 def _kept_scale(packing: Packing | None, layout: Layout) -> str:
-    """Returns what the scales of a kept tensor cover in a layout: the same, or each row where one was for all."""
+    """Returns what the scales of a kept tensor cover in a layout: the same, or each row instead of all."""
     if packing is None:
         return "none"
     if packing.scale == "tensor" and layout.packing(packing.format, "tensor") is None:
@@ -104,7 +104,7 @@ def _kept_scale(packing: Packing | None, layout: Layout) -> str:
 
 
 def _packed(step: Step, rule: Rule, scale: str, layout: Layout, unread: dict[str, list[str]]) -> Step:
-    """Returns the step with the layout's packing; where it has none, or none for this component, notes why."""
+    """Returns the step with the layout's packing; if it has none, or none for this component, notes why."""
     packing = layout.packing(step.format, scale)
     if packing is None:
         what = "scales" if scale == "auto" else f"a scale of each {scale}"
@@ -117,7 +117,7 @@ def _packed(step: Step, rule: Rule, scale: str, layout: Layout, unread: dict[str
 
 
 def _as_before(step: Step, part: Part) -> Step:
-    """Returns the step with what the source's file says of how to multiply, where payload and scales are its own."""
+    """Returns the step with the source's facts about how to multiply, if payload and scales are the source's."""
     if step.packing is None or not step.carried:
         return step
     module, _ = leaf_of(step.tensor.pieces[0].ref.name)
@@ -125,7 +125,7 @@ def _as_before(step: Step, part: Part) -> Step:
 
 
 def _together(steps: Mapping[str, Step], rule: Together, unread: dict[str, list[str]]) -> dict[str, Step]:
-    """Returns the steps with those that follow stored as those that lead; notes what the rule forbids."""
+    """Returns the steps with those that follow stored as those that lead; notes it if the rule forbids that."""
     linear = [step for step in steps.values() if step.tensor.role.kind == "linear"]
     leading = [step for step in linear if matches(rule.lead, step.tensor.name)]
     packings = {step.packing for step in leading}

@@ -1,4 +1,4 @@
-"""A plan in numbers: bytes by component and by rule, and what loading the result will take."""
+"""A plan in numbers: bytes by component and by rule, and the memory to load the result."""
 
 from wanconv.containers.writer import BLOCK_NBYTES
 from wanconv.planning.types import Plan, Step
@@ -10,8 +10,8 @@ _MERGING_NBYTES = 16 << 20  # per worker: a run of sums in float64, a tile of a 
 
 
 def conversion_memory(plan: Plan, jobs: int) -> int:
-    """Returns the anonymous memory that a conversion takes, in bytes: blocks in flight, whatever the model's size, and
-    where LoRAs are merged, one tensor's down matrices per worker."""
+    """Returns the anonymous memory of a conversion in bytes: blocks in flight, for any size of model, and with LoRAs
+    also one tensor's down matrices per worker."""
     held = [
         sum(patch.down.nbytes for patch in step.tensor.patches if patch.up)
         for step in plan.steps
@@ -22,7 +22,7 @@ def conversion_memory(plan: Plan, jobs: int) -> int:
 
 
 def by_component(plan: Plan) -> Table:
-    """Bytes before and after, and what loading the result takes: whole (resident), or block by block (streamed).
+    """Bytes before and after, and the memory to load the result: whole (resident), or block by block (streamed).
 
     Streamed is everything outside the blocks plus two blocks: one computes while the next one arrives.
     """
@@ -56,7 +56,7 @@ def by_component(plan: Plan) -> Table:
 
 
 def by_lora(plan: Plan) -> tuple[Table, ...]:
-    """Which LoRA goes where and changes how much; no table where there is none."""
+    """The component and the effect of each LoRA; no table if there is none."""
     rows = tuple(
         (lora.file.name, lora.component, lora.changed, _ranks(lora.ranks), lora.strength, lora.sha256)
         for lora in plan.model.loras
@@ -71,7 +71,7 @@ def _ranks(ranks: tuple[int, ...]) -> str:
 
 
 def by_rule(plan: Plan) -> Table:
-    """Which rule took how many tensors, and the formats they are stored in."""
+    """The number of tensors of each rule, and the formats they are stored in."""
     groups: dict[tuple[int, str, str], list[Step]] = {}
     for step in plan.steps:
         groups.setdefault((step.rule, step.label, step.tensor.stored_as), []).append(step)

@@ -1,4 +1,4 @@
-"""What a plan is: a step for every tensor, the tensors of every output file, and what lies beside them."""
+"""What a plan is: a step for every tensor, the tensors of every output file, and the other files."""
 
 import hashlib
 import json
@@ -18,10 +18,11 @@ from wanconv.types.packing import Packing
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One canonical tensor on its way: `format` is what it is stored in, `dtype` the dtype on disk, `rule` who says so.
+    """One canonical tensor on its way: `format` is its format in the output, `dtype` the dtype on disk, `rule` the rule
+    that decides.
 
-    `fallback` is the format that an overflow leads to; `reason` is set where the format is not the rule's own;
-    `packing` is how the client stores the scales, where the format has some, and `rounding` how they are found.
+    `fallback` is the format that an overflow leads to; `reason` is set if the format is not the rule's own;
+    `packing` is how the client stores the scales, if the format has some, and `rounding` how they are found.
     """
 
     tensor: ModelTensor
@@ -35,7 +36,7 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk: the payload and what stands beside it."""
+        """Bytes on disk: the payload and its scales."""
         payload = DTYPES[self.dtype].nbytes(self.tensor.numel)
         if self.packing is None:
             return payload
@@ -44,8 +45,8 @@ class Step:
 
     @property
     def carried(self) -> bool:
-        """True where the source's payload and scales are written as they are: the formats agree, and where the source
-        has one scale for all rows, the target may have it in each."""
+        """True if the source's payload and scales are written unchanged: the formats agree; if the source has one
+        scale for all rows, the target may repeat it for each row."""
         if self.tensor.patches:
             return False
         if DTYPES[self.dtype].blocked:
@@ -57,7 +58,7 @@ class Step:
 
     @property
     def label(self) -> str:
-        """The format, what its scales cover, and how they are found where that is a search: `int8 row mse`."""
+        """The format, what its scales cover, and the search that finds them, if any: `int8 row mse`."""
         if self.packing is None:
             return self.format
         searched = self.rounding != "nearest" and not self.carried
@@ -66,8 +67,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One tensor of an output file: filled by its steps one after the other, or the scales of another one's step, where
-    `whole` the one that multiplies those."""
+    """One tensor of an output file: filled by its steps one after the other, or with the scales of another one's step,
+    or, if `whole`, with the scale that multiplies those."""
 
     slot: Slot
     steps: tuple[Step, ...]
@@ -77,15 +78,15 @@ class Output:
 
     @property
     def step(self) -> Step:
-        """The first that the bytes come from."""
+        """The first step that fills it."""
         return self.scales_of or self.steps[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What the output files hold: by canonical name the steps, by key the outputs.
+    """The contents of the output files: the steps by canonical name, the outputs by key.
 
-    By component, `stored` are its tensors as they would be called without scales, `slots` all that its files hold.
+    By component, `stored` are its tensors by their names without scales, `slots` all tensors of its files.
     """
 
     steps: dict[str, Step]
@@ -99,8 +100,8 @@ class Contents:
 class Plan:
     """What a conversion will do: `documents` are derived files (path -> bytes), `copies` sidecars (path -> source).
 
-    `notes` are about how it came to be asked for; they stay when it is made again with other fallbacks. `shard_nbytes`
-    is the largest weight file that was asked for, None where the layout decides.
+    `notes` are about the request; they stay when it is made again with other fallbacks. `shard_nbytes` is the requested
+    largest weight file, None if the layout decides.
     """
 
     model: Model
@@ -120,13 +121,13 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the output takes on disk, without the manifest and the card."""
+        """Bytes of the output on disk, without the manifest and the card."""
         copied = sum(path.stat().st_size for path in self.copies.values())
         return sum(image.nbytes for image in self.images) + sum(map(len, self.documents.values())) + copied
 
     @property
     def identity(self) -> str:
-        """A digest of what goes where: two plans with the same one write the same files from the same source bytes."""
+        """A digest of the plan: plans with equal identities write the same files from the same source bytes."""
         table = [
             [image.identity for image in self.images],
             {path: hashlib.sha256(content).hexdigest() for path, content in self.documents.items()},

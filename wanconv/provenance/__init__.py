@@ -1,1 +1,1 @@
-"""What a converted model says of itself: its manifest and its card."""
+"""A converted model's manifest and model card."""

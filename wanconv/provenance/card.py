@@ -11,10 +11,10 @@ _PIPELINE_TAGS = {"t2v": "text-to-video", "ti2v": "text-to-video", "i2v": "image
 
 
 def model_card(plan: Plan, base_model: str | None) -> bytes:
-    """Returns README.md. `base_model_relation` stands there only where numbers changed, by LoRAs or a narrower format:
+    """Returns README.md. It has `base_model_relation` only if numbers changed, by LoRAs or a narrower format:
     Hugging Face has no word for a change of layout (its values are adapter, merge, quantized, finetune)."""
     model = plan.model
-    whole = any(name in DENOISERS for name in model.components)  # without one, nothing tells the family
+    whole = any(name in DENOISERS for name in model.components)  # without one, nothing shows the family
     networks = ", ".join(component.architecture.name for component in model.components.values())
     mark = model.mark
     name = (model.release.name if model.release else model.title) if whole else networks

@@ -1,6 +1,6 @@
-""".wanconv-download.json: what a folder was downloaded from, with the digest that the hub lists for every file.
+""".wanconv-download.json: a folder's repository and revision, with the hub's digest for every file.
 
-It is written before the first byte, so that a folder that is not complete is known as such.
+It is written before the first byte, so that an incomplete folder is known as incomplete.
 """
 
 import json
@@ -25,7 +25,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}")
 
 
 def write(root: Path, snapshot: Snapshot) -> None:
-    """Records a snapshot, whose files are those that were asked for; the old record is there until the new one is."""
+    """Records a snapshot, whose files are the requested ones; the new record replaces the old one in one step."""
     record = {"schema": SCHEMA, **asdict(snapshot)}
     content = json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"
     temporary = root / f"{NAME}.tmp"
@@ -38,20 +38,20 @@ def write(root: Path, snapshot: Snapshot) -> None:
 
 
 def sha256_by_file(record: Snapshot | None) -> dict[tuple[str, int], str]:
-    """Returns the sha256 that a record has, by path and length of a file."""
+    """Returns the sha256 in a record, by path and length of a file."""
     files = record.files if record else ()
     return {(file.path, file.nbytes): file.digest for file in files if file.algorithm == "sha256"}
 
 
 def read(root: Path) -> Snapshot | None:
-    """Returns a folder's record, None where there is none; raises InputError for one that cannot be trusted."""
+    """Returns a folder's record, None if there is none; raises InputError for one that cannot be trusted."""
     path = root / NAME
     if not os.path.lexists(path):
         return None
     with regular_file(path) as file:
         record = strict_json(file.read(0, file.size), str(path)) if file.size <= _MAX_NBYTES else None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no record of a download: its schema is not {SCHEMA}", _HINT)
+        raise InputError(f"{path} is not a valid download record: its schema is not {SCHEMA}", _HINT)
     hub, repository, revision = (record.get(key) for key in ("hub", "repository", "revision"))
     commit, files = record.get("commit"), record.get("files")
     named = isinstance(hub, str) and _SCHEME.fullmatch(hub) is not None
@@ -69,7 +69,7 @@ def read(root: Path) -> Snapshot | None:
 
 
 def _file(entry: object) -> RemoteFile:
-    """Returns a file of a record; raises ValueError for what `write` does not write."""
+    """Returns a file of a record; raises ValueError for values that `write` does not write."""
     if not isinstance(entry, Mapping) or entry.keys() != {"path", "nbytes", "algorithm", "digest"}:
         raise ValueError("an entry has other fields")
     return remote_file(entry["path"], entry["nbytes"], entry["algorithm"], entry["digest"])

@@ -1,4 +1,4 @@
-"""wanconv.json, the proof beside every converted model: what it was made from, how, and the digest of every byte."""
+"""wanconv.json, the proof in every converted model: what it was made from, how, and the digest of every byte."""
 
 import hashlib
 import json
@@ -33,11 +33,11 @@ from wanconv.types.text import printable
 NAME = "wanconv.json"
 SCHEMA = "wanconv.manifest/1"
 _SEAL = "self_sha256"
-_NAMED = ("name", "xxh3_128")  # what an entry of a tensor says at least
-_BESIDE = {"scales": "scales", "whole": "scale of scales"}  # entries of what stands beside a payload, in words
+_NAMED = ("name", "xxh3_128")  # required fields of a tensor's entry
+_COMPANIONS = {"scales": "scales", "whole": "scale of scales"}  # entries of a payload's companion tensors, in words
 _CHUNK_NBYTES = 4 << 20
-_MAX_NBYTES = 64_000_000  # 200 000 tensors, the most that a file may hold, take fewer
-_MAX_ETAG_NBYTES = 10_000  # of the three lines that Hugging Face's client leaves
+_MAX_NBYTES = 64_000_000  # enough for 200 000 tensors, the most that a file may hold
+_MAX_ETAG_NBYTES = 10_000  # for the three lines that Hugging Face's client leaves
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
@@ -45,8 +45,8 @@ Json = dict[str, object]
 
 
 def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> list[Json]:
-    """Returns the source's weight files: size, digest of the header, and the full digest where one is known, with who
-    says so: it was read now, or listed by the hub of the download, or left by Hugging Face's client."""
+    """Returns the source's weight files: size, digest of the header, and the full digest if one is known, with its
+    origin: read now, listed by the hub of the download, or left by Hugging Face's client."""
     files: list[Json] = []
     record = download_record.read(checkpoint.root)
     recorded = download_record.sha256_by_file(record)
@@ -84,8 +84,8 @@ def known_etag(root: Path, path: str) -> str | None:
 
 
 def plan_key(plan: Plan, base_model: str | None) -> str:
-    """Returns what makes two conversions the same: sources by size and header, sidecars, recipe, layout, base model,
-    LoRAs, each byte's place. Raises InputError for a sidecar that cannot be read."""
+    """Returns a key that is equal for equal conversions: sources by size and header, sidecars, recipe, layout, base
+    model, LoRAs, each byte's place. Raises InputError for a sidecar that cannot be read."""
     table = [
         [[file["path"], file["nbytes"], file["header_sha256"]] for file in source_files(plan.model.checkpoint)],
         plan.recipe.text,
@@ -117,15 +117,15 @@ def _sidecar_digest(path: Path) -> str:
 
 
 def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json], options: Json) -> bytes:
-    """Returns the manifest. It holds no time and no absolute path, and depends on the tool only under `tool`."""
-    import torch  # only for its version: a conversion has it loaded anyway
+    """Returns the manifest. It holds no time and no absolute path; only `tool` depends on wanconv's version."""
+    import torch  # for its version; a conversion has imported it anyway
 
     home = {payload.key: image.path for image in plan.images for payload in image.payloads}
     digests = {key: digest for file in written for key, digest in file.tensors.items()}
-    beside: dict[Step, dict[str, Slot]] = {}
+    companions: dict[Step, dict[str, Slot]] = {}
     for output in plan.outputs.values():
         if output.scales_of is not None:
-            beside.setdefault(output.scales_of, {})["whole" if output.whole else "scales"] = output.slot
+            companions.setdefault(output.scales_of, {})["whole" if output.whole else "scales"] = output.slot
     tensors = {}
     for output in plan.outputs.values():
         for step in output.steps:
@@ -135,7 +135,7 @@ def build(plan: Plan, key: str, written: Sequence[Written], sources: list[Json],
                 "shape": list(output.slot.shape),
                 "dtype": output.slot.dtype,
                 "format": step.format,
-                **(_scales_entry(step, beside[step], digests) if step in beside else {}),
+                **(_scales_entry(step, companions[step], digests) if step in companions else {}),
                 "rule": step.rule + 1,
                 **({"reason": step.reason} if step.reason else {}),
                 "xxh3_128": digests[output.slot.key],
@@ -173,7 +173,7 @@ def _plugin_entries(plan: Plan) -> list[Json]:
 
 
 def _seal(manifest: Json) -> str:
-    """Returns the digest of all that a manifest says, whatever its spacing."""
+    """Returns the digest of a manifest's content, independent of white space."""
     content = {key: value for key, value in manifest.items() if key != _SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -188,7 +188,7 @@ def _scales_entry(step: Step, slots: Mapping[str, Slot], digests: Mapping[str, s
 
 
 def lora_entries(model: Model) -> list[Json]:
-    """Returns what is recorded of the LoRAs that were merged, in their order."""
+    """Returns the records of the merged LoRAs, in their order."""
     return [
         {
             "file": lora.file.name,
@@ -202,7 +202,7 @@ def lora_entries(model: Model) -> list[Json]:
 
 
 def says_entry(model: Model) -> dict[str, Json]:
-    """Returns what is recorded of each component that says it is another network than its tensors tell."""
+    """Returns the record of each component that says it is another network than its tensors show."""
     return {
         name: {"name": mark.name, "by": mark.by, "said": dict(mark.said), "tensors_of": mark.base}
         for name, component in model.components.items()
@@ -211,13 +211,13 @@ def says_entry(model: Model) -> dict[str, Json]:
 
 
 def says(manifest: Json) -> Mapping[str, Json]:
-    """Returns what a manifest from read() records of what its model says that it is: says_entry()."""
+    """Returns the networks that a model says it is, as recorded in a manifest from read(): says_entry()."""
     entries: dict[str, Json] = manifest.get("says", {})  # type: ignore[assignment]  # read() has checked it
     return entries
 
 
 def read(folder: Path) -> Json | None:
-    """Returns a folder's manifest, None where there is none; raises InputError for one that cannot be trusted."""
+    """Returns a folder's manifest, None if there is none; raises InputError for one that cannot be trusted."""
     path = folder / NAME
     if not os.path.lexists(path):
         return None
@@ -230,7 +230,7 @@ def read(folder: Path) -> Json | None:
     else:
         fault = _fault(manifest)
     if fault:
-        message = f"{path} is no manifest that this wanconv wrote: {fault}"
+        message = f"{path} is not a valid manifest of this wanconv: {fault}"
         raise InputError(message, "convert again, or check with the wanconv that wrote it")
     assert isinstance(manifest, dict)
     return manifest
@@ -243,7 +243,7 @@ def files(manifest: Json) -> list[Written]:
 
 
 def source_options(manifest: Json) -> tuple[Expert | None, tuple[str, ...]]:
-    """Returns --expert and --exclude as the conversion had them: what it saw of its source."""
+    """Returns the conversion's `expert` and `exclude`, which select its part of the source."""
     options: Json = manifest["options"]  # type: ignore[assignment]  # read() has checked it, and what follows
     expert: Expert | None = options["expert"]  # type: ignore[assignment]
     return expert, tuple(options["exclude"])  # type: ignore[arg-type]
@@ -256,13 +256,13 @@ def unclipped(manifest: Json) -> frozenset[str]:
 
 
 def loras(manifest: Json) -> list[Json]:
-    """Returns what a manifest from read() says of the LoRAs that were merged: lora_entries()."""
+    """Returns the records of merged LoRAs in a manifest from read(): lora_entries()."""
     entries: list[Json] = manifest.get("loras", [])  # type: ignore[assignment]  # read() has checked it
     return entries
 
 
 def _fault(manifest: Json) -> str:
-    """Returns what is wrong with the fields that are read again; all of it may come from anybody."""
+    """Returns the first fault of the fields that are read again: a manifest may have any origin."""
     files, tensors, options = manifest.get("files"), manifest.get("tensors"), manifest.get("options")
     if not isinstance(manifest.get("plan"), str):
         return "it names no plan"
@@ -271,41 +271,41 @@ def _fault(manifest: Json) -> str:
     for file in files:
         path, nbytes, digest = file.get("path"), file.get("nbytes"), file.get("sha256")
         if not isinstance(path, str) or not is_inside(path):
-            return f"{path!r} is no file of a folder"
+            return f"{path!r} is not a path inside the folder"
         if type(nbytes) is not int or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            return f"size or sha256 of {path} is none"
+            return f"size or sha256 of {path} is invalid"
     listed = {file["path"] for file in files}
     if not isinstance(tensors, dict):
         return "it lists no tensors"
     for name, entry in tensors.items():
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in _NAMED):
-            return f"its entry of {name} is none"
-        for what, said in _BESIDE.items():
+            return f"its entry of {name} is invalid"
+        for what, said in _COMPANIONS.items():
             scales = entry.get(what, {"name": "", "xxh3_128": ""})
             if not isinstance(scales, dict) or not all(isinstance(scales.get(key), str) for key in _NAMED):
-                return f"its entry of the {said} of {name} is none"
+                return f"its entry of the {said} of {name} is invalid"
         if entry.get("file") not in listed:
             return f"{name} is in {entry.get('file')!r}, which it does not list"
     if not isinstance(options, dict) or options.get("expert") not in (None, "high", "low"):
         return "it has no options"
     exclude = options.get("exclude")
     if not isinstance(exclude, list) or not all(isinstance(glob, str) for glob in exclude):
-        return "its option exclude is no list"
+        return "its option exclude is not a list of texts"
     marks = manifest.get("says", {})
     if not isinstance(marks, dict) or not all(map(_is_said, marks.values())):
-        return "what it records of the model's own name is no such record"
+        return "its record of the model's own name is invalid"
     entries = manifest.get("loras", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return "its loras are no list"
+        return "its loras are not a list of objects"
     for entry in entries:
         words = (entry.get(key) for key in ("file", "sha256", "component"))
         if not all(isinstance(word, str) for word in words) or type(entry.get("strength")) is not float:
-            return "its entry of a LoRA is none"
+            return "its entry of a LoRA is invalid"
     return ""
 
 
 def _is_said(entry: object) -> bool:
-    """True for an entry of says_entry(): its name is one in the letters of a mark's, the rest is text."""
+    """True for an entry of says_entry(): its name has the letters of a mark's name, the rest is text."""
     if not isinstance(entry, dict) or not isinstance(entry.get("said"), dict):
         return False
     words = [entry.get("name"), entry.get("by"), entry.get("tensors_of"), *entry["said"].values()]
@@ -327,8 +327,8 @@ def is_inside(path: str) -> bool:
 def check_files(
     folder: Path, manifest: Json, progress: Advance, jobs: int = 2, read: dict[str, str] | None = None
 ) -> list[Finding]:
-    """Returns a failure for every file of the manifest that is missing, of another size or of other bytes, the
-    manifest itself among them. Into `read` it puts path -> sha256 of the files that it read.
+    """Returns a failure for every file of the manifest, and the manifest itself, that is missing or has another size or
+    other bytes. Adds path -> sha256 of the files that it read to `read`.
 
     A weight file whose bytes differ is read once more, tensor by tensor, to name the ones that changed: they come last.
     """
@@ -359,7 +359,7 @@ def check_files(
 
 
 def unreadable(folder: Path, path: str) -> Finding | None:
-    """Returns what keeps a listed file from being read: missing, a link to elsewhere, no file at all."""
+    """Returns why a listed file cannot be read: missing, a link to elsewhere, or not a file."""
     if not os.path.lexists(folder / path):
         return Finding("failure", path, "is missing", "get the file again, or convert again", CheckFailed.code)
     try:
@@ -380,16 +380,16 @@ def _changed_tensors(folder: Path, path: str, manifest: Json) -> list[Finding]:
     expected |= {
         f"the {words} of {name}": entry[what]
         for name, entry in expected.items()
-        for what, words in _BESIDE.items()
+        for what, words in _COMPANIONS.items()
         if what in entry
     }
     try:
         tensors = read_header(folder / path).tensors if expected else {}
     except InputError:
-        return []  # the header itself is broken, and the headers' own check says how
+        return []  # the header itself is broken; its own check reports it
     digests = {name: _digest_tensor(ref) for name, ref in tensors.items()}
     return [
-        _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is gone from {path}")
+        _failure(name, f"its bytes in {path} have changed" if entry["name"] in digests else f"is missing from {path}")
         for name, entry in expected.items()
         if digests.get(entry["name"]) != entry["xxh3_128"]
     ]

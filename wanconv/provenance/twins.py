@@ -1,7 +1,7 @@
-"""Whether two experts are one: the same numbers under both names, as when one file was copied over the other.
+"""Detects two experts that are the same: equal numbers under both names, as when one file was copied over the other.
 
-Before anything is converted, samples are compared: equal experts are equal in each of them, and of others the first
-sample tells. Of a repository, the digests that its hub lists; and of whatever was written, the digests of its tensors.
+Before a conversion, samples are compared: equal experts are equal in all samples, and others differ in the first one.
+For a repository, the digests that its hub lists are compared; after a conversion, the digests of the written tensors.
 """
 
 import struct
@@ -22,9 +22,9 @@ _HINT = "get the expert again that the other was copied over, or convert one of 
 
 
 def sampled(model: Model) -> InputError | None:
-    """Returns an error where the experts' files hold the same numbers, as far as the middle of every tensor tells.
+    """Returns an error if the experts' files hold the same numbers, as far as the middle of every tensor shows.
 
-    Zeros do not count: both may well have them, as files have that are not all there.
+    Zeros do not count: both files may have them, as incomplete files do.
     """
     if (pair := _experts(model)) is None:
         return None
@@ -38,12 +38,12 @@ def sampled(model: Model) -> InputError | None:
         if ours != theirs:
             return None
         counted += any(any(sample) for sample in ours)
-    told = f"each of the {counted} tensors that are not zero is the same in both, as samples of them show"
-    return _same(pair, told) if counted else None
+    detail = f"each of the {counted} tensors that are not zero is the same in both, as samples of them show"
+    return _same(pair, detail) if counted else None
 
 
 def listed(model: Model, digests: Mapping[str, str]) -> InputError | None:
-    """Returns an error where a hub lists the same digests (path -> digest) for the files of both experts."""
+    """Returns an error if a hub lists the same digests (path -> digest) for the files of both experts."""
     if (pair := _experts(model)) is None:
         return None
     high, low = (sorted(digests.get(file) or file for file in expert.part.files) for expert in pair)
@@ -51,8 +51,8 @@ def listed(model: Model, digests: Mapping[str, str]) -> InputError | None:
 
 
 def written(plan: Plan, files: Sequence[Written]) -> InputError | None:
-    """Returns an error where the digests of both experts are the same, tensor by tensor and scale by scale, wherever
-    both are stored alike. Says nothing where fewer than half of them are."""
+    """Returns an error if the digests of both experts are the same, tensor by tensor and scale by scale, for all
+    tensors that both store alike; None if these are fewer than half."""
     if (pair := _experts(plan.model)) is None:
         return None
     digests = {key: digest for file in files for key, digest in file.tensors.items()}
@@ -68,16 +68,16 @@ def written(plan: Plan, files: Sequence[Written]) -> InputError | None:
 
 
 def finding(error: InputError | None, severity: Severity = "failure") -> list[Finding]:
-    """Returns the error as a finding, for a verb that goes on."""
+    """Returns the error as a finding, for a command that goes on."""
     if error is None:
         return []
     code = CheckFailed.code if severity == "failure" else ""
     return [Finding(severity, "expert.low", f"{error.message}: {error.details[0]}", error.hint, code)]
 
 
-def _same(pair: tuple[Component, Component], told: str) -> InputError:
+def _same(pair: tuple[Component, Component], detail: str) -> InputError:
     high, low = (expert.part.path for expert in pair)
-    return InputError(f"{high} and {low} are the same expert, under both names", _HINT, [told])
+    return InputError(f"{high} and {low} are the same expert, under both names", _HINT, [detail])
 
 
 def _experts(model: Model) -> tuple[Component, Component] | None:
@@ -86,7 +86,7 @@ def _experts(model: Model) -> tuple[Component, Component] | None:
 
 
 def _twin(name: str) -> str:
-    """Returns the low expert's name for what the high one's is."""
+    """Returns the low expert's name of a high expert's tensor."""
     return "expert.low/" + name.partition("/")[2]
 
 
@@ -95,7 +95,7 @@ def _stored(output: Output) -> object:
 
 
 def _samples(tensor: ModelTensor, other: ModelTensor) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
-    """Returns the middles of two tensors' pieces, with those of their scales: bytes, or numbers where only these can
+    """Returns the middles of two tensors' pieces, with those of their scales: bytes, or values if only these can
     be compared."""
     ours, theirs = _middles(tensor), _middles(other)
     if tensor.stored_as == other.stored_as or not all(each.dtype in _FLOATS for each in (tensor, other)):
@@ -104,8 +104,8 @@ def _samples(tensor: ModelTensor, other: ModelTensor) -> tuple[list[Sequence[flo
 
 
 def _middles(tensor: ModelTensor) -> list[bytes]:
-    beside = [Piece(ref, 0, ref.numel) for ref in (tensor.scales, tensor.whole) if ref is not None]
-    return [_middle(piece) for piece in (*tensor.pieces, *beside)]
+    scales = [Piece(ref, 0, ref.numel) for ref in (tensor.scales, tensor.whole) if ref is not None]
+    return [_middle(piece) for piece in (*tensor.pieces, *scales)]
 
 
 def _middle(piece: Piece) -> bytes:

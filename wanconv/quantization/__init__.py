@@ -1,5 +1,5 @@
-"""How numbers are stored: the formats a recipe can name. This table is free of torch; the modules of each kind move the
-bytes: `plain` casts, `scaled` divides by a scale first, `blocks` and `microscaled` by one for every few numbers of a
+"""The formats that a recipe can name. This table does not import torch; the modules of each kind move the bytes:
+`plain` casts, `scaled` divides by a scale first, `blocks` and `microscaled` by one scale for every few numbers of a
 row."""
 
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from wanconv.types.architecture import Kind
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.tensors import Shape
 
-MAX_ROW = 1 << 18  # elements of a row that takes a scale of its own: what fits a worker's scratch memory
+MAX_ROW = 1 << 18  # most elements of a row with its own scale: they must fit a worker's scratch memory
 ROUNDINGS = ("nearest", "mse")  # how a scale is found: from the largest magnitude, or by the least squared error
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest relative L2 errors that rounding to a format explains, where a profile does not say otherwise.
+    """The largest relative L2 errors that rounding to a format explains, unless a profile says otherwise.
 
-    Of a teacher-forced `noise` prediction, of what a `block` adds when it is given the reference's input, of each
-    stored `weight`, and of what a text encoder or a VAE as a `component` gives.
+    Limits of a teacher-forced `noise` prediction, of a `block`'s change of the reference's input, of each
+    stored `weight`, and of the result of a text encoder or a VAE as a `component`.
     """
 
     noise: float
@@ -27,7 +27,7 @@ class Limits:
     component: float
 
 
-EXACT = Limits(noise=1e-5, block=1e-5, weight=0.0, component=1e-5)  # of formats that hold every value of the source
+EXACT = Limits(noise=1e-5, block=1e-5, weight=0.0, component=1e-5)  # for formats that hold every value of the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Format:
     `scales` are what one scale may cover: nothing (a plain cast, or scales of the format's own inside it), the
     `tensor`, each `row` of axis 0, or each `block` of a row; `auto` leaves it to the layout.
 
-    What a verdict takes from it: `limits`, None where rounding to it is never lossy enough to be judged;
-    `significand_bits` where the storage is no float, so that formats can be ordered from coarse to fine; `linear_only`
+    For verdicts: `limits`, None if rounding to it is never lossy enough to be judged;
+    `significand_bits` if the storage is not a float, so that formats can be ordered from coarse to fine; `linear_only`
     for formats that clients read in linear layers alone; `flushed_share`, of the numbers of a weight, that may become
-    zero. `clips` where a search may choose a scale that does not reach the largest numbers.
+    zero. `clips`: a search may choose a scale that does not reach the largest numbers.
 
-    `needs` are the statistics of a layer's inputs that the codec must be given; no conversion has any yet.
+    `needs` are the statistics of a layer's inputs that the codec needs; no conversion has any yet.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Format:
         if self.needs:
             return f"{self.name} needs a calibration's {', '.join(sorted(self.needs))}, and a conversion has none"
         if not DTYPES[source].is_float:
-            return f"{source} numbers are no weights: only keep stores them"
+            return f"{source} numbers are not weights: only keep stores them"
         if source == "fp64":
             # Through float32 it would round twice, and the bound of verify is exact in float32 only.
             return "fp64 is only stored by keep: a cast of it would be rounded twice"
@@ -78,7 +78,7 @@ class Format:
             what = f"{kind} of shape {list(shape)}"
             return f"only the 2-D weight of a linear layer takes it, in rows of whole blocks of {block}: this is {what}"
         if scale == "block" and shape[0] % block:
-            return f"its rows are no multiple of {block}: wanconv writes no padding, and this is of shape {list(shape)}"
+            return f"its row count is not a multiple of {block}: wanconv writes no padding, its shape is {list(shape)}"
         if scale == "none":
             if DTYPES[self.storage].itemsize > 1 or kind in ("linear", "embed"):
                 return None
@@ -118,11 +118,11 @@ FORMATS: Mapping[str, Format] = {each.name: each for each in _FORMATS}
 
 
 def stored_as(dtype: str) -> Format | None:
-    """Returns the format whose numbers a dtype on disk holds; None where no recipe writes it."""
+    """Returns the format whose numbers a dtype on disk holds; None if no recipe writes it."""
     return next((one for one in _FORMATS if one.storage == dtype), None)
 
 
 def significand_bits(dtype: str) -> int:
-    """Returns how many bits of a number's significand a dtype on disk keeps, its leading one aside."""
+    """Returns the significand bits that a dtype on disk keeps, without the leading one."""
     known = stored_as(dtype)
     return known.significand_bits if known and known.significand_bits is not None else DTYPES[dtype].mantissa or 0

@@ -1,16 +1,16 @@
-"""GGUF's Q8_0: along a row, every 32 numbers share a scale, which stands in front of them.
+"""GGUF's Q8_0: along a row, every 32 numbers share a scale, which precedes them.
 
     d  = max(|w|) / 127 of the block, in float32
-    q  = round(w * (1 / d))           to nearest, ties away from zero; 0 where d is so small that 1 / d is no number
+    q  = round(w * (1 / d))           to nearest, ties away from zero; 0 where d is so small that 1 / d is infinite
     w' = float32(q) * float32(fp16(d))
 
-A block is fp16(d), little-endian, and 32 times int8: 34 bytes. Up to here it is bit for bit what gguf and ggml write.
-fp16(d) may be off by half the spacing h of fp16's numbers at d, for which every q pays, so that the worst error is
+A block is fp16(d), little-endian, and 32 times int8: 34 bytes, bit for bit as gguf and ggml write it.
+fp16(d) may be off by half the spacing h of fp16's numbers at d. This error is multiplied by q, so the worst error is
 
     bound(w) = (|w| * h / d + (d + h) / 2) * (1 + 2 ** -14)
 
-where the last factor is what float32 may lose in quotient and product. Refused is what no fp16 scale reaches: |w|
-above 127 * 65504.
+The last factor covers float32's rounding of quotient and product. |w| above 127 * 65504 is refused: no fp16 scale
+reaches it.
 
 Source: ggml-org/llama.cpp ggml/src/ggml-quants.c quantize_row_q8_0_ref; gguf-py 0.19 gguf/quants.py Q8_0.
 """
@@ -47,7 +47,7 @@ class Blocker:
         self._nearly_half = torch.tensor(_NEARLY_HALF)
 
     def encode(self, source: Tensor, out: Tensor, name: str, start: int = 0) -> None:
-        """Writes the blocks of `source` into `out`; raises NotFinite, and Overflow where fp16 has no such scale."""
+        """Writes the blocks of `source` into `out`; raises NotFinite, and Overflow if fp16 cannot hold a scale."""
         for at in range(0, source.numel(), CHUNK):
             rows = self._rows(source[at : at + CHUNK])
             scales = _scales(rows)
@@ -84,7 +84,7 @@ class Blocker:
 
 
 class Q8(Unscaled):
-    """The codec (codec.py) of Q8_0: its scales stand in the payload, and nothing beside it."""
+    """The codec (codec.py) of Q8_0: its scales are in the payload."""
 
     unit = _Q8_0.block
     flushes = False
@@ -121,7 +121,7 @@ def decode(stored: Tensor) -> Tensor:
 
 
 def check(stored: Tensor, name: str, start: int = 0) -> None:
-    """Raises NotFinite for a scale that is NaN or infinite: all that can be wrong in blocks that are in place."""
+    """Raises NotFinite for a scale that is NaN or infinite: nothing else in a block can be invalid."""
     scales = stored.view(-1, _Q8_0.itemsize)[:, :2].contiguous().view(torch.float16).view(-1)
     bad = ~torch.isfinite(scales)
     if bad.any():
@@ -138,7 +138,7 @@ def bound(weight: Tensor) -> Tensor:
 
 
 def _scales(rows: Tensor) -> Tensor:
-    """Returns the float32 scale of each block, as a column; NaN or infinity where a block holds such."""
+    """Returns the float32 scale of each block, as a column; NaN or infinity if a block holds one."""
     return torch.maximum(rows.amax(1, keepdim=True), rows.amin(1, keepdim=True).neg_()).div_(127.0)
 
 

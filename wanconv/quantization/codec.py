@@ -1,7 +1,7 @@
-"""What a codec is: how one way of storing weights encodes, decodes, and proves its numbers, run by run.
+"""The codec protocol: how one way of storing weights encodes, decodes and proves its numbers, run by run.
 
-A codec object has scratch memory of its own, so every thread has its own (`codecs.Codecs`). What several threads find
-out together about one weight is a Fit, which they share. Every other room works through this interface alone.
+A codec object has scratch memory, so every thread has its own (`codecs.Codecs`). Threads share a Fit: what they have
+measured of one weight. All other rooms use only this interface.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wanconv.types.tensors import Shape
 
-RUN = 1 << 19  # elements that are read and coded at a time: 2 MB of float32, which the cast still finds in the cache
+RUN = 1 << 19  # elements that are read and coded at a time: 2 MB of float32, which stays in the cache for the cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Numbers(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scales:
-    """What a payload is multiplied by: `factors`, float32, one for the weight or one per row of it.
+    """The scales of a payload: `factors`, float32, one for the weight or one per row of it.
 
-    Where each block of a row has a scale, `codes` are the bytes of these, 1-D, in the order of the numbers, and the one
-    factor multiplies them all.
+    If each block of a row has a scale, `codes` are the bytes of these, 1-D, in the order of the numbers, and the one
+    factor multiplies all of them.
     """
 
     factors: Tensor
@@ -55,17 +55,17 @@ UNSCALED = Scales(torch.ones(1))
 
 
 class Judge(Protocol):
-    """Holds one stored weight against its source, run by run from the first to the last."""
+    """Compares one stored weight with its source, run by run from the first to the last."""
 
     def run(self, source: Tensor, payload: Tensor, start: int) -> tuple[Violation | None, float]:
         """Returns the first element further from its source than the codec's bound, and the largest error / bound."""
 
     def fault(self) -> str:
-        """Returns what is wrong with the weight though every element is within its bound; empty where nothing is."""
+        """Returns a fault of the weight as a whole, with every element within its bound; empty if there is none."""
 
 
 class RunJudge:
-    """The Judge of a codec whose runs tell all: `compare` holds a payload against its source, from an element on."""
+    """The Judge of a codec that judges each run alone: `compare` checks a payload against its source."""
 
     def __init__(self, compare: Callable[[Tensor, Tensor, int], tuple[Violation | None, float]]) -> None:
         self._compare = compare
@@ -78,10 +78,10 @@ class RunJudge:
 
 
 class Codec(Protocol):
-    """How one format stores weights: the bytes of its payload and of the scales beside it, and the error it may make.
+    """How one format stores weights: the bytes of its payload and of its scales, and the error it may make.
 
     Runs are contiguous and start at a multiple of `unit`, the elements that are coded together; payloads have the torch
-    dtype of `plain.TORCH_DTYPES`, which is bytes where a unit has several elements. `name` and `start`, the tensor's
+    dtype of `plain.TORCH_DTYPES`, which is bytes if a unit has several elements. `name` and `start`, the tensor's
     name and a run's first element, are for messages.
     """
 
@@ -93,37 +93,38 @@ class Codec(Protocol):
 
     def runs(self, first: int, count: int, columns: int) -> Iterator[tuple[int, int]]:
         """Yields (first element, element count) of the runs, at most RUN, that elements [first, first + count) of a
-        weight with so many columns are coded in."""
+        weight with this number of columns are coded in."""
 
     def scales(self, fit: "Fit", first: int, count: int, numbers: Numbers) -> Scales:
-        """Returns what a run is encoded with; reads of `numbers` what it takes to find that. Raises NotFinite."""
+        """Returns the scales to encode a run with; reads from `numbers` what it needs to find them. Raises
+        NotFinite."""
 
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
-        """Writes the payload of a run; raises NotFinite, and Overflow for what the format cannot hold."""
+        """Writes the payload of a run; raises NotFinite, and Overflow for values that the format cannot hold."""
 
-    def beside(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
-        """Writes the bytes, from byte `start` on, of what stands beside the payload: `scales`, or their `whole`."""
+    def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
+        """Writes the bytes, from byte `start` on, of a tensor next to the payload: `scales`, or their `whole`."""
 
     def check(self, payload: Tensor, name: str, start: int) -> None:
         """Raises NotFinite for a payload, carried over from a source, that holds NaN or infinity."""
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
-        """Returns the scales of a weight of this shape from the bytes that stand beside it."""
+        """Returns the scales of a weight of this shape from the stored tensors."""
 
     def invalid(self, scales: Scales) -> float | None:
-        """Returns the first scale that no quantizer writes: NaN, infinite, negative, or zero where that erases a row.
-        None where all are valid."""
+        """Returns the first scale that no quantizer writes: NaN, infinite, negative, or a zero that erases a row.
+        None if all are valid."""
 
     def decode(self, payload: Tensor, scales: Scales, first: int, columns: int) -> Tensor:
-        """Returns the numbers of a payload from element `first` on, 1-D: float32, or the payload itself where nothing
-        multiplies it. `scales` are those of the whole weight."""
+        """Returns the numbers of a payload from element `first` on, 1-D: float32, or the payload itself without
+        scales. `scales` are those of the whole weight."""
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
         """Returns a judge of a weight stored with these scales; `clips`: a search may have chosen them."""
 
 
 class Unscaled:
-    """What all codecs share that have nothing beside the payload: runs of whole units, and no scales."""
+    """Shared by all codecs without tensors for scales: runs of whole units, and no scales."""
 
     unit = 1
 
@@ -133,8 +134,8 @@ class Unscaled:
     def scales(self, fit: "Fit", first: int, count: int, numbers: Numbers) -> Scales:
         return UNSCALED
 
-    def beside(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
-        raise AssertionError("nothing stands beside the payload")
+    def companion(self, part: str, fit: "Fit", start: int, out: Tensor, numbers: Numbers) -> None:
+        raise AssertionError("this codec has no scales")
 
     def read(self, scales: Tensor | None, whole: Tensor | None, shape: Shape) -> Scales:
         return UNSCALED
@@ -147,8 +148,8 @@ Measure = Callable[[Tensor, int], Tensor]  # of a run of whole rows, (rows, colu
 
 
 class Fit:
-    """What is known of one weight's scales: numbers of the whole weight, and tables with a row for each of its rows,
-    each filled once, by whichever thread needs it first."""
+    """Measurements for one weight's scales: numbers of the whole weight, and tables with a row for each of its rows,
+    each filled once, by the first thread that needs it."""
 
     def __init__(self, shape: Shape, rounding: str) -> None:
         self.shape, self.rounding = shape, rounding
@@ -156,7 +157,7 @@ class Fit:
         self._whole: dict[str, Tensor] = {}
 
     def table(self, name: str, like: Tensor) -> Tensor:
-        """Returns a table whose rows have the shape and dtype of `like`, blank (NaN) where nobody filled it yet."""
+        """Returns a table whose rows have the shape and dtype of `like`, NaN where it is not filled yet."""
         blank = torch.full((self.shape[0], *like.shape), torch.nan, dtype=like.dtype)
         return self._tables.setdefault(name, blank)
 
@@ -165,7 +166,7 @@ class Fit:
         return complete(self.table(name, torch.empty(())), first, count, numbers, measure)
 
     def once(self, what: str, find: Callable[[], Tensor]) -> Tensor:
-        """Returns a number of the whole weight; several threads may find it at once, and find the same."""
+        """Returns a number of the whole weight; several threads may compute it at once, with the same result."""
         if what not in self._whole:
             self._whole[what] = find()
         return self._whole[what]
@@ -175,7 +176,7 @@ class Fit:
 
 
 def complete(table: Tensor, first: int, count: int, numbers: Numbers, measure: Measure) -> Tensor:
-    """Returns rows [first, first + count) of a Fit's table, of which it measures those that are still blank."""
+    """Returns rows [first, first + count) of a Fit's table, and measures those that are still NaN."""
     columns = numbers.shape[1]
     for start, numel in row_runs(first * columns, count * columns, columns):
         part = table[start // columns : (start + numel) // columns]

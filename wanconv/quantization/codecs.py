@@ -1,4 +1,4 @@
-"""Which codec stores a weight: looked up by the dtype on disk and by what its scales cover."""
+"""Look-up of a weight's codec by the dtype on disk and by what its scales cover."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -30,7 +30,7 @@ class Codecs:
         self._made: dict[tuple[str, str], Codec] = {}
 
     def of(self, dtype: str, packing: Packing | None) -> Codec:
-        """Returns the codec of weights stored so; KeyError for a pair that no packing table has."""
+        """Returns the codec of weights stored like this; KeyError for a pair that no packing table has."""
         key = dtype, "none" if packing is None else packing.scale
         if key not in self._made:
             self._made[key] = _CODECS[key]()

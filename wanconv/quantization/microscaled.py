@@ -1,4 +1,4 @@
-"""MXFP8 and NVFP4: along a row, every few numbers share a scale of eight bits, which stands in another tensor.
+"""MXFP8 and NVFP4: along a row, every few numbers share a scale of eight bits, which is in another tensor.
 
     mxfp8   s  = 2 ** ceil(log2(max(|w|) / 448)) of 32 numbers       E8M0: the exponent alone, 127 higher
             q  = round(clamp(w / s))                                 E4M3
@@ -17,12 +17,12 @@ The worst error of an element is half a step of its block's grid,
 
     bound(w) = S * h(w / S)            S = s, or t * s in NVFP4, from the source alone; h: half the spacing there
 
-In NVFP4, where s is small (below 2 ** -6) and so coarse, a number beyond 6 S may be as far away as 6 S is: blocks whose
-largest magnitude is 460,000 times below the tensor's become zeros. The bound is exact in MXFP8, where every S is a
-power of two; NVFP4's has a factor (1 + 2 ** -13), for what float32 may lose in quotient and product.
+In NVFP4, where s is small (below 2 ** -6) and so coarse, a number beyond 6 S may be off by its distance from 6 S:
+blocks whose largest magnitude is 460,000 times below the tensor's become zeros. The bound is exact in MXFP8, where
+every S is a power of two; NVFP4's has a factor (1 + 2 ** -13), for float32's rounding of quotient and product.
 
-Scales stand in tiles of 128 rows and 4 columns, one after the other, row by row; in a tile, those of rows r, r + 32,
-r + 64 and r + 96 are neighbours. What is no scale is zero.
+Scales are stored in tiles of 128 rows and 4 columns, one after the other, row by row; in a tile, those of rows r, r +
+32, r + 64 and r + 96 are neighbours. Padding is zero.
 
 Sources: OCP Microscaling Formats 1.0 (MXFP8, E8M0, E2M1); cuBLAS documentation, "1D Block Quantization" (scales,
 rounded up in E8M0) and "1D Block Scaling Factors Layout" (tiles); comfy_kitchen 0.2.40
@@ -51,7 +51,7 @@ _GRIDS = {"mxfp8": _E4M3, "nvfp4": _E2M1}
 _SMALLEST_WHOLE = 2.0**-100
 _SMALLEST = 2.0**-149  # of float32: a block of zeros has no error at all, and 0 / 0 would be none
 _SLACK = {"mxfp8": 1.0, "nvfp4": 1 + 2.0**-13}
-_WHOLE_SLACK = 1 + 2.0**-7  # what others' scale of the tensor may be off, who find it in bf16
+_WHOLE_SLACK = 1 + 2.0**-7  # tolerance for a tensor scale that others compute in bf16
 _NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 _PAIRS = torch.tensor([[_NUMBERS[byte >> 4], _NUMBERS[byte & 15]] for byte in range(256)])
 
@@ -72,7 +72,7 @@ class Microscaler:
         self._half = torch.empty(CHUNK, dtype=torch.int16)
 
     def scales(self, source: Tensor, whole: float, name: str, start: int = 0) -> Tensor:
-        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow where float32 could not hold what is
+        """Returns the bytes of the scales of a run; raises NotFinite, and Overflow if float32 could not hold what is
         read back."""
         starts = range(0, source.numel(), CHUNK)
         peaks = (self._peaks(source[at : at + CHUNK], name, start + at) for at in starts)
@@ -117,7 +117,7 @@ class Microscaler:
         return None, worst
 
     def largest(self, source: Tensor) -> float:
-        """Returns the largest |w| of a run; NaN where there is any."""
+        """Returns the largest |w| of a run; NaN if there is any."""
         pieces = (source[at : at + CHUNK] for at in range(0, source.numel(), CHUNK))
         return torch.stack([_peaks(self._rows(piece)).max() for piece in pieces]).max().item()
 
@@ -164,7 +164,7 @@ class Microscaled:
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._microscaler.encode(values, scales.factors.item(), out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
         """Scales of blocks stand in tiles: those of a tile's rows are found at a time."""
         rows, columns = fit.shape
         strip = -(-columns // (self.unit * TILE[1])) * TILE[0] * TILE[1]  # bytes of the tiles of these rows
@@ -206,7 +206,7 @@ class Microscaled:
         return _Judge(self._storage, self._microscaler, scales)
 
     def _whole(self, fit: Fit, row: int, numbers: Numbers) -> Tensor:
-        """Returns the scale of the scales: 1 where the format has none, else measured from `row` on."""
+        """Returns the scale of the scales: 1 if the format has none, else measured from `row` on."""
         if self._storage != "nvfp4":
             return torch.ones(1)
         return fit.once("whole", lambda: torch.tensor([whole_of(peak_of(fit, row, numbers, self._scaler).item())]))
@@ -239,7 +239,7 @@ def whole_of(peak: float) -> float:
 
 
 def covers(whole: float, peak: float) -> bool:
-    """True where a scale of the tensor is no coarser than its largest |w| asks for: then the bound holds for all."""
+    """True if the tensor's scale is at most what its largest |w| needs: then the bound holds for all elements."""
     return peak == 0.0 or 0.0 < whole <= whole_of(peak) * _WHOLE_SLACK
 
 
@@ -270,7 +270,7 @@ def bound(weight: Tensor, storage: str, whole: float = 1.0) -> Tensor:
 
 
 def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> None:
-    """Raises NotFinite for NaN, which E4M3 has and E2M1 has not."""
+    """Raises NotFinite for NaN, which E4M3 has but E2M1 does not."""
     if storage == "mxfp8" and (bad := payload.bitwise_and(0x7F) == 0x7F).any():
         at = start + int(bad.int().argmax())
         raise NotFinite(
@@ -279,8 +279,8 @@ def check_payload(payload: Tensor, storage: str, name: str, start: int = 0) -> N
 
 
 def odd_scale(codes: Tensor, storage: str, whole: float = 1.0) -> float | None:
-    """Returns the first that is no scale: `whole` where it is no positive number, or the scale of a block that is NaN,
-    below zero or, in MXFP8, what clients take for infinity. None where all are scales: zero is one, of a block."""
+    """Returns the first invalid scale: `whole` unless it is positive and finite, or a block's scale that is NaN,
+    negative or, in MXFP8, infinity to clients. None if all are valid; zero is valid for a block."""
     if not 0.0 < whole < inf:
         return whole
     bad = codes == 0xFF if storage == "mxfp8" else (codes > 0x80) | (codes == 0x7F)
@@ -296,14 +296,14 @@ def tiled(codes: Tensor) -> Tensor:
 
 
 def untiled(tiles: Tensor, rows: int, columns: int) -> Tensor:
-    """Returns the (rows, columns) of scales that stand in the bytes of tiles."""
+    """Returns the (rows, columns) of scales from the bytes of tiles."""
     across = -(-columns // TILE[1])
     grid = tiles.view(-1, across, 32, 4, TILE[1]).permute(0, 3, 2, 1, 4).reshape(-1, across * TILE[1])
     return grid[:rows, :columns].contiguous()
 
 
 def _peaks(rows: Tensor) -> Tensor:
-    """Returns the largest |w| of each block; NaN or infinity where a block holds such."""
+    """Returns the largest |w| of each block; NaN or infinity if a block holds one."""
     return torch.maximum(rows.amax(1), rows.amin(1).neg_()).abs_()  # no -0
 
 
@@ -334,7 +334,7 @@ def _bound(rows: Tensor, storage: str, whole: float, scratch: Tensor) -> Tensor:
         spacing = power(rows / steps.clamp(min=_SMALLEST).view(-1, 1), _E4M3, scratch)
         return spacing.mul_(half_spacing(_E4M3)).mul_(steps.view(-1, 1)).clamp_(min=_SMALLEST)
     quotients = _quotients(peaks, whole)
-    # a scale of the tensor that is too fine for a block excuses nothing
+    # a tensor scale that is too small for a block does not widen the bound
     steps = torch.where(quotients > _E4M3.largest * _WHOLE_SLACK, peaks / _E2M1.largest, steps).view(-1, 1)
     spacing = power((rows / steps.clamp(min=_SMALLEST)).clamp_(-6.0, 6.0), _E2M1, scratch)
     limit = spacing.mul_(half_spacing(_E2M1)).mul_(steps)

@@ -1,4 +1,5 @@
-"""How clients store weights with scales: one row per client, format and granularity; and what a file's rows are.
+"""How clients store weights with scales: one row per client, format and granularity; and the packing of a file's
+weights.
 
 Sources: ComfyUI comfy/quant_ops.py and, of its legacy names, comfy/utils.py (convert_old_quants); LightX2V
 tools/convert/quant/quant.py and lightx2v/common/ops/mm/mm_weight.py; torchao
@@ -17,17 +18,17 @@ from wanconv.types.packing import Packing
 from wanconv.types.tensors import Part, TensorRef
 
 COMFY_QUANT = "comfy_quant"
-_HEADER = "_quantization_metadata"  # of it, ComfyUI makes comfy_quant tensors when it loads a file
+_HEADER = "_quantization_metadata"  # ComfyUI makes comfy_quant tensors of it when it loads a file
 _CONSTANT_NBYTES = 4096  # at most
 TOKENIZER = "spiece_model"
-TOKENIZER_NBYTES = 16 << 20  # at most: UMT5's has 4.5 MB
-_SHOWN = 200  # characters of what a file says
+TOKENIZER_NBYTES = 16 << 20  # limit: UMT5's has 4.5 MB
+_SHOWN = 200  # most characters of a file's own text in a message
 _FULL_PRECISION = "full_precision_matrix_mult"
-_OPTIONS = {_FULL_PRECISION}  # of comfy_quant: says how to multiply, not what the numbers are
+_OPTIONS = {_FULL_PRECISION}  # key of comfy_quant: how to multiply; it does not affect the values
 
 
 def comfy_quant(name: str) -> bytes:
-    """Returns what ComfyUI reads beside a weight. Without a calibrated input scale it must multiply in full precision:
+    """Returns what ComfyUI reads with a weight. Without a calibrated input scale it must multiply in full precision:
     it would clamp activations at 448."""
     return json.dumps({"format": name, _FULL_PRECISION: True}, separators=(",", ":")).encode()
 
@@ -81,13 +82,13 @@ PACKINGS: tuple[Packing, ...] = (
 )
 # fmt: on
 
-# Tensors that are no weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
+# Tensors that are not weights: ComfyUI's text encoders carry their sentencepiece model, its legacy files a marker.
 ATTACHED = {TOKENIZER: ("uint8",), "scaled_fp8": ("fp8_e4m3fn", "fp32")}
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """The scales that stand beside a weight, and how."""
+    """The scales of a weight, and how they are stored."""
 
     packing: Packing
     scales: TensorRef
@@ -99,13 +100,13 @@ def of_client(client: str) -> tuple[Packing, ...]:
 
 
 def leaf_of(name: str) -> tuple[str, str]:
-    """Returns a name's module and leaf: what stands before its last dot, and after it."""
+    """Returns a name's module and leaf: the parts before and after its last dot."""
     module, _, leaf = name.rpartition(".")
     return module, leaf
 
 
 def is_constant(ref: TensorRef) -> bool:
-    """True for a tensor whose bytes a plan is made from, and not its name and shape alone."""
+    """True for a tensor whose bytes a plan needs, not only its name and shape."""
     leaf = leaf_of(ref.name)[1]
     known = any(leaf == constant for packing in PACKINGS for constant, _ in packing.constants)
     limit = TOKENIZER_NBYTES if ref.name == TOKENIZER else _CONSTANT_NBYTES if known else -1
@@ -118,14 +119,14 @@ def tokenizer_of(part: Part) -> TensorRef | None:
     return ref if ref is not None and is_constant(ref) else None
 
 
-def beside(module: str, leaf: str) -> str:
+def sibling_name(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
 def stated(part: Part) -> dict[str, object]:
-    """Returns what a file's header says of its layers, by the names of the comfy_quant tensors that say the same.
+    """Returns the entries for layers in a file's header, by the names of the equivalent comfy_quant tensors.
 
-    Raises InputError for a header that says something else there.
+    Raises InputError for a header with something else there.
     """
     if _HEADER not in part.metadata:
         return {}
@@ -135,14 +136,14 @@ def stated(part: Part) -> dict[str, object]:
         said = None
     layers = said.get("layers") if isinstance(said, dict) else None
     if not isinstance(layers, dict) or not all(layer.isprintable() for layer in layers):
-        message = f"{part.path}: what its header says under {_HEADER} is no list of layers"
+        message = f"{part.path}: {_HEADER} in its header is not a list of layers"
         raise InputError(message, "take the file that it was quantized from")
-    return {beside(layer, COMFY_QUANT): value for layer, value in layers.items()}
+    return {sibling_name(layer, COMFY_QUANT): value for layer, value in layers.items()}
 
 
 def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
-    """Returns the weights of a file by the names they have where nothing is scaled, and what stands beside those that
-    are. What no row explains keeps its own name, as does what the header alone says."""
+    """Returns the weights of a file by their names without scales, and the scales of those that have some. Tensors that
+    no row explains keep their own names, and so do entries that only the header has."""
     said = stated(part)
     rows = of_client("comfyui") if said else PACKINGS
     modules: dict[str, dict[str, TensorRef]] = {}
@@ -154,7 +155,7 @@ def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
     for module, leaves in modules.items():
         packing = next((packing for packing in rows if _fits(packing, leaves, said)), None)
         if packing is not None:
-            name = beside(module, "weight")
+            name = sibling_name(module, "weight")
             used = {packing.payload, packing.scales, packing.whole, *(leaf for leaf, _ in packing.constants)}
             payload = leaves[packing.payload]
             weights[name] = replace(payload, name=name, dtype=packing.format, shape=packing.shape_of(payload.shape))
@@ -169,14 +170,14 @@ def unpack(part: Part) -> tuple[dict[str, TensorRef], dict[str, Packed]]:
 
 
 def _with_header(part: Part, said: Mapping[str, object]) -> dict[str, TensorRef]:
-    """Returns a file's tensors, and one without bytes for what its header alone says."""
+    """Returns a file's tensors, and one without bytes for each entry that only its header has."""
     stand_ins = {name: TensorRef(name, "uint8", (0,), Path(part.path), 0, 0) for name in said}
     return {**part.tensors, **{name: ref for name, ref in stand_ins.items() if name not in part.tensors}}
 
 
-def astray(name: str, part: Part) -> str:
-    """Returns what keeps a tensor of a file, which no row explains, from being what its name says: a part of a weight
-    with scales, or a tokenizer; empty where that is nothing of the kind."""
+def unexplained_reason(name: str, part: Part) -> str:
+    """Returns why a tensor that no row explains is not the part of a scaled weight, or the tokenizer, that its name
+    says; empty for other names."""
     if name == TOKENIZER:
         return f"no tokenizer that wanconv reads: uint8 of at most {size(TOKENIZER_NBYTES)}"
     module, leaf = leaf_of(name)
@@ -187,7 +188,7 @@ def astray(name: str, part: Part) -> str:
     said = stated(part)
     tensors = _with_header(part, said)
     payloads, scales = (
-        [ref for leaf in dict.fromkeys(leaves) if (ref := tensors.get(beside(module, leaf)))]
+        [ref for leaf in dict.fromkeys(leaves) if (ref := tensors.get(sibling_name(module, leaf)))]
         for leaves in zip(*pairs, strict=True)
     )
     if not scales or not payloads:
@@ -195,47 +196,51 @@ def astray(name: str, part: Part) -> str:
         return missing if name in part.tensors else f"the header speaks of it, and {missing}"
     if len(payloads) > 1:
         return "its weight stands there twice, plain and quantized"
-    constant = tensors.get(beside(module, COMFY_QUANT))
+    constant = tensors.get(sibling_name(module, COMFY_QUANT))
     if constant is not None and (odd := _odd(constant, said)):
         return odd
     if scales[0].name != name:
         return ""
     of = f"{payloads[0].dtype} {list(payloads[0].shape)}"
-    return f"{scales[0].dtype} {list(scales[0].shape)} is no scale of {of} that wanconv knows"
+    return f"{scales[0].dtype} {list(scales[0].shape)} is not a scale of {of} that wanconv knows"
 
 
 def _odd(ref: TensorRef, said: Mapping[str, object]) -> str:
-    """Returns why wanconv does not read a weight of which this is said; empty where a row says the same."""
+    """Returns why wanconv does not read a weight with this entry; empty if a row agrees with it."""
     known = [json.loads(content) for packing in PACKINGS for _, content in packing.constants]
-    told = _told(ref, said)
-    for value in told:
+    entries = _entries(ref, said)
+    for value in entries:
         if not any(same_meaning(value, each) for each in known):
             return f"{COMFY_QUANT} is {_shown(value)}, which wanconv does not read"
-    return "the header and the tensor comfy_quant say different things" if not same_meaning(told[0], told[-1]) else ""
+    return (
+        "the header and the tensor comfy_quant say different things"
+        if not same_meaning(entries[0], entries[-1])
+        else ""
+    )
 
 
 def _shown(value: object) -> str:
     try:
-        return "no JSON" if value is None else json.dumps(value)[:_SHOWN]
+        return "not valid JSON" if value is None else json.dumps(value)[:_SHOWN]
     except RecursionError:
         return "nested too deeply"
 
 
 def is_input_scale(packing: Packing, ref: TensorRef) -> bool:
-    """True for the one number by which a client scales what a layer multiplies its weight with."""
+    """True for the single number by which a client scales a layer's inputs."""
     return leaf_of(ref.name)[1] == packing.inputs and ref.dtype == "fp32" and ref.numel == 1
 
 
 def in_full_precision(packing: Packing) -> bool:
-    """True where ComfyUI decodes such a weight before it multiplies, and so has no use for a scale of the inputs."""
+    """True if ComfyUI decodes this weight before it multiplies, and so does not use a scale of the inputs."""
     return all(json.loads(content).get(_FULL_PRECISION) for _, content in packing.constants)
 
 
 def multiplied_as(packing: Packing, module: str, part: Part) -> Packing:
-    """Returns a packing of blocks with what a file says of the same weight: that it is multiplied in full precision."""
+    """Returns a packing of blocks with the file's fact about the weight: that it is multiplied in full precision."""
     if in_full_precision(packing):
         return packing
-    name = beside(module, COMFY_QUANT)
+    name = sibling_name(module, COMFY_QUANT)
     ref = part.tensors.get(name)
     said = stated(part).get(name) if ref is None else _parsed(ref)
     if not isinstance(said, dict) or not said.get(_FULL_PRECISION):
@@ -244,7 +249,7 @@ def multiplied_as(packing: Packing, module: str, part: Part) -> Packing:
 
 
 def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, object]) -> bool:
-    if packing.payload != "weight" and "weight" in leaves:  # which of the two is meant, nothing tells
+    if packing.payload != "weight" and "weight" in leaves:  # nothing shows which of the two is meant
         return False
     payload, scales = leaves.get(packing.payload), leaves.get(packing.scales)
     if payload is None or scales is None or payload.dtype != packing.payload_dtype:
@@ -252,7 +257,7 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, 
     if packing.scale == "block" and (len(payload.shape) != 2 or not payload.numel):
         return False
     shape = packing.shape_of(payload.shape)
-    if packing.payload_shape(shape) != payload.shape:  # its rows are no whole blocks
+    if packing.payload_shape(shape) != payload.shape:  # its rows are not whole blocks
         return False
     if (scales.dtype, scales.shape) != (packing.scale_dtype, packing.scale_shape(shape)):
         return False
@@ -261,19 +266,19 @@ def _fits(packing: Packing, leaves: Mapping[str, TensorRef], said: Mapping[str, 
     if not packing.constants:
         return COMFY_QUANT not in leaves
     return all(
-        leaf in leaves and all(same_meaning(each, json.loads(content)) for each in _told(leaves[leaf], said))
+        leaf in leaves and all(same_meaning(each, json.loads(content)) for each in _entries(leaves[leaf], said))
         for leaf, content in packing.constants
     )
 
 
-def _told(ref: TensorRef, said: Mapping[str, object]) -> list[object]:
-    """Returns what is said in place of a constant: by the header, and by its tensor. None stands for no JSON."""
-    told = [said[ref.name]] if ref.name in said else []
-    return told if told and not ref.nbytes else [*told, _parsed(ref)]
+def _entries(ref: TensorRef, said: Mapping[str, object]) -> list[object]:
+    """Returns the entries of a constant: the header's, and its tensor's. None stands for invalid JSON."""
+    entries = [said[ref.name]] if ref.name in said else []
+    return entries if entries and not ref.nbytes else [*entries, _parsed(ref)]
 
 
 def _parsed(ref: TensorRef) -> object:
-    """Returns what a constant says as JSON, None where that cannot be read."""
+    """Returns a constant's JSON value, None if it is invalid."""
     if not is_constant(ref):
         return None
     try:
@@ -283,7 +288,7 @@ def _parsed(ref: TensorRef) -> object:
 
 
 def same_meaning(found: object, wanted: object) -> bool:
-    """True where two JSON values differ in nothing but how to multiply."""
+    """True if two JSON values differ only in how to multiply."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
         return found == wanted
     keys = (found.keys() | wanted.keys()) - _OPTIONS

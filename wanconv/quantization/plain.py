@@ -4,16 +4,16 @@ A cast rounds to nearest, ties to even, so it moves a value by at most half the 
 
     bound(w) = 2 ** (max(exponent(w), min_exponent) - mantissa - 1)
 
-with `mantissa` and `min_exponent` of the target (`tensors.DTYPES`); zero where the target holds every source value.
+with `mantissa` and `min_exponent` of the target (`tensors.DTYPES`); zero if the target holds every source value.
 Below 2 ** min_exponent the spacing stays that of the subnormals; nothing is flushed to zero.
 
-Two things are settled before torch casts anything, because what its casts do with them changed between versions (torch
-2.12 turns infinity into 448 in float8_e4m3fn): NaN and infinity are refused in every format, and so is every finite |w|
-above the target's largest number. The limit is that number itself, not the rounding edge half a spacing above it (65505
-is refused in fp16, though IEEE rounding would make it 65504): one documented limit, which a range scan can foretell.
+Two cases are refused before torch casts, because its behaviour changed between versions (torch 2.12 turns infinity into
+448 in float8_e4m3fn): NaN and infinity, in every format, and each finite |w| above the target's largest number. The
+limit is that number itself, not the rounding edge half a spacing above it (65505 is refused in fp16, though IEEE
+rounding would make it 65504): one documented limit, which a range scan can predict.
 
-Whatever changes its dtype goes through float32, which holds fp16, bf16 and both fp8 exactly, so it is rounded once.
-fp64 does not fit there: it is kept or refused.
+A value that changes its dtype goes through float32, which holds fp16, bf16 and both fp8 exactly, so it is rounded once.
+float32 does not hold fp64, so fp64 is kept or refused.
 
 Definitions: IEEE 754-2019 binary16, binary32, binary64; bfloat16, the upper half of a binary32; OCP 8-bit Floating
 Point Specification (OFP8) 1.0 for E4M3 (no infinities, largest 448, S.1111.111 is NaN) and E5M2.
@@ -41,8 +41,8 @@ TORCH_DTYPES = {
 # fmt: on
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if not DTYPES[name].blocked}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_EXPONENT = 0x7F800000  # a float32's exponent bits; alone they read as 2 ** exponent, or 0 for a subnormal
-CHUNK = 1 << 18  # elements: 1 MB as float32, which the next pass still finds in the cache
+_EXPONENT = 0x7F800000  # a float32's exponent bits; alone they are 2 ** exponent, or 0 for a subnormal
+CHUNK = 1 << 18  # elements: 1 MB as float32, which stays in the cache for the next pass
 
 
 class Caster:
@@ -62,7 +62,7 @@ class Caster:
         """Writes `source` into `out`, as long and of the storage dtype; the same dtype is copied bit by bit.
 
         Raises NotFinite for NaN or infinity and Overflow for |w| above the largest number of out's dtype (`out` is then
-        partly written); Refused for fp64, integers and booleans where the dtype would change.
+        partly written); Refused for fp64, integers and booleans whose dtype would change.
         """
         if source.dtype == out.dtype:
             self.check(source, name, start)
@@ -77,12 +77,12 @@ class Caster:
                 part.copy_(wide)
 
     def check(self, source: Tensor, name: str, start: int = 0) -> None:
-        """Raises NotFinite for NaN or infinity: all that `keep` asks of a run whose bytes are already in place."""
+        """Raises NotFinite for NaN or infinity: the only check of `keep` for a run whose bytes are already in place."""
         if source.is_floating_point():
             self.amax(source, name, start)
 
     def amax(self, source: Tensor, name: str, start: int = 0) -> float:
-        """Returns the largest |w| of a float dtype, which tells what formats would overflow; raises NotFinite."""
+        """Returns the largest |w| of a float dtype, which shows the formats that would overflow; raises NotFinite."""
         largest = 0.0
         for (piece,) in _chunks(source):
             amax = self._largest(piece)
@@ -94,7 +94,7 @@ class Caster:
     def first_violation(self, source: Tensor, stored: Tensor, start: int = 0) -> tuple[Violation | None, float]:
         """Returns the first element of `stored` that its source does not allow, and the largest error / bound seen.
 
-        Where the dtype holds every source value, the bits must be the same and the ratio is 0. NaN and infinity on
+        If the dtype holds every source value, the bits must be the same and the ratio is 0. NaN and infinity on
         either side are violations, ratio inf. Raises Refused for a change of dtype that `cast` refuses.
         """
         worst, at = 0.0, start
@@ -107,7 +107,8 @@ class Caster:
         return None, worst
 
     def _ratio(self, source: Tensor, stored: Tensor) -> float:
-        """Returns the largest error / bound of a chunk; inf for NaN, infinity and a difference where none may be."""
+        """Returns the largest error / bound of a chunk; inf for NaN, infinity and a difference where the bound is
+        zero."""
         target = _dtype(stored)
         if not target.holds(_dtype(source)):
             return self._rounding(source, stored, target)
@@ -130,7 +131,7 @@ class Caster:
         return inf if isnan(ratio) else ratio
 
     def _largest(self, piece: Tensor) -> float:
-        # torch cannot scan fp8; two-byte floats are scanned as they are, because widening takes longer than the scan
+        # torch cannot scan fp8; two-byte floats are scanned directly, because widening takes longer than the scan
         return _amax(piece if piece.itemsize > 1 else self._wide(piece, self._source))
 
     def _wide(self, piece: Tensor, scratch: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class Caster:
 
 
 class Plain(Unscaled):
-    """The codec (codec.py) of a cast: every element is a unit of its own, and nothing stands beside them."""
+    """The codec (codec.py) of a cast: each element is a unit of its own, and there are no scales."""
 
     flushes = True
     stable = False
@@ -169,7 +170,7 @@ def encode(weight: Tensor, storage: str, name: str) -> Tensor:
 
 
 def decode(stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Returns the values of any float dtype but fp64, exactly, in the same shape; NaN and infinity as such.
+    """Returns the exact values of any float dtype but fp64, in the same shape; NaN and infinity stay as they are.
 
     They are float32, or of a narrower `dtype` that holds them all, as fp16 holds both fp8.
     """
@@ -203,7 +204,7 @@ def half_spacing(target: DType) -> float:
 
 
 def widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
-    """Returns `out`, the values of a chunk, in its dtype. Shifting fp8 into fp16 takes less than torch's cast."""
+    """Returns `out`, the values of a chunk, in its dtype. Shifting fp8 into fp16 is faster than torch's cast."""
     if piece.dtype == torch.float8_e5m2:  # the upper half of a binary16
         half.copy_(piece.view(torch.int8)).bitwise_left_shift_(8)
         return out.copy_(half.view(torch.float16))
@@ -217,7 +218,7 @@ def widen(piece: Tensor, out: Tensor, half: Tensor) -> Tensor:
 
 
 def _amax(values: Tensor) -> float:
-    """Returns the largest |w|; NaN where there is any."""
+    """Returns the largest |w|; NaN if there is any."""
     low, high = torch.aminmax(values)
     return max(-low.item(), high.item())
 
@@ -241,12 +242,12 @@ def refusal(source: Tensor, target: DType, name: str, start: int) -> NotFinite:
     """Returns the error for a run that a scan has found bad: the first bad element and how many there are."""
     values = source if source.dtype == torch.float64 else decode(source)
     bad = ~torch.isfinite(values)
-    overflow = not bad.any()  # NaN and infinity go first: no fallback helps them
+    overflow = not bad.any()  # NaN and infinity first: a fallback does not help them
     if overflow:
         bad = values.abs() > target.largest
     index = int(bad.int().argmax())
     at, count = f"{name}[{start + index}] is {values[index].item():.9g}", int(bad.sum())
-    more = f" ({count} such among {source.numel()} elements from {start} on)"
+    more = f" ({count} of {source.numel()} elements from {start} on)"
     if overflow:
         largest = values.abs().max().item()
         floats = [each for each in FORMATS.values() if each.storage and DTYPES[each.storage].is_float]

@@ -1,7 +1,7 @@
 """How the scales of a weight are found: a strategy for each rounding that a recipe can name.
 
-A strategy sees whole rows, measures them by a Measurer, and leaves what it found in the weight's Fit, which the threads
-that encode the weight share.
+A strategy sees whole rows, measures them with a Measurer, and stores the results in the weight's Fit. The threads that
+encode the weight share it.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +20,20 @@ _EQUAL = 1 + 2.0**-24
 
 
 class Measurer(Protocol):
-    """What rows have to be asked for their scales; runs are (rows, columns) in any float dtype."""
+    """The measurements of rows that scales need; runs are (rows, columns) in any float dtype."""
 
     def peaks(self, source: Tensor, name: str, start: int = 0) -> Tensor:
         """Returns the largest magnitude of each row, float32; raises NotFinite."""
 
     def search(self, source: Tensor, peaks: Tensor, storage: str) -> Tensor:
-        """Returns the scale of each row that has the least squared error."""
+        """Returns for each row the scale with the least squared error."""
 
     def squared_errors(self, source: Tensor, scales: Tensor, storage: str) -> Tensor:
         """Returns each row's squared error under each scale, float64 (rows, candidates)."""
 
 
 class Rounding(Protocol):
-    """A strategy for one storage dtype: scales as float32, one a row, or one for the whole weight."""
+    """A strategy for one storage dtype: scales as float32, one per row or one for the whole weight."""
 
     def of_rows(self, fit: Fit, row: int, count: int, numbers: Numbers) -> Tensor:
         """Returns the scales of rows [row, row + count)."""
@@ -43,7 +43,7 @@ class Rounding(Protocol):
 
 
 class Nearest:
-    """Scales by which the largest magnitude becomes the storage's largest number."""
+    """Scales that map the largest magnitude to the storage's largest number."""
 
     def __init__(self, measurer: Measurer, storage: str) -> None:
         self._measurer, self._storage = measurer, storage
@@ -88,7 +88,7 @@ STRATEGIES: Mapping[str, Callable[[Measurer, str], Rounding]] = {"nearest": Near
 
 def peak_of(fit: Fit, row: int, numbers: Numbers, measurer: Measurer) -> Tensor:
     """Returns the largest |w| of a whole weight, measured from `row` on and then from its start: threads that begin
-    where they write share the work without waiting for each other."""
+    at their own rows share the work without waiting for each other."""
 
     def peaks(run: Tensor, start: int) -> Tensor:
         return measurer.peaks(run, numbers.name, start)
@@ -113,7 +113,7 @@ def candidates(peaks: Tensor, storage: str) -> Tensor:
 
 
 def chosen(scales: Tensor, errors: Tensor) -> Tensor:
-    """Returns of each row of candidates() the one with the least squared error, the first of equal ones.
+    """Returns for each row of candidates() the one with the least squared error, the first of equal ones.
 
     Errors are float64 sums, and equal to 24 bits: the order in which a machine adds does not decide.
     """

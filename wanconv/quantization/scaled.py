@@ -5,26 +5,26 @@
     w'    = float32(q) * scale        as every client decodes it
 
 `largest` is 448 in float8_e4m3fn, 57344 in float8_e5m2 and 127 in int8, which is symmetric: -128 is never written. A
-row of zeros takes scale 1 and stays zeros. No scale is below 2 ** -100: numbers that small would leave the products too
-few bits, and no model has them.
+row of zeros gets scale 1 and stays zeros. No scale is below 2 ** -100: smaller ones would leave the products too few
+bits, and no model has weights this small.
 
-That is rounding `nearest`. Rounding `mse` takes, of FACTORS times that scale, the one with the least squared error
-sum((w - w') ** 2), and the first of equal ones: never a worse one than `nearest`, which is the first factor.
+That is rounding `nearest`. Rounding `mse` multiplies that scale by each of FACTORS and takes the product with the least
+squared error sum((w - w') ** 2), the first of equal ones. It is never worse than `nearest`, which is the first factor.
 
-    int8    1 down to 0.2, denser near 1: a finer step for all numbers, and the few beyond 127 of them are clipped
+    int8    1 down to 0.2, denser near 1: a finer step for all numbers; the few beyond 127 steps are clipped
     floats  1 up to 2: their step grows with the number, so clipping never pays, and after a factor of two the grid is
-            the same again; between, the numbers meet its binades at other places
+            the same again; in between, its binades lie at other numbers
 
 The worst error of an element is half a step of its scaled grid,
 
     bound(w) = scale * h(w / scale) * (1 + 2 ** -13)
 
-with h half the spacing of the storage's numbers (0.5 in int8, `plain` for floats); the last factor is what float32 may
-lose in quotient and product. Where `mse` may clip, |w| from 127 * scale to 127 * scale / 0.2 may be as far away as
-127 * scale is. Scales are found on whole rows: runs here are (rows, columns), and a tensor's scale comes from the peaks
-of its rows.
+with h half the spacing of the storage's numbers (0.5 in int8, `plain` for floats); the last factor covers float32's
+rounding of quotient and product. If `mse` may clip, |w| from 127 * scale to 127 * scale / 0.2 may be off by its
+distance from 127 * scale. Scales are found on whole rows: runs here are (rows, columns), and a tensor's scale comes
+from the peaks of its rows.
 
-Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (families/packings.py) for the decode; the search
+Sources: OFP8 1.0 for the grids; comfy_kitchen, torchao and LightX2V (packings.py) for the decode; the search
 for a clipped range with less squared error is that of GPTQ (quant.py: 1 down to 0.2) and of llm-compressor's MSE
 observer (1 down to 0.8).
 """
@@ -96,7 +96,7 @@ class Scaler:
         for rows in _pieces(source):
             weight = self._weight(source[rows])
             for at in range(scales.shape[1]):
-                # A factor that clips more off the peak alone than another loses in all, loses; so do smaller ones.
+                # If clipping the peak alone costs more than another factor in all, it loses; so do smaller ones.
                 clipped = (peaks[rows] - scales[rows, at] * LARGEST[storage]).clamp_(min=0.0).double().square_()
                 if (clipped >= errors[rows].amin(1)).all():
                     break
@@ -104,7 +104,7 @@ class Scaler:
         return chosen(scales, errors)
 
     def _weight(self, source: Tensor) -> Tensor:
-        """Returns rows as float32, where neither encode nor decode writes."""
+        """Returns rows as float32, in memory that encode and decode do not overwrite."""
         return self._widened(source, self._bits.view(torch.float32))
 
     def _squared_error(self, weight: Tensor, scales: Tensor, storage: str) -> Tensor:
@@ -184,7 +184,7 @@ class Scaled:
             piece, part = (run[at : at + CHUNK].view(1, -1) for run in (values, out))
             self._scaler.encode(piece, scales.factors, part)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
         factors = out.view(torch.float32)
         factors.copy_(self._factors(fit, start // factors.itemsize, factors.numel(), numbers))
 
@@ -215,7 +215,7 @@ class Scaled:
         return RunJudge(compare)
 
     def _factors(self, fit: Fit, row: int, count: int, numbers: Numbers) -> Tensor:
-        """Returns the scales of rows [row, row + count), or the only one, found from `row` on."""
+        """Returns the scales of rows [row, row + count), or the only one, measured from `row` on."""
         rounding = STRATEGIES[fit.rounding](self._scaler, self._storage)
         if self._by_row:
             return rounding.of_rows(fit, row, count, numbers)
@@ -255,7 +255,7 @@ def decode(stored: Tensor, scales: Tensor) -> Tensor:
 
 
 def odd_scale(scales: Tensor) -> float | None:
-    """Returns the first scale that is no positive number; None where each is one."""
+    """Returns the first scale that is not a positive finite number; None if all are valid."""
     odd = scales[~((scales > 0) & torch.isfinite(scales))]
     return odd[0].item() if len(odd) else None
 
@@ -279,7 +279,8 @@ def _decode(stored: Tensor, scales: Tensor, out: Tensor, half: Tensor) -> None:
 
 
 def _with_clips(weight: Tensor, scales: Tensor, out: Tensor) -> Tensor:
-    """Returns in `out` what an int8 weight may lose to a scale that clips: half a step, or what is beyond the last."""
+    """Returns in `out` an int8 weight's worst error with a scale that clips: half a step, or the distance beyond the
+    last."""
     last = scales * LARGEST["int8"]
     beyond = torch.abs(weight, out=out).sub_(last)
     beyond.masked_fill_(beyond > last * (_SLACK / FACTORS["int8"][-1] - 1), 0.0)
@@ -304,7 +305,7 @@ def _pieces(run: Tensor) -> Iterator[slice]:
 
 
 def _parts(run: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yields (rows, columns) of the same, where a row that others wrote may be longer than the scratch memory."""
+    """Yields (rows, columns) of the same; a third-party row may be longer than the scratch memory."""
     for rows in _pieces(run):
         for at in range(0, run.shape[1], CHUNK):
             yield rows, slice(at, at + CHUNK)

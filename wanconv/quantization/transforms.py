@@ -8,11 +8,11 @@
             [-1, 1, 1, 1]] / 2
 
 H is symmetric and orthogonal, so it is its own inverse, and every row of it has the same sum. An outlier is spread over
-its group, and the largest magnitude, which a scale must reach, shrinks. A client that rotates the layer's inputs alike
-multiplies with the rotated weight as it is stored.
+its group, so the largest magnitude, which a scale must reach, shrinks. A client that rotates the layer's inputs in the
+same way multiplies with the stored, rotated weight.
 
-The worst error of an element holds in the rotated basis, where the grid is: it is the inner codec's. In the weight's
-own basis, the squared error of a group is the same, for H is orthogonal.
+The inner codec's worst error of an element holds in the rotated basis, where the grid is. In the weight's own basis,
+the squared error of a group is the same, since H is orthogonal.
 
 Rotations are sums of four numbers at a time in float32, in one order, so that the same row gives the same bits on every
 machine, whatever run it is read in.
@@ -34,7 +34,7 @@ GROUPS = (4, 16, 64, 256)  # powers of four, the orders that H has here
 
 
 def rotate(values: Tensor, group: int) -> Tensor:
-    """Returns values, of which each `group` in order is rotated, as float32.
+    """Returns the values as float32, with each `group` rotated, in order.
 
     Args:
         values: any shape and float dtype; its elements in order are whole groups.
@@ -52,7 +52,7 @@ def rotate(values: Tensor, group: int) -> Tensor:
 
 
 class Rotated:
-    """A codec that stores a weight rotated, by the codec within.
+    """A codec that rotates a weight and stores it with an inner codec.
 
     Args:
         inner: how the rotated weight is stored.
@@ -79,8 +79,8 @@ class Rotated:
     def encode(self, values: Tensor, scales: Scales, out: Tensor, name: str, start: int) -> None:
         self._inner.encode(rotate(values, self._group), scales, out, name, start)
 
-    def beside(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
-        self._inner.beside(part, fit, start, out, _RotatedNumbers(numbers, self._group))
+    def companion(self, part: str, fit: Fit, start: int, out: Tensor, numbers: Numbers) -> None:
+        self._inner.companion(part, fit, start, out, _RotatedNumbers(numbers, self._group))
 
     def check(self, payload: Tensor, name: str, start: int) -> None:
         self._inner.check(payload, name, start)
@@ -97,12 +97,12 @@ class Rotated:
         return rotate(self._inner.decode(payload, scales, first, columns), self._group)
 
     def judge(self, scales: Scales, columns: int, clips: bool) -> Judge:
-        """Returns a judge that holds each element to the inner codec's bound in the rotated basis."""
+        """Returns a judge that compares each element with the inner codec's bound in the rotated basis."""
         self._check_columns(columns)
         return _RotatedJudge(self._inner.judge(scales, columns, clips), self._group)
 
     def _check_columns(self, columns: int) -> None:
-        """Raises ValueError where a group would reach into the next row."""
+        """Raises ValueError if a group would reach into the next row."""
         if columns % self._group:
             raise ValueError(f"rows of {columns} numbers are not whole groups of {self._group}")
 

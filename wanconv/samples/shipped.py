@@ -1,7 +1,7 @@
-"""The small trained model that travels inside the package, set out as a checkpoint in the official layout.
+"""The small trained model that ships in the package, written as a checkpoint in the official layout.
 
-In the package every weight file is safetensors; text encoder and VAE are `.pth` files in an official folder, and become
-so here. The same package gives the same bytes.
+In the package every weight file is safetensors; text encoder and VAE are `.pth` files in an official folder, and are
+converted to them here. The same package gives the same bytes.
 """
 
 import filecmp
@@ -33,9 +33,9 @@ _PICKLED = {
 
 
 def make(folder: Path, progress: Progress = silent) -> Path:
-    """Makes the model at `folder`, at once, and returns it; one that is there already is left as it is.
+    """Makes the model at `folder`, whole or not at all, and returns it; an existing one is left unchanged.
 
-    Raises UsageError where something else is there.
+    Raises UsageError if the folder holds something else.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

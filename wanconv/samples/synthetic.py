@@ -29,15 +29,15 @@ from wanconv.types.progress import Progress, silent, total
 SPECIAL = ("<pad>", "</s>", "<unk>")  # the first tokens of a tokenizer
 PUBLISHED = ("official", "diffusers")  # the layouts that checkpoints are released in
 _POOL_NUMEL = 1 << 22
-_BESIDE = ("wan-vace", "wan-animate")  # some of their blocks have another one, of a list of its own, beside them
+_BESIDE = ("wan-vace", "wan-animate")  # some of their blocks have another one, of a list of its own, next to them
 # What the released files are stored in: families.md of the model cards, checked against their sizes.
 _STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audio_encoder": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to make. `components` empty: all of a tiny model, the denoisers of a full one. `layout` None: the first of
-    PUBLISHED that the family has."""
+    """What to make. Without `components`: all of a tiny model, the denoisers of a full one. Without `layout`: the first
+    of PUBLISHED that the family has."""
 
     release: str
     scale: Literal["full", "tiny"] = "tiny"
@@ -107,7 +107,7 @@ def _check_known(what: str, name: str, known: Collection[str]) -> None:
 
 
 def _lone_expert(components: Sequence[str]) -> Expert | None:
-    """Returns the role of the only expert, which a lone `transformer` folder does not tell."""
+    """Returns the role of the only expert, which a lone `transformer` folder does not show."""
     experts: dict[str, Expert] = {"expert.high": "high", "expert.low": "low"}
     found = [experts[name] for name in components if name in experts]
     return found[0] if len(found) == 1 else None
@@ -152,7 +152,7 @@ def _files(
 
 
 class _Values:
-    """Made-up numbers: N(0, 0.02), norms near one; the same for the same key and seed, wherever reading starts."""
+    """Made-up numbers: N(0, 0.02), norms near one; equal for equal keys and seeds, from any start."""
 
     def __init__(self, slots: Mapping[str, Slot], kinds: Mapping[str, Kind], seed: int) -> None:
         self._slots, self._kinds, self._seed = slots, kinds, seed
@@ -172,7 +172,7 @@ class _Values:
 
 
 def _tokenizer(layout: Layout, wanted: Sequence[str], dims: Mapping[str, Mapping[str, int]]) -> dict[str, bytes]:
-    """Returns a tokenizer of letters in the place and of the kind that UMT5's has."""
+    """Returns a tokenizer of letters, with the path and kind of UMT5's."""
     if "text_encoder" not in wanted:
         return {}
     letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"-()"]

@@ -1,1 +1,1 @@
-"""Where bytes come from and go to: this machine's files, and hubs by HTTP."""
+"""Sources and destinations of bytes: local files, and hubs by HTTP."""

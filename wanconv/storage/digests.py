@@ -38,7 +38,7 @@ def _digests_of_file(path: Path, algorithms: Iterable[str], progress: Callable[[
 def digest_files(
     root: Path, paths: Sequence[str], algorithm: str, progress: Advance, jobs: int = 2
 ) -> dict[str, str | OSError]:
-    """Returns path -> hex digest, or the error that kept it from being read; `jobs` files at a time."""
+    """Returns path -> hex digest, or the error of reading it; `jobs` files at a time."""
     found = digests_of(root, dict.fromkeys(paths, (algorithm,)), progress, jobs)
     return {path: one if isinstance(one, OSError) else one[algorithm] for path, one in found.items()}
 
@@ -46,8 +46,8 @@ def digest_files(
 def digests_of(
     root: Path, wanted: Mapping[str, Collection[str]], progress: Advance, jobs: int = 2
 ) -> dict[str, dict[str, str] | OSError]:
-    """Returns path -> algorithm -> hex digest of the algorithms that are wanted of each file, which is read once; or
-    the error that kept it from being read. `jobs` files at a time."""
+    """Returns path -> algorithm -> hex digest for the algorithms wanted of each file, or the error of reading
+    it. Each file is read once, `jobs` files at a time."""
 
     def one(path: str) -> dict[str, str] | OSError:
         try:

@@ -1,4 +1,4 @@
-"""Files and folders that are put on disk: synced, made to appear at once, and what kept them from it, in words."""
+"""Files and folders on disk: written, synced and renamed whole, with errors in words."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ def write_file(path: Path, content: bytes) -> Written:
 
 
 def write_anew(path: Path, content: bytes) -> Written:
-    """Writes a small file, synced, in the place of one that is there, which keeps its bytes under any other name."""
+    """Writes a small file, synced, in place of an existing one; hard links to the old one keep their bytes."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -42,7 +42,7 @@ def write_anew(path: Path, content: bytes) -> Written:
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Written:
-    """Writes a file whose bytes come one after the other, synced."""
+    """Writes a file from chunks, synced."""
     digest, nbytes = hashlib.sha256(), 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
 def sync_folders(root: Path) -> None:
     """Syncs the directory entries of `root` and everything below it."""
 
-    def fail(error: OSError) -> None:  # by default, os.walk leaves out what it cannot list
+    def fail(error: OSError) -> None:  # by default, os.walk skips folders that it cannot list
         raise describe_output_error(error, root) from error
 
     for folder, _, _ in os.walk(root, topdown=False, onerror=fail):
@@ -88,7 +88,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Makes `folder` appear as `target`, at once: one rename, synced."""
+    """Renames `folder` to `target`, synced."""
     try:
         folder.rename(target)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""From the text that names a path to the path, and the names that no output folder may have.
+"""From the text of a path to the path, and names that an output folder must not have.
 
-The text is read, not a `Path`, which has dropped a leading `./` and one of the two slashes of an address: `./~root` is
-a folder of that name, and `~root` is somebody's home.
+The text is needed, since a `Path` drops a leading `./` and one of the two slashes of an address: `./~root` is a folder
+of that name, and `~root` is a user's home.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from wanconv.types.text import printable
 
 
 def local_path(text: str, where: str) -> Path:
-    """Returns the path on this machine that a text means; `~` is read as a shell reads it, where the text begins so.
+    """Returns the local path that a text means; a leading `~` is read like in a shell.
 
-    `where` names what the text was given for. Raises UsageError for an empty text, an address, and a home folder that
-    this user has not. What a later reader could take for a home folder or an address (`./~root`, `./s3:/x`) is returned
-    as an absolute path.
+    `where` names the argument with the text. Raises UsageError for an empty text, an address, and an unknown home
+    folder. A path that could be mistaken for a home folder or an address (`./~root`, `./s3:/x`) is returned as an
+    absolute path.
     """
     if not text.strip():
         raise UsageError(f"{where}: the path is empty", "name one; a variable that is not set leaves it empty")
@@ -33,20 +33,20 @@ def _at_home(path: Path, where: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         if path.parts[0] != "~":
-            return path  # nobody has that name: a shell leaves it alone, too
+            return path  # no user has that name: a shell leaves it unchanged, too
         raise UsageError(f"{where}: {path}: this user has no home folder", "set HOME, or give the whole path") from None
 
 
 def check_scheme(text: str, where: str = "", hubs: bool = False) -> None:
-    """Raises UsageError for an address, with `hubs` for one that is no repository's."""
+    """Raises UsageError for an address; with `hubs`, only for one that is not a repository's."""
     if fault := unsupported(text, hubs):
         raise UsageError(f"{where}: {fault[0]}" if where else fault[0], fault[1])
 
 
 def check_target(folder: Path, *suffixes: str) -> None:
-    """Raises UsageError where a folder that is to be written has the name of a weight file, or of a file with one of
-    `suffixes`, or one that cannot be printed, or is the address of a place elsewhere."""
-    if not printable(str(folder)):  # what is written there, no command would read
+    """Raises UsageError if a folder that is to be written has the name of a weight file, or of a file with one of
+    `suffixes`, or one that cannot be printed, or is an address."""
+    if not printable(str(folder)):  # no command would read a folder of this name
         raise UsageError(f"{str(folder)!r} holds characters that no path should have", "choose another name")
     if not folder.is_absolute():
         check_scheme(str(folder))

@@ -1,4 +1,4 @@
-"""Places as people write them: a path on this machine, or an address whose scheme says that it is elsewhere."""
+"""Places as people write them: a local path, or an address with a scheme."""
 
 import re
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from wanconv.types.registry import DISABLE, Plugin, plugins
 
 OWN_HUBS = ("hf", "ms")
 GROUP = "wanconv.storage"  # of entry points: what opens a hub, called with a token and a Patience; named as its scheme
-_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a drive of Windows
-_FOLDED = re.compile(  # what a Path makes of an address, and what one types who forgets a slash
+_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")  # a single letter is a drive of Windows
+_FOLDED = re.compile(  # an address as a Path shows it, or with a forgotten slash
     r"\s*(hf|ms|s3[an]?|gs|gcs|r2|b2|oss|cos|swift|azure|az|abfss?|wasbs?|adl|https?|ftps?|sftp|ssh|scp|rsync|hdfs|dbfs|file):/"
     r"(?!/)",
     re.IGNORECASE,
@@ -21,13 +21,13 @@ _PAGES = (  # addresses that people copy from a browser
 
 
 def scheme_of(text: str) -> str | None:
-    """Returns the scheme of an address, in small letters; None for a path on this machine."""
+    """Returns the scheme of an address, in lower case; None for a local path."""
     match = _ADDRESS.match(text) or _FOLDED.match(text)
     return match[1].lower() if match else None
 
 
 def repository_of(text: str) -> str | None:
-    """Returns the address of a hub's repository, `hf://…` or `ms://…`; None where the text is no such address."""
+    """Returns the address of a hub's repository, `hf://…` or `ms://…`; None if the text is not one."""
     match = _ADDRESS.match(text)
     if match is None or not _is_hub(match[1].lower()):
         return None
@@ -35,8 +35,8 @@ def repository_of(text: str) -> str | None:
 
 
 def unsupported(text: str, hubs: bool = False) -> tuple[str, str] | None:
-    """Returns why an address cannot be taken, and what to write instead; None for a path on this machine, and with
-    `hubs` for a repository's address."""
+    """Returns why an address cannot be used, and what to write instead; None for a local path and, with `hubs`, for a
+    repository's address."""
     scheme = scheme_of(text)
     if scheme is None or (hubs and repository_of(text) is not None):
         return None

@@ -1,8 +1,8 @@
-"""Reading what may be anything: regular files alone, small ones bounded in size and time, every read whole, and texts
-of TOML and JSON without numbers or nesting that nobody means.
+"""Reading files of unknown content: regular files only, small ones bounded in size and time, complete reads, and TOML
+and JSON without extreme numbers or nesting.
 
-A problem with a file is an OSError whose `strerror` says it, one with a text a ValueError: who asked knows what it was
-to be, and says so.
+A problem with a file is an OSError whose `strerror` describes it; one with a text is a ValueError. The caller adds what
+the file was meant to be.
 """
 
 import errno
@@ -19,31 +19,31 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-TEXT_NBYTES = 500_000  # of what people write: recipes, profiles
-JSON_NBYTES = 64_000_000  # of what programs write: manifests, indexes, results, records, lists
-_PATIENCE_S = 60.0  # for all of a small file, whatever kind of file system it lies on
+TEXT_NBYTES = 500_000  # limit for files that people write: recipes, profiles
+JSON_NBYTES = 64_000_000  # limit for files that programs write: manifests, indexes, results, records, lists
+_PATIENCE_S = 60.0  # for a whole small file, on any file system
 _CHUNK_NBYTES = 1 << 20
 _NODES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-_DIGITS = 19  # of the largest integer of 64 bits, which TOML has, and no figure of ours exceeds
-_DEPTH = 32  # of tables and lists inside each other
+_DIGITS = 19  # digits of the largest 64-bit integer, TOML's limit; no value of wanconv exceeds it
+_DEPTH = 32  # nested tables and lists
 _STRING = re.compile(r"""\"(?:[^"\\\n]|\\.)*+(?:"|$)|'[^'\n]*+(?:'|$)|\#.*$""")
 _BRIEF = 100
 
 
 def node_kind(mode: int) -> str:
-    """Returns what a node of a file system that is no regular file is, in words."""
+    """Returns in words what a node of a file system is that is not a regular file."""
     return _NODES.get(stat.S_IFMT(mode), "a device")
 
 
 def open_regular(path: Path) -> int:
-    """Returns a descriptor for reading; raises OSError for what is not a regular file, and never waits for a FIFO.
+    """Returns a descriptor for reading; raises OSError unless the file is regular; never waits for a FIFO.
 
-    A device is not even opened, which alone may have an effect.
+    A device is not opened at all, since opening alone may have an effect.
     """
     _check_regular(path.stat(), path)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        _check_regular(os.fstat(descriptor), path)  # what lies there may be another one by now
+        _check_regular(os.fstat(descriptor), path)  # the path may be another file by now
     except OSError:
         os.close(descriptor)
         raise
@@ -71,9 +71,9 @@ def stream(path: Path) -> BufferedReader:
 
 
 def read_small(path: Path, most_nbytes: int) -> bytes:
-    """Returns all that a file holds; raises OSError where that is more than so many bytes, or takes too long.
+    """Returns a file's content; raises OSError if it has more bytes than allowed, or takes too long.
 
-    What counts is the bytes that come: files of /proc say that they have none, and others grow.
+    The bytes read count, not the size: files of /proc have the size 0, and others grow.
     """
     deadline = time.monotonic() + _PATIENCE_S
     content = bytearray()
@@ -91,13 +91,13 @@ def read_small(path: Path, most_nbytes: int) -> bytes:
 
 
 def small_text(path: Path) -> str:
-    """Returns what somebody wrote, its lines ended as Python's; raises OSError as read_small does, and ValueError for
-    what is not UTF-8."""
+    """Returns the text of a small file, with Python's line ends; raises OSError as read_small does, and ValueError
+    unless it is UTF-8."""
     return read_small(path, TEXT_NBYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
-    """Returns `nbytes` from `offset` on, fewer only where the file ends: a system may hand over less at a time."""
+    """Returns `nbytes` from `offset` on, fewer only at the file's end: one system call may return less."""
     parts, left = [], nbytes
     while left and (part := os.pread(descriptor, left, offset)):
         parts.append(part)
@@ -106,7 +106,7 @@ def read_at(descriptor: int, nbytes: int, offset: int) -> bytes:
 
 
 def fill_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Fills `view` from `offset` on, and returns how many bytes there were: fewer only where the file ends."""
+    """Fills `view` from `offset` on, and returns the number of bytes: fewer only at the file's end."""
     done = 0
     while done < len(view) and (count := os.preadv(descriptor, [view[done:]], offset + done)):
         done += count
@@ -114,23 +114,23 @@ def fill_at(descriptor: int, view: memoryview, offset: int) -> int:
 
 
 def parsed_toml(text: str) -> dict[str, Any]:
-    """Returns a table; raises ValueError for what is not TOML, and for nesting and numbers that nobody means."""
+    """Returns a table; raises ValueError for invalid TOML, and for extreme nesting and numbers."""
     if any(_key_depth(line) > _DEPTH for line in text.splitlines()):
-        raise ValueError("it is nested too deeply")  # over which tomllib would sit for hours
+        raise ValueError("it is nested too deeply")  # tomllib would take hours for it
     try:
         table = tomllib.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except tomllib.TOMLDecodeError:
         raise
-    except ValueError:  # Python's own, of int()
+    except ValueError:  # Python's own limit, of int()
         raise ValueError("it holds a whole number of thousands of digits") from None
     _check(table)
     return table
 
 
 def _key_depth(line: str) -> int:
-    """Returns the most dots between two signs of a line, strings and comments left out: those of a dotted key."""
+    """Returns the depth of a line's dotted key: its dots, without strings and comments."""
     bare = _STRING.sub("_", line)
     return max(part.count(".") for part in re.split(r"[=,{}\[\]]", bare))
 
@@ -154,9 +154,9 @@ def whole_number(text: str, most_digits: int = _DIGITS) -> int:
 
 
 def _finite(text: str) -> float:
-    """NaN and infinity are below no limit and beyond none."""
+    """Refuses NaN and infinity, which no limit catches."""
     if not isfinite(value := float(text)):
-        raise ValueError(f"it holds {brief(text)[1:-1]}, which is no number")
+        raise ValueError(f"it holds {brief(text)[1:-1]}, which is not a finite number")
     return value
 
 
@@ -178,6 +178,6 @@ def _check(value: object) -> None:
 
 
 def brief(value: object) -> str:
-    """Returns a value from a file as a message shows it: quoted, and cut where it is long."""
+    """Returns a value from a file as a message shows it: quoted, and shortened if it is long."""
     shown = repr(value)
     return shown if len(shown) <= _BRIEF else f"{shown[:_BRIEF]}…"

@@ -1,6 +1,6 @@
-"""A folder for as long as a process lives; what one that was killed has left is removed by the next that needs one.
+"""A temporary folder for a process; the folder of a killed process is removed by the next one that needs a folder.
 
-Its name is what tells that it is nobody else's: it ends as `tempfile` makes it up, and no two processes share one.
+Its name shows whose it is: its end is random, from `tempfile`, and no two processes share one.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ _COMPLETED = r"[a-z0-9_]{8}"  # by tempfile
 
 @contextmanager
 def scratch(home: Path | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
-    """Yields an empty folder in `home`, or among the system's temporary ones, which is removed afterwards."""
+    """Yields an empty folder in `home`, or in the system's temporary folder; it is removed afterwards."""
     home = home or Path(tempfile.gettempdir())
     _sweep(home, prefix)
     folder, lock = _make(home, prefix)
@@ -32,13 +32,13 @@ def scratch(home: Path | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
 
 
 def _make(home: Path, prefix: str) -> tuple[Path, int]:
-    """Returns a new folder and the descriptor that locks it: a folder that nobody has locked is a dead process's."""
+    """Returns a new folder and the descriptor that locks it: an unlocked folder belongs to a dead process."""
     try:
         while True:
             folder = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
-            with suppress(FileNotFoundError):  # another process has swept it away before it was locked
+            with suppress(FileNotFoundError):  # another process removed it before it was locked
                 lock = _opened(folder)
-                with suppress(OSError):  # a file system without locks: nobody can sweep there either
+                with suppress(OSError):  # a file system without locks: no process removes folders there either
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.fstat(lock).st_nlink:
                     return folder, lock
@@ -48,7 +48,7 @@ def _make(home: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _sweep(home: Path, prefix: str) -> None:
-    """Removes the folders of this user's processes that are no more."""
+    """Removes the folders of this user's processes that have ended."""
     name = re.compile(re.escape(prefix) + _COMPLETED)
     with suppress(OSError):
         for entry in os.scandir(home):

@@ -1,6 +1,6 @@
 """What networks and families are: roles, their names in each scheme, sizes.
 
-Values are equal where they hold the same; architectures and families are pickled as their names (`types/registry.py`).
+Values are equal if their fields are; architectures and families are pickled as their names (`types/registry.py`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Spelling:
     """A role's name in one naming scheme.
 
     `parts` of `of` equal row blocks of the named tensor hold the role (fused qkv: part 0 of 3 is q); `transposed` says
-    that the two axes are swapped there; `shape` overrides the role's shape where a scheme adds axes of length one.
+    that its two axes are swapped; `shape` overrides the role's shape if a scheme adds axes of length one.
     `aliases` are further names under which the same tensor may stand, instead or once more (tied weights). Files of
     the scheme may lack an `optional` tensor.
     """
@@ -35,8 +35,8 @@ class Spelling:
 class Role:
     """One row of a vocabulary: `{n}` counts blocks from 0, another letter another list (`{m}`: S2V's injectors).
 
-    Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None has no
-    home for the role (CLIP's text half in diffusers).
+    Dimensions are numbers, symbols (`d`), multiples (`6*d`) or fractions (`d/4`). A scheme that maps to None does not
+    store the role (CLIP's text half in diffusers).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Architecture:
 
     `source` is where its table was read; `full` are the (largest) released sizes, `tiny` sizes for tests: symbols and
     counts, plus `heads` where the shapes do not show it. `config` says which of them a scheme's config.json states, as
-    (key or product of keys, size). `dead` are tensors beside the network's own, all or some of which a file may hold.
+    (key or product of keys, size). `dead` are further tensors without use, all or some of which a file may hold.
     `classes` are the names by which a config.json calls this network and no other.
     """
 
@@ -106,9 +106,9 @@ class Release:
 class Family:
     """A kind of model: which components it has (component name -> architecture) and how it samples.
 
-    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `told_by` is
-    what a denoiser's config.json says where another family has the same networks: (key, value). `breaks_in_fp16` is a
-    sentence, for those whose denoiser must not be computed in fp16.
+    `boundary` is the timestep share from which the high-noise expert works; `shift` the sampler's default. `config_key`
+    is the (key, value) of a denoiser's config.json by which the family is known if another one has the same networks.
+    `breaks_in_fp16` is a sentence, for those whose denoiser must not be computed in fp16.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Family:
     shift: float
     releases: tuple[Release, ...]
     boundary: float | None = None
-    told_by: tuple[str, object] | None = None
+    config_key: tuple[str, object] | None = None
     breaks_in_fp16: str = ""
 
     def __hash__(self) -> int:

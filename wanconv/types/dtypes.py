@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """How numbers are stored; `code` is the name in a safetensors header, empty where that has none.
+    """How numbers are stored; `code` is the name in a safetensors header, empty if that has none.
 
-    `itemsize` are the bytes of an element, or of a `block` of so many along a row. Floats carry what a cast needs:
+    `itemsize` are the bytes of an element, or of a `block` of elements along a row. Floats carry what a cast needs:
     `mantissa` bits, `min_exponent` of the smallest normal, `largest` finite value. `gguf` are its numbers in GGUF,
-    where that has it: the type of a tensor, and the type of a file whose matrices are mostly of it.
+    if GGUF has it: the type of a tensor, and the type of a file whose matrices are mostly of it.
     """
 
     name: str
@@ -32,7 +32,7 @@ class DType:
 
     @property
     def blocked(self) -> bool:
-        """True where several numbers are coded together, with a scale of their own."""
+        """True if several numbers are coded together, with a scale of their own."""
         return self.block > 1
 
     @property
@@ -70,7 +70,7 @@ _DTYPES = (
     DType("bool",        "BOOL",     1),
     # GGUF's: 32 numbers in int8 behind their fp16 scale, which bounds them
     DType("q8_0",        "",         34,    largest=127 * 65504.0, block=32, gguf=(8, 7)),
-    # Their scales stand in other tensors: 32 numbers in E4M3, 16 in four bits; float32 must hold what they decode to
+    # Their scales are in other tensors: 32 numbers in E4M3, 16 in four bits; float32 must hold what they decode to
     DType("mxfp8",       "",         32,    largest=240 * 2.0**120, block=32),
     DType("nvfp4",       "",         8,     largest=240 * 2.0**120, block=16),
 )

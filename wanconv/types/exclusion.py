@@ -1,4 +1,4 @@
-"""Which files the user leaves out: globs on paths, names and folders, and the globs that leave given files out."""
+"""Files that the user excludes: globs on paths, names and folders, and globs that exclude given files."""
 
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -11,9 +11,9 @@ _MOST = 4  # globs in one hint
 
 
 def excluded_by(path: str, globs: Collection[str]) -> str | None:
-    """Returns the first glob that takes a relative path or a folder above it, by its whole path or its name alone.
+    """Returns the first glob that matches a relative path or a folder above it, by its whole path or its name.
 
-    `*` crosses slashes. A glob that begins with `./` takes whole paths alone.
+    `*` crosses slashes. A glob that begins with `./` matches whole paths only.
     """
     if not globs:
         return None
@@ -27,13 +27,13 @@ def excluded_by(path: str, globs: Collection[str]) -> str | None:
 
 
 def unmatched(globs: Iterable[str], paths: Collection[str]) -> tuple[str, ...]:
-    """Returns the globs that take none of the paths."""
+    """Returns the globs that match none of the paths."""
     return tuple(glob for glob in dict.fromkeys(globs) if not any(excluded_by(path, (glob,)) for path in paths))
 
 
 def excluding(paths: Sequence[str], kept: Collection[str] = ()) -> str:
-    """Returns the argument that leaves files out and none of those `kept`: one glob for each file or, where
-    there are many, for each folder that holds nothing else."""
+    """Returns the argument that excludes files but none of those `kept`: one glob for each file or, if there are many,
+    for each folder with nothing else in it."""
     if len(paths) > _MOST:
         homes = {os.path.dirname(path) for path in kept}
         folders = dict.fromkeys(os.path.dirname(path) for path in paths)

@@ -1,4 +1,4 @@
-"""Libraries that an extra of the package brings, and what is said where they are missing."""
+"""Libraries of the package's extras, and the error if they are missing."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -22,10 +22,10 @@ def need(extra: str, what: str) -> None:
 
     Args:
         extra: The extra of the package, a key of EXTRAS.
-        what: What needs it, as the sentence begins: "validate".
+        what: What needs it, the beginning of the sentence: "validate".
 
     Raises:
-        UsageError: Where one is missing, with the command that installs them.
+        UsageError: If one is missing, with the command that installs them.
     """
     absent = [distribution for module, distribution in EXTRAS[extra].items() if find_spec(module) is None]
     if absent:

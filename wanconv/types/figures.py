@@ -1,14 +1,14 @@
-"""How counts, byte counts and other numbers are written for people; what a program reads keeps the numbers."""
+"""Counts, byte counts and other numbers as text for people; programs read the numbers."""
 
 from math import isfinite
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
-_LEAST, _MOST = 1e-6, 1e15  # beyond, zeros would have to be counted
-_NBYTES = 10**18  # beyond, a byte count is made up
+_LEAST, _MOST = 1e-6, 1e15  # beyond it, readers would have to count zeros
+_NBYTES = 10**18  # beyond it, a byte count is not real
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """Returns a number with its noun: 1 file, 12,345 files; `many` where the plural has more than an s."""
+    """Returns a number with its noun: 1 file, 12,345 files; `many` is a plural with more than an s."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -25,18 +25,18 @@ def size(nbytes: int) -> str:
 
 
 def exact_size(nbytes: int) -> str:
-    """Returns a byte count with its unit and to the byte, for where a single one matters: 5.68 kB (5,680 bytes)."""
+    """Returns a byte count with its unit and to the byte, if single bytes matter: 5.68 kB (5,680 bytes)."""
     return size(nbytes) if not 1000 <= nbytes <= _NBYTES else f"{size(nbytes)} ({nbytes:,} bytes)"
 
 
 def sizes(*counts: int) -> tuple[str, ...]:
-    """Returns byte counts with units; to the byte where two that differ would look alike."""
+    """Returns byte counts with units; to the byte if two different ones would look alike."""
     short = tuple(size(nbytes) for nbytes in counts)
     return short if len(set(short)) == len(set(counts)) else tuple(exact_size(nbytes) for nbytes in counts)
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """Returns a number with so many digits and, as far as people can read it, without an exponent."""
+    """Returns a number with the given digits and, as far as people can read it, without an exponent."""
     if not isfinite(value):
         return "not finite"
     if isinstance(value, int) or (value and 1000 <= abs(value) < _MOST):

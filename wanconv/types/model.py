@@ -25,9 +25,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """What a LoRA adds to a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
+    """A LoRA's change of a weight: `scale` times the product of `up` and `down`, or times `down`, the difference.
 
-    `up` is (rows, rank), `down` (rank, row); further axes are part of the row, as a convolution's are.
+    `up` is (rows, rank), `down` (rank, row); further axes, such as a convolution's, are part of the row.
     """
 
     scale: float
@@ -43,9 +43,8 @@ class Patch:
 class ModelTensor:
     """One canonical tensor, `<component>/<path>`, as runs of elements on disk (`transposed`: of its transpose).
 
-    Where it is stored with scales, `packing` says how, the pieces are its payload, and `scales` lies elsewhere, as does
-    the `whole` scale of scales.
-    `patches` are added to its numbers when they are read.
+    If it has scales, `packing` says how they are stored, the pieces are its payload, and `scales` and the `whole` scale
+    of scales are tensors of their own. `patches` are added to its numbers when they are read.
     """
 
     name: str
@@ -70,17 +69,17 @@ class ModelTensor:
 
     @property
     def quantized(self) -> bool:
-        """True where its numbers are products with scales, which stand beside them or in their blocks."""
+        """True if its numbers are products with scales, stored in tensors of their own or in the blocks."""
         return self.packing is not None or DTYPES[self.dtype].blocked
 
     @property
     def as_it_lies(self) -> bool:
-        """True where its numbers are the bytes on disk, in order."""
+        """True if its numbers are the bytes on disk, in order."""
         return not (self.quantized or self.patches or self.transposed)
 
     @property
     def stored_as(self) -> str:
-        """The dtype on disk, and what its scales cover where it has some: `int8 row`."""
+        """The dtype on disk, and what its scales cover, if it has some: `int8 row`."""
         return self.dtype if self.packing is None else f"{self.dtype} {self.packing.scale}"
 
     @property
@@ -89,15 +88,15 @@ class ModelTensor:
 
     @property
     def nbytes(self) -> int:
-        beside = sum(ref.nbytes for ref in (self.scales, self.whole) if ref is not None)
-        return DTYPES[self.dtype].nbytes(self.numel) + beside
+        scales = sum(ref.nbytes for ref in (self.scales, self.whole) if ref is not None)
+        return DTYPES[self.dtype].nbytes(self.numel) + scales
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a denoiser's files say of its network that its tensors do not: another network has the same ones.
+    """A network that a denoiser's files name, whose tensors are those of another network.
 
-    `name` is its own, in letters that a file name takes. It is said `by` the header, or by the config.json of a scheme,
+    `name` is its own, in letters of a file name. It is said `by` the header, or by the config.json of a scheme,
     at `path`, as the fields `said`, whose values are JSON. `base` is what the tensors alone would be.
     """
 
@@ -116,7 +115,8 @@ class Mark:
 class Component:
     """One identified network of a model.
 
-    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` what no client reads: (tensor, why).
+    `tied` are further copies of a tensor on disk: (copy, canonical name); `dead` are tensors that no client reads:
+    (tensor, why).
     """
 
     name: str
@@ -134,9 +134,9 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A LoRA that is merged into one component: how many of its tensors it changes, and by which ranks.
+    """A LoRA that is merged into one component: the number of its tensors that it changes, and the ranks.
 
-    `unmatched` are the keys that name nothing there; `evidence` says what told its component, where the user did not.
+    `unmatched` are the keys that name nothing there; `evidence` says how the component is known, if not by the user.
     """
 
     file: Path
@@ -151,7 +151,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """How a checkpoint was asked for: its path, the role of a lone expert, and the globs of what is left out."""
+    """How a checkpoint was opened: its path, the role of a lone expert, and the globs of excluded files."""
 
     source: Path
     expert: Literal["high", "low"] | None = None
@@ -160,12 +160,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A checkpoint whose every tensor has a role. `evidence` says what told each expert's role.
+    """A checkpoint whose every tensor has a role. `evidence` says how each expert's role is known.
 
     Where its denoisers have a mark, the family is that of the tensors alone, and there is no release.
 
-    `loras` are those that its tensors' patches come from. `skipped` are weight files beside it that are no network of
-    any family, each with what is known of it; they are no parts of the checkpoint. `opened` says how it was asked for.
+    `loras` are those that its tensors' patches come from. `skipped` are further weight files that are not a network of
+    any family, each with what is known of it; they are not part of the checkpoint. `opened` says how it was opened.
     """
 
     checkpoint: Checkpoint
@@ -179,7 +179,7 @@ class Model:
 
     @property
     def mark(self) -> Mark | None:
-        """What its denoisers say that they are; None where they are what their tensors tell."""
+        """The network that its denoisers say they are; None if it is the one that their tensors show."""
         return next((component.mark for component in self.components.values() if component.mark), None)
 
     @property
@@ -189,7 +189,7 @@ class Model:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """The family's components that it lacks; none where it is another network, of which nobody knows."""
+        """The family's components that it lacks; empty for another network, whose components are unknown."""
         if self.mark is not None:
             return ()
         return tuple(name for name in self.family.components if name not in self.components)

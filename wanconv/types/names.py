@@ -1,11 +1,11 @@
 """Canonical names, `<component>/<path>`, and the glob patterns that select them.
 
 Segments end at `/` and `.`. `*` is one segment or a part of one, `{a,b}` are alternatives, and every other character
-stands for itself. `**` at the end is all that follows; `**.` and `**/` are any number of whole segments, none as well.
-A pattern always means the whole name.
+is literal. `**` at the end is all that follows; `**.` and `**/` are any number of whole segments, including none.
+A pattern always matches the whole name.
 
-A pattern may come from anybody, so none is matched by trying and going back: all ways through it are followed at once,
-one character after the other, and where they led is remembered (an automaton, made as far as names need it).
+Patterns are untrusted, so they are matched without backtracking: all ways through a pattern are followed at once, one
+character after the other, and the results are cached (an automaton, built as far as names need it).
 """
 
 import re
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 _TOKEN = re.compile(r"\*\*[./]|\*\*|\*|\{|\}|,|[^*{},]+")
-_PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** beside a part of a segment
-_MOST_CHARACTERS = 20_000  # of a pattern, enough for a list of some hundred names
+_PARTIAL = re.compile(r"(?<=[^./{,])\*\*|\*\*(?=[^./},])")  # ** next to a part of a segment
+_MOST_CHARACTERS = 20_000  # characters of a pattern, enough for a list of some hundred names
 _MOST_STARS = 100
-_MOST_REMEMBERED = 2000  # sets of places in a pattern
-_ENDS = "./"  # of a segment
-_INSIDE, _END, _ANY = "inside", "end", "any"  # what a step takes beside a character of its own; all longer than one
+_MOST_REMEMBERED = 2000  # cached sets of places in a pattern
+_ENDS = "./"  # characters of a segment
+_INSIDE, _END, _ANY = "inside", "end", "any"  # what a step takes other than one character; all longer than one
 
 
 class _Glob:
@@ -28,7 +28,7 @@ class _Glob:
         self._freely: list[list[int]] = [[]]
         self._steps: list[list[tuple[str, int]]] = [[]]
         self._last = self._build(pattern)
-        self._sets: list[frozenset[int]] = []  # where one can be at once
+        self._sets: list[frozenset[int]] = []  # the places reached at once
         self._numbers: dict[frozenset[int], int] = {}
         self._table: list[dict[str, int]] = []  # number of a set → character → number of the set it leads to, -1: none
         self._start = self._closed({0})
@@ -49,8 +49,8 @@ class _Glob:
         return len(self._steps) - 1
 
     def _build(self, pattern: str) -> int:
-        """Returns the place where the pattern ends; raises ValueError where it has no meaning."""
-        at, groups = 0, list[tuple[int, int]]()  # where each open brace began, and where it ends
+        """Returns the place where the pattern ends; raises ValueError if it is invalid."""
+        at, groups = 0, list[tuple[int, int]]()  # the start and the end of each open brace
         for token in _TOKEN.findall(pattern):
             if token == "{":
                 groups.append((at, self._place()))
@@ -98,7 +98,7 @@ class _Glob:
 
     def _follow(self, at: int, character: str) -> int:
         places = self._sets[at]
-        if len(self._sets) >= _MOST_REMEMBERED:  # memory stays bounded: begin again from here
+        if len(self._sets) >= _MOST_REMEMBERED:  # memory stays bounded: start a new cache
             for remembered in (self._sets, self._numbers, self._table):
                 remembered.clear()
             self._number(self._start)
@@ -109,7 +109,7 @@ class _Glob:
         return following
 
     def _closed(self, places: set[int]) -> frozenset[int]:
-        """Returns the places, and all that can be reached from them freely."""
+        """Returns the places, and all that are reached from them without a character."""
         left = list(places)
         while left:
             fresh = [one for one in self._freely[left.pop()] if one not in places]
@@ -126,12 +126,12 @@ def _compiled(pattern: str) -> _Glob:
         raise ValueError(f"it has {stars} stars, and at most {_MOST_STARS} are read")
     glob = _Glob(pattern)
     if _PARTIAL.search(pattern):
-        raise ValueError("** stands for whole segments: put a . or / beside it, or write * for a part of one")
+        raise ValueError("** stands for whole segments: put a . or / next to it, or write * for a part of one")
     return glob
 
 
 def check(pattern: str) -> None:
-    """Raises ValueError with the reason where a pattern has no meaning."""
+    """Raises ValueError with the reason if a pattern is invalid."""
     if not pattern:
         raise ValueError("the pattern is empty")
     _compiled(pattern)
@@ -146,7 +146,7 @@ _FLOATS = re.compile(r"(b?)float(?=\d)")  # torch's bfloat16 and float8 are bf16
 
 
 def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Returns the known names that `name` was probably meant to be, best first; none where nothing is near.
+    """Returns the known names that `name` was probably meant to be, best first; none if nothing is near.
 
     Upper and lower case, `-`, `_` and `.` are alike. The first of these that finds any decides: the same name; names
     that begin with it; names that have all of its words, or of whose words it has all; the fewest typing errors, of
@@ -174,7 +174,7 @@ def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Returns a hint for a name that is not known: which ones may be meant, else `otherwise`, else all there are."""
+    """Returns a hint for a name that is not known: which ones may be meant, else `otherwise`, else all known names."""
     names = list(known)
     if guesses := nearest(name, names):
         return f"did you mean {alternatives(guesses)}?"
@@ -192,8 +192,8 @@ def _folded(name: str) -> str:
 
 
 def _typing_errors(one: str, other: str) -> int:
-    """Returns how many letters are to be added, removed, replaced or swapped with their neighbour (Damerau 1964); for
-    names of very different lengths, just by how much they differ."""
+    """Returns the number of letters to be added, removed, replaced or swapped with their neighbour (Damerau 1964); for
+    names of very different lengths, the difference of the lengths."""
     if abs(len(one) - len(other)) > max(1, len(one) // 4):
         return abs(len(one) - len(other))
     before: list[int] = []

@@ -11,17 +11,17 @@ TILE = (128, 4)  # rows and columns of scales of blocks: cuBLAS documentation, 1
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How one client stores a weight that has scales: as tensors of their own beside the payload.
+    """How one client stores a weight that has scales: as tensors next to the payload.
 
     The last part of a name is its leaf: `payload` and `scales` are the leaves that stand for `weight`, `constants`
     those of further tensors, bytes that never change. One scale for the `tensor` has the shape `()`, those of each
-    `row` are `(rows, 1)`, or `(rows,)` where `flat`, and those of each `block` of a row whole tiles of 128 rows and 4
-    columns. `inputs` is the leaf of a calibrated scale of the layer's inputs, which others' files may have: it says how
-    to multiply, not what the weight is. `since` is the client's first version known to read it.
+    `row` are `(rows, 1)`, or `(rows,)` if `flat`, and those of each `block` of a row whole tiles of 128 rows and 4
+    columns. `inputs` is the leaf of the calibrated scale of the layer's inputs. It is read from third-party files and
+    does not affect the stored weight. `since` is the client's first version known to read it.
 
     Files hold the payload of blocks in the dtype `storage`, its bytes in the same rows, and their scales in
-    `scale_dtype`; `whole` is the leaf of one float32 scale that multiplies them all. `caution` is what a user should
-    know of the format there.
+    `scale_dtype`; `whole` is the leaf of one float32 scale that multiplies them all. `caution` is a warning about
+    the format there.
     """
 
     client: str

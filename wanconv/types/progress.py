@@ -1,4 +1,4 @@
-"""How far a verb is: one protocol for every room, from the innermost loop to whoever shows it."""
+"""Progress of a command: one protocol for every room, from the innermost loop to the display."""
 
 import threading
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`done` of `total` units of a task, which `what` names; the task begins, or begins anew, where `done` is 0.
+    """`done` of `total` units of a task, which `what` names; `done` 0 starts the task, or starts it again.
 
-    `unit` is a plural by a lone s. `kept` of what is done is an earlier run's work: it tells nothing about the speed of
-    this one.
+    `unit` is a noun whose plural ends in s. `kept` is the part of `done` from an earlier run: it says nothing about the
+    speed of this one.
     """
 
     what: str
@@ -25,21 +25,22 @@ Progress = Callable[[Step], None]
 
 
 class Advance(Protocol):
-    """Hears of work done, in the task's unit, on any thread; less than 0 is work that is lost and done again."""
+    """Called with the work done, in the task's unit, on any thread; a negative number is lost work that is done
+    again."""
 
     def __call__(self, more: int, kept: bool = False) -> None: ...
 
 
 def silent(step: Step) -> None:
-    """The progress of whoever wants to hear nothing."""
+    """A progress that ignores all steps."""
 
 
 def unheard(more: int, kept: bool = False) -> None:
-    """Work that nobody counts."""
+    """Ignores the work done."""
 
 
 def total(progress: Progress, what: str, amount: int, unit: str = "bytes") -> Advance:
-    """Begins a task and returns what counts its work: on any thread, one step after the other, each further on."""
+    """Begins a task and returns its counter, for any thread: steps come one after the other, each further on."""
     lock, done, before = threading.Lock(), 0, 0
     if amount:
         progress(Step(what, 0, amount, unit))

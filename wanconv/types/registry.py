@@ -1,7 +1,7 @@
 """Tables by name: wanconv's own values, and those of installed distributions, which are loaded when first needed.
 
 A distribution adds values by entry points of a group such as `wanconv.layouts`. A value is pickled as its name, so that
-what another process reads is the value of its own table.
+another process reads the value of its own table.
 """
 
 import copyreg
@@ -56,11 +56,11 @@ def plugins(group: str) -> tuple[Plugin, ...]:
     """Return what installed distributions add to a group, by distribution and name of the entry point.
 
     Raises:
-        PluginError: where one of them cannot be imported.
+        PluginError: if one of them cannot be imported.
     """
     if os.environ.get(SWITCH, "") == "0":
         return ()
-    from importlib.metadata import entry_points  # what is asked for once needs not be imported by every command
+    from importlib.metadata import entry_points  # imported once, and only by commands that need it
 
     found = [(_origin(point), point) for point in entry_points(group=group)]
     return tuple(
@@ -78,7 +78,7 @@ def _origin(point: "EntryPoint") -> Origin:
 def _loaded(point: "EntryPoint", origin: Origin) -> object:
     try:
         return point.load()
-    except (Exception, SystemExit) as error:  # whatever it is: it is somebody else's code
+    except (Exception, SystemExit) as error:  # any exception: this is third-party code
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise PluginError(
             f"the plugin {origin} cannot be loaded ({point.group}, {point.name}): {reason}", DISABLE
@@ -86,7 +86,8 @@ def _loaded(point: "EntryPoint", origin: Origin) -> object:
 
 
 class Table(Mapping[str, Value]):
-    """Values by name: `own` ones, and those that `more` finds, asked once and only when the own ones do not do."""
+    """Values by name: `own` ones, and those that `more` finds; it is called once, and only if the own ones are not
+    enough."""
 
     def __init__(self, what: str, own: Sequence[Value], more: Callable[[], Iterable[tuple[Value, Origin]]]) -> None:
         self._what, self._more = what, more
@@ -104,7 +105,7 @@ class Table(Mapping[str, Value]):
         return len(self._every())
 
     def named(self, name: str) -> Value:
-        """Return the value of a name; raises LookupError where there is none."""
+        """Return the value of a name; raises LookupError if there is none."""
         if name in self:
             return self[name]
         raise LookupError(f"wanconv knows no {self._what} {name!r}; is the plugin that adds it installed?")
@@ -165,11 +166,11 @@ def of_group(group: str, *kinds: type) -> Iterator[tuple[object, Origin]]:
 def pickle_by_name(kind: type[Value], find: Callable[[str], Value]) -> None:
     """Have values of `kind` pickled as a call of `find` with their name.
 
-    A value that the table lacks, or another one under the same name, is pickled with all that it holds.
+    A value that the table lacks, or another one under the same name, is pickled with all of its fields.
 
     Args:
         kind: the class of the table's values.
-        find: a module's function that returns the table's value of a name; raises LookupError where there is none.
+        find: a module's function that returns the table's value of a name; raises LookupError if there is none.
     """
 
     def reduced(value: Value) -> str | tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Tensors on disk: where each lies, the files that hold them, the checkpoint that these make."""
+"""Tensors on disk: the place of each, their files, and the checkpoint of these files."""
 
 import os
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ class TensorRef:
         return prod(self.shape)
 
     def read(self) -> bytes:
-        """Returns the payload; raises OSError where the file ends early."""
+        """Returns the payload; raises OSError if the file ends early."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
-            payload = stream.read(self.nbytes)  # until nothing comes: a system may hand over less at a time
+            payload = stream.read(self.nbytes)  # one system call may return less
         if len(payload) != self.nbytes:
             raise OSError(f"{self.file} ends inside {self.name}")
         return payload
@@ -63,9 +63,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What is on disk, by on-disk name; `sidecars` (configs, tokenizers, licences) are relative to the root.
+    """The content on disk, by on-disk name; `sidecars` (configs, tokenizers, licences) are relative to the root.
 
-    `unmatched` are the globs that were to leave files out and matched none.
+    `unmatched` are the globs of `exclude` that matched no file.
     """
 
     root: Path

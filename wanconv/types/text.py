@@ -1,4 +1,4 @@
-"""Text that comes from a file or a hub: whether it can be shown and written."""
+"""Text from a file or a hub: a check that it can be shown and written."""
 
 import re
 

@@ -115,7 +115,7 @@ def load_profile(name: str) -> Profile:
         except OSError as error:
             raise UsageError(f"profile {name} cannot be read: {error.strerror}", "check the path") from None
         except UnicodeDecodeError:
-            raise UsageError(f"profile {name} is no text in UTF-8", _EXAMPLE) from None
+            raise UsageError(f"profile {name} is not valid UTF-8", _EXAMPLE) from None
     if name not in profiles():
         raise UsageError(f"there is no profile {name!r}", suggestion(name, profiles()))
     return _parse(name, (resources.files("wanconv.verdict") / "profiles" / f"{name}.toml").read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def _parse(name: str, text: str) -> Profile:
     try:
         table = parsed_toml(text)
     except ValueError as error:
-        raise UsageError(f"profile {name} is no TOML: {error}", _EXAMPLE) from None
+        raise UsageError(f"profile {name} is not valid TOML: {error}", _EXAMPLE) from None
     if problems := _problems(table):
         raise UsageError(f"profile {name} breaks the schema", _EXAMPLE, problems)
     run, headroom = table["run"], table["headroom"]

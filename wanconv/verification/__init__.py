@@ -1,1 +1,1 @@
-"""Whether a checkpoint is what it should be: digests, the client's rules, the proof against its source."""
+"""Checks of a checkpoint: digests, the client's rules, the proof against its source."""

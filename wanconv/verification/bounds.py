@@ -23,7 +23,7 @@ _COLUMNS = ("from", "stored", "tensors", "elements", "worst_error_to_bound")
 def compare(
     model: Model, source: Model, progress: Progress, jobs: int, unclipped: Collection[str] = ()
 ) -> tuple[Table, list[Finding]]:
-    """Returns how near each format came to its bound, and a failure for every tensor that breaks it or has no twin.
+    """Returns each format's largest share of its bound, and a failure for every tensor that breaks it or has no twin.
 
     `unclipped` are tensors whose scales are known to cover every number: rounding `mse` may have clipped the others.
     """
@@ -56,21 +56,21 @@ def compare(
 
 
 def _nearness(worst: float) -> Cell:
-    """Returns the largest error over its bound, and whether that is as it should be: rounding alone goes up to 1."""
+    """Returns the largest error over its bound, and whether it is right: rounding alone reaches at most 1."""
     if not worst <= 1.0:
         return Cell("broken", "broken: above 1", "failure")
     return Cell(round(worst, 6), f"{worst:.3g}, normal" if worst else "0, exact")
 
 
 def _stranger(model: Model, source: Model) -> Finding | None:
-    """Returns a failure where the two are different networks: one sentence instead of one for every tensor."""
+    """Returns a failure if the two are different networks: one sentence instead of one for every tensor."""
     ours, theirs = model.components, source.components
     shared = ours.keys() & theirs.keys()
     two_families = model.family != source.family and all(set(DENOISERS) & part.keys() for part in (ours, theirs))
     if shared and not two_families and all(ours[name].architecture == theirs[name].architecture for name in shared):
         return None
     message = (
-        f"is no source of this: it is {source.family.name} ({', '.join(theirs)}), "
+        f"is not the source of this model: it is {source.family.name} ({', '.join(theirs)}), "
         f"and this is {model.family.name} ({', '.join(ours)})"
     )
     return _failure(str(source.checkpoint.root), message, "give the folder that it was made from")
@@ -97,7 +97,7 @@ def _without_twin(model: Model, source: Model) -> list[Finding]:
 
 
 class _Tools:
-    """What one thread reads both sides with."""
+    """One thread's readers of both sides."""
 
     def __init__(self, sources: Sources) -> None:
         self.source, self.stored = Reader(sources), Reader(sources)
@@ -122,7 +122,7 @@ def _compare_tensor(
     for start, count in codec.runs(0, source.numel, columns):
         try:
             violation, ratio = judge.run(tools.source.values(source, start, count), read(stored, start, count), start)
-        except Refused as error:  # a change between dtypes that no format makes
+        except Refused as error:  # no format makes this change of dtype
             return _failure(source.name, error.message), worst
         worst = max(worst, ratio)
         if violation is not None:
@@ -140,7 +140,7 @@ def _bad_element(tensor: ModelTensor, bad: Violation) -> Finding:
 
 
 def _bad_scale(source: ModelTensor, stored: ModelTensor, tools: _Tools) -> Finding | None:
-    """Returns a failure where one of the scales on either side is invalid."""
+    """Returns a failure if a scale on either side is invalid."""
     sides = ((source, " in the source", "get the source again"), (stored, "", "convert again"))
     for tensor, where, fix in sides:
         if (scale := invalid_scale(tools.files, tensor, tools.codecs)) is not None:

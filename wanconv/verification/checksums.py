@@ -1,4 +1,4 @@
-"""Digests that are known of a folder's files: lists of sha256sum and md5sum, and what downloads left beside them."""
+"""Known digests of a folder's files: lists of sha256sum and md5sum, and the records of downloads."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from wanconv.types.text import printable
 
 _KINDS = r"(?:md5|sha(?:1|224|256|384|512))"
 _LIST_NAME = re.compile(rf"(?i).*{_KINDS}[-_]?sums?.*|.*\.{_KINDS}(?:\.txt)?")
-_NO_LISTS = (  # by their suffixes: signatures of lists, programs that make lists, and what speaks of them
+_NO_LISTS = (  # files that are not lists, by suffix: signatures of lists, programs that make lists, texts about them
     *(".asc", ".sig", ".gpg", ".minisig"),
     *(".py", ".sh", ".bat", ".ps1", ".md", ".html", ".ipynb", ".json", ".toml", ".yml", ".yaml"),
 )
@@ -28,7 +28,7 @@ _GNU_LINE = re.compile(r"(\\?)([0-9a-fA-F]+)(?: [ *]|[ \t]+)(.+)")
 _BSD_LINE = re.compile(r"(\\?)([A-Za-z0-9/-]+) ?\((.+)\) ?= ([0-9a-fA-F]+)")
 _BARE_LINE = re.compile(r"([0-9a-fA-F]+)(?: [ *]-)?\s*")
 _OVERWRITTEN = re.compile(r"#([0-9a-fA-F]+)[ \t*]")  # a digest, the first digit of which became a #
-_SWALLOWED = re.compile(r"[^\s0-9a-fA-F#(:=][0-9a-fA-F]{32,128} [ *]")  # a line, glued to the comment before it
+_SWALLOWED = re.compile(r"[^\s0-9a-fA-F#(:=][0-9a-fA-F]{32,128} [ *]")  # a line joined to the comment before it
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _HINT = "get the list again, or give one that sha256sum or md5sum wrote"
 _ANY = ""
@@ -36,7 +36,7 @@ _ANY = ""
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One file of a digest list; `origin` says which. A digest without a name has no path: any file may have it."""
+    """One file of a digest list; `origin` names the list. A digest without a name has no path: any file may have it."""
 
     path: str
     algorithm: str
@@ -65,7 +65,7 @@ def lists_in(folder: Path) -> list[Path]:
 
 
 def read_list(path: Path) -> DigestList:
-    """Returns the lines of a list, GNU or BSD style; raises InputError for a file without a good one."""
+    """Returns the lines of a list, GNU or BSD style; raises InputError for a file without a valid line."""
     with explained(path):
         raw = read_small(path, JSON_NBYTES).removeprefix(b"\xef\xbb\xbf")
     read = DigestList()
@@ -85,7 +85,7 @@ def read_list(path: Path) -> DigestList:
 
 
 def _parse(raw: bytes, path: Path) -> list[Listed]:
-    """Returns what a line lists, nothing for a comment; raises ValueError for what is neither."""
+    """Returns a line's entries, none for a comment; raises ValueError for an invalid line."""
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -117,7 +117,7 @@ def _parse(raw: bytes, path: Path) -> list[Listed]:
 
 
 def _check_comment(line: str) -> None:
-    """Raises ValueError for a comment that seems to have been a line of the list: one wrong bit is enough."""
+    """Raises ValueError for a comment that is probably a damaged line of the list: one wrong bit is enough."""
     overwritten = _OVERWRITTEN.match(line)
     if not printable(line.replace("\t", " ")) or _SWALLOWED.search(line):
         raise ValueError(f"is a comment that holds more than a comment: {brief(line)}")
@@ -126,9 +126,9 @@ def _check_comment(line: str) -> None:
 
 
 def placed(read: DigestList, root: Path) -> DigestList:
-    """Returns the list as it is about a folder: one that was made further up names more folders before its files.
+    """Returns the list with paths relative to a folder: a list made further up has more folders before its files.
 
-    Which ones is told by what lies here, or else by the folder's name; where both leave it open, that is a failure.
+    Which ones follows from the files here, or else from the folder's name; if both leave it open, that is a failure.
     """
     named = [line for line in read.lines if line.path]
     if not named or any(_is_here(root, line.path) for line in named):
@@ -155,7 +155,7 @@ def placed(read: DigestList, root: Path) -> DigestList:
 
 
 def _prefix(root: Path, path: str) -> tuple[str, ...] | None:
-    """Returns the folders before the longest end of a path that is a file's here; None where no end is."""
+    """Returns the folders before the longest end of a path that names a file here; None if no end does."""
     parts = tuple(path.split("/"))
     return next((parts[:cut] for cut in range(1, len(parts)) if _is_here(root, "/".join(parts[cut:]))), None)
 
@@ -165,8 +165,8 @@ def _is_here(root: Path, path: str) -> bool:
 
 
 def about_file(read: DigestList, file: Path) -> DigestList:
-    """Returns the lines that are about one file, by its name and, of several, by the folders that it is in; raises
-    InputError where two of them are left that say different things."""
+    """Returns the lines about one file, by its name and, if there are several, by its folders; raises InputError if two
+    lines remain with different digests."""
     there = (*file.resolve().parent.parts, file.name)
     shared: dict[Listed, int] = {}
     for line in read.lines:
@@ -191,7 +191,7 @@ def known_to_hugging_face(root: Path, paths: Sequence[str]) -> list[Listed]:
 
 
 def recorded(root: Path) -> list[Listed]:
-    """Returns the files of the download that a folder came from; raises InputError for a record that is none."""
+    """Returns the files of the download that a folder came from; raises InputError for an invalid record."""
     record = download_record.read(root)
     return (
         [Listed(file.path, file.algorithm, file.digest, download_record.NAME) for file in record.files]
@@ -207,12 +207,12 @@ def check(
     jobs: int,
     known: dict[str, str] | None = None,
 ) -> tuple[list[Finding], set[str]]:
-    """Returns a failure for every listed file that is missing, elsewhere or of other bytes, and the files that were
-    compared. Each is read once, however often it is listed; `known` are sha256 that were read already."""
+    """Returns a failure for every listed file that is missing, outside the folder or different, and the compared files.
+    Each is read once, even if it is listed several times; `known` are sha256 that were read already."""
     findings, inside = [], []
     for line in listed:
         if line.path and not manifest.is_inside(line.path):
-            message = f"{line.origin} lists it, and it is no file of this folder"
+            message = f"{line.origin} lists it, and its path is not inside this folder"
             findings.append(Finding("failure", line.path, message, "give the folder it belongs to", CheckFailed.code))
         elif line.path and (finding := manifest.unreadable(root, line.path)):
             findings.append(finding)
@@ -251,7 +251,7 @@ def _nobodys(line: Listed) -> Finding:
 def _digests(
     root: Path, lines: Sequence[Listed], progress: Progress, jobs: int, known: dict[str, str]
 ) -> dict[str, dict[str, str] | OSError]:
-    """Returns the digests of all that lines are about; where one has no name, of every file of the folder."""
+    """Returns the digests of all files that lines name; if a line has no name, of every file of the folder."""
     wanted: dict[str, set[str]] = {}
     for line in lines:
         if line.path:
@@ -271,7 +271,7 @@ def _digests(
 
 
 def _files(root: Path) -> Iterator[str]:
-    """Yields the files that a digest without a name may be of: neither hidden ones nor lists."""
+    """Yields the files that a digest without a name may belong to: neither hidden ones nor lists."""
     lists = set(lists_in(root))
     for file in root.rglob("*"):
         path = file.relative_to(root).as_posix()

@@ -1,7 +1,7 @@
-"""Whether a folder is what a client reads: its headers held against those that a conversion for it would write.
+"""Whether a client can read a folder: its headers are compared with those that a conversion for it would write.
 
-What `keep` stores in the layout says every name, dtype and shape, and refuses what the client does not read. So
-the rules are the layout's own, in one place; whether they are the client's is what the tests with its loader show.
+A plan of `keep` in the layout gives every name, dtype and shape, and refuses tensors that the client does not read.
+So the rules are the layout's own, in one place; tests with the client's loader show that they are the client's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,8 +21,8 @@ from wanconv.types.tensors import TensorRef
 
 
 def check_client(model: Model, layout: Layout) -> list[Finding]:
-    """Returns a failure for everything that the client of `layout` would not find as it expects it, and a warning where
-    it would load what it cannot use."""
+    """Returns a failure for each part of the folder that the client of `layout` expects to be different, and a warning
+    for parts that it loads but cannot use."""
     try:
         held = contents(model, load("keep"), layout)
     except Refused as refusal:
@@ -34,9 +34,9 @@ def check_client(model: Model, layout: Layout) -> list[Finding]:
 
 
 def why_not(model: Model, layout: Layout) -> str:
-    """Returns the first reason why the client of `layout` does not read a model; empty where it does.
+    """Returns the first reason why the client of `layout` does not read a model; empty if it does.
 
-    What needs no plan is asked first: a plan of two experts takes as long as reading their headers.
+    Checks without a plan come first: a plan of two experts takes as long as reading their headers.
     """
     if reason := (layout.refused or {}).get(model.family.name):
         return reason
@@ -58,8 +58,8 @@ def why_not(model: Model, layout: Layout) -> str:
 
 
 def bare_weights(model: Model) -> list[Finding]:
-    """Returns a warning for each component in which some linear weights of a dtype have scales, and others have none:
-    that may be meant, or theirs were lost; where their names are those of plain weights, only the source can tell."""
+    """Returns a warning for each component in which some linear weights of a dtype have scales, and others do not: that
+    may be intended, or scales were lost; if their names are those of plain weights, only the source can show it."""
     findings = []
     for component in model.components.values():
         linear = [tensor for tensor in component.tensors.values() if tensor.role.kind == "linear"]
@@ -74,7 +74,7 @@ def bare_weights(model: Model) -> list[Finding]:
 
 
 def since(model: Model, layout: Layout) -> str:
-    """Returns the first versions of a client that are known to read such a model; empty where none is known."""
+    """Returns the first versions of a client that are known to read this model; empty if none is known."""
     packings = {tensor.packing for tensor in model.tensors.values() if tensor.packing}
     marked = read_since(model.mark) if model.mark is not None else ""
     versions = sorted({packing.since for packing in packings & set(layout.packings)} - {""}) + [marked] * bool(marked)
@@ -82,8 +82,8 @@ def since(model: Model, layout: Layout) -> str:
 
 
 def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[Finding]:
-    """Returns a failure for each denoiser of which `whose` record says that it is another network than its own files
-    do: without what names it, a client builds another one."""
+    """Returns a failure for each denoiser that `whose` record calls another network than its own files do: without its
+    name, a client builds another network."""
     ours = says_entry(model)
     findings = []
     for name in (name for name in DENOISERS if name in model.components):
@@ -95,11 +95,11 @@ def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[
 
 
 def _title(entry: Json) -> str:
-    return f"{entry['name']} ({entry['by']})" if entry else "what its tensors tell"
+    return f"{entry['name']} ({entry['by']})" if entry else "what its tensors show"
 
 
 def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[Finding]:
-    """Yields a failure for weights that the client would not look for where they are."""
+    """Yields a failure for weights that are not where the client looks for them."""
     part = component.part
     place = layout.place(component.name, component.architecture.name)
     if place is None:
@@ -118,10 +118,10 @@ def _misplaced(model: Model, component: Component, layout: Layout) -> Iterator[F
 def _component(model: Model, component: Component, layout: Layout, held: Contents) -> Iterator[Finding]:
     part = component.part
     yield from _misplaced(model, component, layout)
-    beside = layout.attached_to(component.name, component.architecture.name)
-    if beside is not None and tokenizer_of(part) is None:
-        message = f"{layout.name} takes its tokenizer from a tensor, {beside[0]}, and without it encodes no prompt"
-        yield Finding("warning", part.path, message, f"convert a folder with the model's {beside[1]} in it")
+    attached = layout.attached_to(component.name, component.architecture.name)
+    if attached is not None and tokenizer_of(part) is None:
+        message = f"{layout.name} takes its tokenizer from a tensor, {attached[0]}, and without it encodes no prompt"
+        yield Finding("warning", part.path, message, f"convert a folder with the model's {attached[1]} in it")
     if "header" in layout.marks and (fault := unreadable_config(component)):
         yield _failure(part.path, fault)
     ignored = {name for name, _ in layout.attached.values()} | {ref.name for ref, _ in component.dead}
@@ -148,7 +148,7 @@ def _component(model: Model, component: Component, layout: Layout, held: Content
 
 
 def _differences(found: Mapping[str, TensorRef], expected: Mapping[str, Slot], layout: Layout) -> Iterator[Finding]:
-    """Of a constant, only that it is there: identify() has seen to its meaning."""
+    """Constants only have to exist: identify() has checked their meaning."""
     for name in sorted(expected.keys() - found.keys()):
         yield _failure(name, f"{layout.name} needs it, and it is not there")
     for name in sorted(found.keys() - expected.keys()):

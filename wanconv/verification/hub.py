@@ -1,4 +1,4 @@
-"""A folder against the list of the hub it came from: which digests it should have, what is missing, what is extra."""
+"""Compares a folder with its hub's list: the digests it should have, and missing and extra files."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from wanconv.storage.hubs import Patience, Reference, Snapshot, open_hub, parse
 from wanconv.verification.checksums import Listed
 
 RECORDED = "recorded"
-# where the hubs' clients keep models, by the hub's name
-_SLASH = 2 * "-"  # as both clients write it in the names of their caches
+# folders where the hubs' clients keep models, by the hub's name
+_SLASH = 2 * "-"  # the separator in both clients' cache names
 _CACHES = {
     "hf": re.compile(r"/models--(?P<repository>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})"),
     "ms": re.compile(r"/models/(?P<repository>[^/]+--[^/]+)/snapshots/(?P<revision>[^/]+)"),
@@ -22,7 +22,7 @@ _CACHES = {
 def compare(
     root: Path, which: str, token: str | None, patience: Patience | None = None
 ) -> tuple[list[Listed], list[Finding]]:
-    """Returns the lines of the hub's list that are about this folder's files, and what else the two differ in.
+    """Returns the lines of the hub's list about this folder's files, and findings about the other differences.
 
     `which` is a repository, or `recorded`: the one that the download's record or the path of a client's cache names.
     Files that a recorded download left out are not missing.

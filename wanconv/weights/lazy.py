@@ -1,4 +1,4 @@
-"""Tensors of a model that are read when they are asked for: whole or by rows, decoded, with LoRAs merged."""
+"""Tensors of a model that are read on demand: whole or by rows, decoded, with LoRAs merged."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,17 +28,17 @@ class LazyTensor:
 
     @property
     def shape(self) -> Shape:
-        """The shape, whatever it is on disk."""
+        """The canonical shape; it may differ on disk."""
         return self.tensor.shape
 
     @property
     def stored_as(self) -> str:
-        """The dtype on disk, and what its scales cover where it has some: "bf16", "int8 row"."""
+        """The dtype on disk, and what its scales cover, if it has some: "bf16", "int8 row"."""
         return self.tensor.stored_as
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of what `read` returns: float32 for a tensor with scales or LoRAs, else the one on disk."""
+        """The dtype that `read` returns: float32 for a tensor with scales or LoRAs, else the one on disk."""
         return TORCH_DTYPES[self.tensor.numbers]
 
     def read(self, rows: slice | None = None) -> torch.Tensor:
@@ -52,7 +52,7 @@ class LazyTensor:
 
         Raises:
             UsageError: For a step other than 1, or rows of a tensor without axes.
-            InputError: Where the file cannot be read or has changed.
+            InputError: If the file cannot be read or has changed.
             NotFinite: For a scale or a LoRA that is not finite.
         """
         start, stop = self._range(rows)
@@ -79,7 +79,8 @@ class LazyTensor:
         return start, max(start, stop)
 
     def _plain(self) -> TensorRef | None:
-        """Returns the tensor on disk where safetensors has the very same numbers, which its library reads."""
+        """Returns the tensor on disk if a safetensors file has exactly its numbers, so that the library can read
+        them."""
         piece = self.tensor.pieces[0]
         whole = len(self.tensor.pieces) == 1 and piece.start == 0 and piece.ref.shape == self.shape
         return piece.ref if whole and self.tensor.as_it_lies and piece.ref.file.suffix == ".safetensors" else None

@@ -1,4 +1,4 @@
-"""LoRAs for a model: which file goes to which component, what each of its keys changes there, and with what scale."""
+"""LoRAs for a model: the component of each file, what each of its keys changes there, and the scale."""
 
 import os
 import struct
@@ -28,12 +28,12 @@ _COMPONENTS = {"high": "expert.high", "low": "expert.low"} | {name: name for nam
 _FORM = "write it as FILE, FILE:0.8 or high=FILE:0.8"
 _ALPHAS = {"fp64": "<d", "fp32": "<f", "fp16": "<e", "int64": "<q", "int32": "<i"}
 _METADATA = "lora_adapter_metadata"  # diffusers' save_lora_adapter: the LoraConfig of each component
-_UNTOLD = ("alpha_pattern", "use_rslora", "use_dora")  # of it: other scales than alpha / rank
+_UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # keys of it that mean scales other than alpha / rank
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One `--lora`: the component is None where the user names none."""
+    """One `--lora`: the component is None if the user names none."""
 
     file: Path
     strength: float = 1.0
@@ -41,7 +41,7 @@ class Wanted:
 
 
 def parse(text: str) -> Wanted:
-    """Returns what `[COMPONENT=]FILE[:strength]` means; a file that is there by its whole name has no strength."""
+    """Returns what `[COMPONENT=]FILE[:strength]` means; a file with this whole name has no strength."""
     word, equals, rest = text.partition("=")
     component = _COMPONENTS.get(word) if equals else None
     name, where = rest if component else text, f"`loras` {text}".rstrip()
@@ -55,14 +55,14 @@ def parse(text: str) -> Wanted:
         strength = float("nan")
     file = local_path(head, where)
     if not isfinite(strength):
-        raise UsageError(f"`loras` {text}: {tail!r} is no strength", _FORM)
+        raise UsageError(f"`loras` {text}: {tail!r} is not a valid strength", _FORM)
     return Wanted(file, strength, component)
 
 
 def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Model:
     """Returns the model with LoRAs to be merged into it, always in the same order.
 
-    Raises UsageError where a LoRA's component is open, InputError for a file that is none, NotFinite for an alpha, and
+    Raises UsageError if a LoRA's component is unclear, InputError for an invalid file, NotFinite for an alpha, and
     one Refused for all that does not fit: keys, kinds and shapes.
     """
     read: dict[Path, tuple[Header, str]] = {}
@@ -121,11 +121,11 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
 def _component(
     model: Model, wanted: Wanted, header_of: Callable[[Path], Header], names: Sequence[str]
 ) -> tuple[Component, str]:
-    """Returns the component that a LoRA goes to, and what told it where the user did not; `names` are all LoRAs'."""
+    """Returns the component that a LoRA changes, and the evidence if the user named none; `names` are all LoRAs'."""
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
     word, equals, _ = str(wanted.file).partition("=")
     if wanted.component is None and equals and not os.path.lexists(wanted.file):
-        message = f"`loras` {wanted.file}: there is no such file, and {word!r} is no component"
+        message = f"`loras` {wanted.file}: the file does not exist, and {word!r} is not a component"
         raise UsageError(message, suggestion(word, _COMPONENTS, _FORM))
     if wanted.component is not None:
         if wanted.component not in {component.name for component in denoisers}:
@@ -147,8 +147,8 @@ def _component(
 def _expert(
     model: Model, file: Path, denoisers: Sequence[Component], witnesses: Sequence[Witness]
 ) -> tuple[Component, str]:
-    """Returns the expert that the witnesses of a LoRA name, and which of them did; they are heard as those of a model's
-    files are."""
+    """Returns the expert that the witnesses of a LoRA name, and which of them did; they are weighed like those of a
+    model's files."""
     held = {component.name: component for component in denoisers}
     heard, name = hear(witnesses), ""
     if heard.contradiction:
@@ -178,7 +178,7 @@ def _witnesses(file: Path, header: Header, names: Sequence[str]) -> list[Witness
 
 
 def _say(file: Path, held: Collection[str]) -> str:
-    """Returns how to say which expert a LoRA is for."""
+    """Returns a hint: how to name a LoRA's expert."""
     words = [f"{name.rpartition('.')[2]}={file}" for name in held]
     forms = [argument("loras", [word]) for word in words]
     if len(forms) == 1:
@@ -192,7 +192,7 @@ def _open(file: Path) -> tuple[Header, str]:
     if file.suffix != ".safetensors":
         with explained(file):
             file.stat()
-        raise InputError(f"{file} is no .safetensors file", "re-save its tensors as .safetensors")
+        raise InputError(f"{file} is not a .safetensors file", "re-save its tensors as .safetensors")
     header = read_header(file)
     with explained(file):
         return header, digest_file(file, "sha256", unheard)
@@ -279,7 +279,7 @@ def _of_tensor(parts: Mapping[Part, TensorRef], wanted: Wanted, alpha: float | N
 
 
 def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
-    """Returns what is wrong with a patch's shapes, in words, or nothing."""
+    """Returns a sentence about a patch's wrong shapes, or ""."""
     down, up, shape = patch.down, patch.up, tensor.shape
     if tensor.dtype == "fp64" or not (DTYPES[tensor.dtype].is_float or tensor.quantized):
         return f"{tensor.name} is {tensor.dtype}, to which nothing can be added"
@@ -291,14 +291,15 @@ def _wrong_shape(patch: Patch, tensor: ModelTensor) -> str:
     (rows, rank), (other, columns) = flat
     if rank == other > 0 and (rows, columns) == (shape[0], prod(shape[1:])) and len(shape) > 1:
         return ""
-    return f"{up.name} {list(up.shape)} times {down.name} {list(down.shape)} is no {tensor.name} {list(shape)}"
+    product = f"{up.name} {list(up.shape)} times {down.name} {list(down.shape)}"
+    return f"{product} does not have the shape of {tensor.name} {list(shape)}"
 
 
 def _alpha(ref: TensorRef) -> float:
     """Returns an alpha, the only number that is read while a plan is made."""
     if ref.numel != 1 or ref.dtype not in (*_ALPHAS, "bf16"):
         raise InputError(
-            f"{ref.file}: {ref.name} is no number: {ref.dtype} {list(ref.shape)}",
+            f"{ref.file}: {ref.name} is not a single number: {ref.dtype} {list(ref.shape)}",
             "export the LoRA again, with one number for each alpha",
         )
     with explained(ref.file):
@@ -319,9 +320,9 @@ def _metadata_alpha(header: Header, file: Path) -> float | None:
             raise ValueError("it holds no JSON object")
         words = {key.removeprefix("transformer."): value for key, value in config.items()}
     except ValueError:
-        raise InputError(f"{file}: its {_METADATA} is no JSON object", "export the LoRA again") from None
-    if told := [word for word in _UNTOLD if words.get(word)]:
-        message = f"{file} is scaled in a way that is not read: {', '.join(told)}"
+        raise InputError(f"{file}: its {_METADATA} is not a JSON object", "export the LoRA again") from None
+    if unread := [word for word in _UNREAD if words.get(word)]:
+        message = f"{file} is scaled in a way that is not read: {', '.join(unread)}"
         raise Refused(message, "fuse it with diffusers, and save it without")
     alpha = words.get("lora_alpha")
     if alpha is not None and not (isinstance(alpha, int | float) and isfinite(alpha)):

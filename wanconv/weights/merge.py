@@ -1,8 +1,8 @@
 """Merges LoRAs into runs of elements: W + sum(scale * up @ down), whatever the runs are.
 
 Products of two floats of at most 32 bits are exact in float64, where they are summed; the sum is rounded to float32
-once. A matrix product's last bits depend on how many rows are multiplied at a time, so it is always made of the same
-tiles: `_ROWS` rows, counted from the tensor's first, times `_COLUMNS` columns.
+once. A matrix product's last bits depend on how many rows are multiplied at a time, so it is always computed in the
+same tiles: `_ROWS` rows, counted from the tensor's first, times `_COLUMNS` columns.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ReadInto = Callable[[TensorRef, int, memoryview], None]
 
 
 class Merger:
-    """Adds a tensor's patches to its numbers; one per thread. It holds the down matrices of one tensor."""
+    """Adds a tensor's patches to its values; one Merger per thread. It keeps the down matrices of one tensor."""
 
     def __init__(self, read_into: ReadInto) -> None:
         self._read_into = read_into
@@ -62,7 +62,7 @@ class Merger:
         for column in range(0, down.shape[1], _COLUMNS):
             tile = decode(down[:, column : column + _COLUMNS]).double()
             for row in range(0, total.shape[0], _ROWS):
-                # a copy of the rows, so that they lie at the same alignment in every run
+                # a copy of the rows, so that they have the same alignment in every run
                 total[row : row + _ROWS, column : column + _COLUMNS] += up[row : row + _ROWS].clone() @ tile
 
     def _whole(self, ref: TensorRef) -> Tensor:

@@ -1,8 +1,8 @@
-"""A model on disk as the engine sees it: canonical names, decoded numbers, and a bound on what stays in memory.
+"""A model on disk as the engine sees it: canonical names, decoded values, and a bound on the memory.
 
-Blocks are used in turn, over and over, so the first ones that fit stay and the others are read each time: for such a
-cycle that keeps as much as any policy can, where keeping the latest would keep nothing. A GPU computes while the next
-block is read; on a CPU that would cost a second block's memory, and the cores are busy.
+Blocks are used in turn, over and over. The first ones that fit stay in memory, and the others are read each time: for
+a cycle, no policy keeps more, and keeping the latest would keep nothing. A GPU computes while the next block is read;
+on a CPU that would cost a second block's memory, and the cores are busy.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from wanconv.types.model import Model, ModelTensor
 from wanconv.types.tensors import Shape
 from wanconv.weights.reader import Reader, Sources, read_scales
 
-Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the bytes that were read for them
+Loaded = tuple[dict[str, Tensor], int]  # tensors by name, and the number of bytes read for them
 
 
 class ModelWeights:
     """A WeightSource (engine/weights.py) on a model's files. `read_nbytes` counts what was read so far.
 
-    `ahead` reads the block that follows while the caller computes with the last one; left out, on a GPU only.
+    `ahead` reads the next block while the caller computes with the last one; by default, on a GPU only.
     """
 
     def __init__(self, model: Model, memory_nbytes: int, device: torch.device, ahead: bool | None = None) -> None:
@@ -68,7 +68,7 @@ class ModelWeights:
         return {name: self._read(tensor) for name, tensor in wanted.items()}, sum(one.nbytes for one in wanted.values())
 
     def _read_ahead(self, component: str, prefix: str) -> None:
-        """Begins to read the block after `prefix`, one at a time and only where there is one that is not here."""
+        """Begins to read the block after `prefix`, one at a time and only if it is not in memory."""
         parent, _, number = prefix.rpartition(".")
         if self._reader is None or self._coming or not number.isdigit():
             return
@@ -77,7 +77,7 @@ class ModelWeights:
             self._coming[component, following] = self._reader.submit(self._load, component, following)
 
     def release(self, component: str) -> None:
-        """Lets go of what stays of a component, once it is not needed again: its room is for the next one's."""
+        """Drops a component's cached weights once it is not needed again, which frees the memory for the next one."""
         for key in [key for key in self._kept if key[0] == component]:
             self._left += sum(tensor.nbytes for tensor in self._kept.pop(key).values())
 
@@ -126,7 +126,7 @@ def _prefixes(tensors: Mapping[str, ModelTensor]) -> dict[str, dict[str, ModelTe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """A candidate and the reference that it is compared with; there is none where safety alone is asked for."""
+    """A candidate and the reference that it is compared with; there is none if safety alone is asked for."""
 
     candidate: ModelWeights
     reference: ModelWeights | None

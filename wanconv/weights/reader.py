@@ -1,4 +1,4 @@
-"""Reads runs of a model's numbers from its files, on any thread: as they lie there, or decoded and merged."""
+"""Reads runs of a model's elements from its files, on any thread: as stored, or decoded and merged."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -18,17 +18,17 @@ from wanconv.weights.source_files import Files, FilesHere
 
 
 class Sources:
-    """Reads tensors from their files, on any thread; LoRAs are always on this machine."""
+    """Reads tensors from their files, on any thread; a LoRA is always a local file."""
 
     def __init__(self, files: Files | None = None) -> None:
         self._files, self._loras = files or FilesHere(), FilesHere()
 
     def read_into(self, ref: TensorRef, first: int, view: memoryview) -> None:
-        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError where the file ends."""
+        """Fills `view` with the tensor's bytes from its `first` element on; raises InputError if the file ends."""
         self._read(self._files, ref, first, view)
 
     def read_lora(self, ref: TensorRef, first: int, view: memoryview) -> None:
-        """Does the same for a tensor of a LoRA."""
+        """The same for a tensor of a LoRA."""
         self._read(self._loras, ref, first, view)
 
     def _read(self, files: Files, ref: TensorRef, first: int, view: memoryview) -> None:
@@ -71,7 +71,7 @@ class Reader:
     def values(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
         """Returns elements [first, first + count), at most RUN; valid until the next call.
 
-        They have the dtype on disk, or are float32 where the tensor has scales or patches: decoded, and merged.
+        They have the dtype on disk; if the tensor has scales or patches, they are decoded and merged as float32.
         """
         values = self._stored(tensor, first, count)
         return self._merger.merged(tensor, first, values) if tensor.patches else values
@@ -84,18 +84,18 @@ class Reader:
         return codec.decode(payload, scales, start, columns)[first - start :][:count]
 
     def scales(self, tensor: ModelTensor) -> Scales:
-        """Returns the scales of a tensor; raises NotFinite or InputError where one is invalid."""
+        """Returns the scales of a tensor; raises NotFinite or InputError if one is invalid."""
         if self._scales is None or self._scales[0] is not tensor:
-            self._scales = None  # two tensors' scales at once would be twice the memory
+            self._scales = None  # keep the scales of one tensor only
             scales = read_scales(self._sources, tensor, self._codecs)
             refuse_scale(tensor, self._codecs.of(tensor.dtype, tensor.packing).invalid(scales))
             self._scales = tensor, scales
         return self._scales[1]
 
     def payload(self, tensor: ModelTensor, first: int, count: int) -> torch.Tensor:
-        """Returns the same as it is on disk, whole blocks; a second call for the same ones reads nothing."""
+        """Returns the stored bytes of these elements, in whole blocks; the same call again reads nothing."""
         if tensor.transposed:
-            return self._turned(tensor)[first : first + count]
+            return self._transposed(tensor)[first : first + count]
         dtype = DTYPES[tensor.dtype]
         if self._held is None or self._held[0] is not tensor or self._held[1:] != (first, count):
             self._held = None
@@ -103,8 +103,8 @@ class Reader:
             self._held = tensor, first, count
         return torch.frombuffer(memoryview(self._scratch)[: dtype.nbytes(count)], dtype=TORCH_DTYPES[dtype.name])
 
-    def _turned(self, tensor: ModelTensor) -> torch.Tensor:
-        """Returns a tensor that stands transposed on disk, read whole and turned: those are small."""
+    def _transposed(self, tensor: ModelTensor) -> torch.Tensor:
+        """Returns a tensor that is stored transposed, read whole and transposed back: these are small."""
         (piece,) = tensor.pieces
         raw = bytearray(tensor.nbytes)
         self._sources.read_into(piece.ref, piece.start, memoryview(raw))
@@ -114,7 +114,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class TensorNumbers:
-    """The numbers of one tensor as codecs ask for them (formats/codec.py)."""
+    """The numbers of one tensor as codecs ask for them (quantization/codec.py)."""
 
     reader: Reader
     tensor: ModelTensor
@@ -132,7 +132,7 @@ class TensorNumbers:
 
 
 def read_scales(sources: Sources, tensor: ModelTensor, codecs: Codecs) -> Scales:
-    """Returns the scales that stand beside a tensor, valid or not."""
+    """Returns the scales of a tensor, valid or not."""
 
     def content(ref: TensorRef | None) -> torch.Tensor | None:
         if ref is None:
@@ -146,14 +146,14 @@ def read_scales(sources: Sources, tensor: ModelTensor, codecs: Codecs) -> Scales
 
 
 def invalid_scale(sources: Sources, tensor: ModelTensor, codecs: Codecs) -> float | None:
-    """Returns the first invalid scale of a tensor, or None if all are valid or it has none beside it."""
+    """Returns the first invalid scale of a tensor; None if all are valid or it has none."""
     if tensor.scales is None:
         return None
     return codecs.of(tensor.dtype, tensor.packing).invalid(read_scales(sources, tensor, codecs))
 
 
 def refuse_scale(tensor: ModelTensor, scale: float | None) -> None:
-    """Raises NotFinite or InputError for an invalid scale, where there is one.
+    """Raises NotFinite or InputError for an invalid scale, if there is one.
 
     A zero scale erases the weights it covers; a negative one flips their sign.
     """

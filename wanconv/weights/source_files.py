@@ -1,4 +1,4 @@
-"""Where the files of a source are, for those who read tensors from them."""
+"""Access to the files of a source, for readers of tensors."""
 
 import os
 import threading
@@ -16,15 +16,15 @@ from wanconv.types.tensors import Part, TensorRef
 
 
 class Files(Protocol):
-    """Where the source files are; `stop` is set when nobody needs them any more."""
+    """The source files; `stop` is set when they are not needed any more."""
 
     stop: threading.Event
 
     def descriptor(self, file: Path) -> int:
-        """Returns what to read a file with, as soon as it is there, on any thread; raises OSError and WanconvError."""
+        """Returns a file's descriptor once the file has arrived, on any thread; raises OSError and WanconvError."""
 
     def written(self, nbytes: int) -> None:
-        """Hears of further bytes of output that are on disk, in their order."""
+        """Called with the number of further output bytes on disk, in their order."""
 
     def close(self) -> None: ...
 
@@ -44,7 +44,7 @@ class FilesHere:
             return self._descriptors[file]
 
     def written(self, nbytes: int) -> None:
-        """They stay."""
+        """Does nothing: local files stay."""
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -53,8 +53,8 @@ class FilesHere:
 
 
 def confirm_file(part: Part, file: Path, where: Path) -> None:
-    """Makes sure of a file of a part that lies at `where`: that what was read of it from `file` is what it says, and of
-    a .pth file that torch reads the same; raises InputError."""
+    """Confirms a part's file at `where`: its content agrees with what was read from `file`, and torch reads a .pth the
+    same way. Raises InputError if not."""
     tensors = {name: ref for name, ref in part.tensors.items() if ref.file == file}
     if where != file and not _says_the_same(file, where, tensors.values()):
         raise InputError(
@@ -65,7 +65,7 @@ def confirm_file(part: Part, file: Path, where: Path) -> None:
 
 
 def _says_the_same(file: Path, other: Path, tensors: Iterable[TensorRef]) -> bool:
-    """True where two files agree in their headers and in the constants among their tensors."""
+    """True if two files agree in their headers and in the constants among their tensors."""
     with explained(other):
         return header_digest(file) == header_digest(other) and all(
             ref.read() == replace(ref, file=other).read() for ref in tensors if is_constant(ref)

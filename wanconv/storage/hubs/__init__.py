@@ -1,6 +1,6 @@
 """Hugging Face and ModelScope behind one small protocol: list files with sizes and digests, open a byte range.
 
-Importing a hub brings its client; `open_hub` imports the one that is asked for.
+Importing a hub's module imports its client; `open_hub` imports only the requested one.
 """
 
 import re
@@ -25,7 +25,7 @@ _FORM = "write it as Wan-AI/Wan2.2-T2V-A14B, or hf://… or ms://… with @revis
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository as a user names it: `hf://owner/name@revision`, of which only owner/name must be there."""
+    """A repository as a user names it: `hf://owner/name@revision`; only owner/name is required."""
 
     hub: str
     repository: str
@@ -33,12 +33,12 @@ class Reference:
 
 
 def parse(text: str, source: str | None = None, revision: str | None = None) -> Reference:
-    """Returns what `text` and the options say together; raises UsageError where they say nothing, or two things."""
+    """Returns the repository that `text` and the arguments name; raises UsageError if they name none, or two."""
     if fault := unsupported(text, hubs=True):
         raise UsageError(fault[0], fault[1] if fault[1].startswith("write it as ") else _FORM)
     match = _REFERENCE.fullmatch(text)
     if match is None or ".." in match["repository"]:
-        raise UsageError(f"{text!r} is no repository", _FORM)
+        raise UsageError(f"{text!r} is not a valid repository name", _FORM)
     if source is not None and source not in _SOURCES and source not in hubs_of_plugins():
         otherwise = 'give `source="hf"` or `source="modelscope"`'
         raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))
@@ -55,7 +55,7 @@ def open_hub(name: str, token: str | None = None, patience: Patience | None = No
     """Return the hub of a scheme; without a token, with the one its own client has saved.
 
     Raises:
-        PluginError: where a plugin's hub cannot be opened.
+        PluginError: if a plugin's hub cannot be opened.
     """
     if name not in OWN_HUBS:
         return _opened(hubs_of_plugins()[name], token, patience)

@@ -1,4 +1,4 @@
-"""A hub's answers in JSON, bounded in number, bytes and time, and what they hold: checked, or refused."""
+"""A hub's answers in JSON: bounded in number, bytes and time, and checked."""
 
 import json
 import threading
@@ -17,13 +17,13 @@ from wanconv.storage.hubs.types import Address, RemoteFile
 Json = Mapping[str, object]
 
 _MAX_ANSWER_NBYTES = 16_000_000  # a page of 1,000 files has half a megabyte
-_MAX_OBJECTS = 200_000  # brackets in one answer: empty lists take twenty times their bytes in memory
+_MAX_OBJECTS = 200_000  # most brackets in one answer: empty lists take twenty times their bytes in memory
 _MAX_ERROR_NBYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`value` is the JSON of an answer, None where an error's is none; `reason` is status and text of the header."""
+    """`value` is an answer's JSON, None for an error without any; `reason` is status and text of the header."""
 
     status: int
     reason: str
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Questions:
-    """All that a hub is asked for one list: answers in JSON, in bounds that hold for all of them together."""
+    """All requests for one list: answers in JSON, within bounds that hold for all of them together."""
 
     def __init__(self, title: str, home: str, repository: str, patience: Patience) -> None:
         self._title, self._home, self._repository, self._patience = title, home, repository, patience
@@ -40,7 +40,7 @@ class Questions:
         self._answers, self._nbytes = 0, 0
 
     def ask(self, address: Address) -> Answer:
-        """Returns an answer of whatever status, asked for again where the hub is busy; raises InputError."""
+        """Returns an answer of any status; asks again if the hub is busy. Raises InputError."""
         self._answers += 1
         if self._answers > self._patience.list_pages:
             raise self.lie(f"more than {self._patience.list_pages} pages")
@@ -72,7 +72,7 @@ class Questions:
     def _content(self, response: requests.Response) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise self.lie("encoded JSON, which was not asked for")
-        if response.status_code != 200:  # an error is told by its beginning
+        if response.status_code != 200:  # the beginning of an error is enough
             return b"".join(self._caller.chunks(response, _MAX_ERROR_NBYTES, whole=False))
         most = min(_MAX_ANSWER_NBYTES, self._patience.list_nbytes - self._nbytes)
         content = bytearray()
@@ -91,7 +91,7 @@ class Questions:
         return f"check the network and try again, or ask the other hub: {other}://{self._repository}"
 
     def lie(self, what: str) -> InputError:
-        """Returns the refusal of an answer that no hub gives."""
+        """Returns the error for an invalid answer."""
         return InputError(f"{self._title} answers {what} to a question about {self._repository}", self.later)
 
     def rows(self, value: object, what: str) -> list[Json]:
@@ -101,7 +101,7 @@ class Questions:
         return value
 
     def files(self, rows: Iterable[Json], read: Callable[[Json], RemoteFile]) -> list[RemoteFile]:
-        """Returns rows as files; raises InputError that names the hub, the field and what stands there."""
+        """Returns rows as files; raises InputError that names the hub, the field and its value."""
         try:
             return [read(row) for row in rows]
         except ValueError as error:

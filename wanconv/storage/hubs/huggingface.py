@@ -1,6 +1,6 @@
 """Hugging Face: lists within bounds, uploads through its own client. HF_ENDPOINT names a mirror.
 
-Its client follows a `Link` wherever that leads, the token with it, and reads whatever comes: lists are asked for here.
+Its client follows a `Link` to any host, with the token, and reads any answer. Lists are therefore requested here.
 """
 
 import re
@@ -108,7 +108,7 @@ class HuggingFace:
             )
 
     def _explained(self, repository: str, upload: Callable[[], _T]) -> _T:
-        """Returns what the client does; whatever it raises becomes an InputError that says what to do."""
+        """Returns the client's result; any exception becomes an InputError that says what to do."""
         later = "check the network, the token and the room there, and try again"
         try:
             return upload()
@@ -122,7 +122,7 @@ class HuggingFace:
             raise InputError(
                 f"{self.title} answers {_answer(error)} to a question about {repository}", later
             ) from error
-        except RuntimeError as error:  # of an upload, around what the payload's server answered
+        except RuntimeError as error:  # of an upload, around the answer of the payload's server
             why = error.__cause__
             if isinstance(why, WanconvError):
                 raise why from error
@@ -130,13 +130,13 @@ class HuggingFace:
             raise InputError(f"{self.title}: {str(error)[:300]} ({answer})", later) from error
         except MemoryError:
             raise
-        except Exception as error:  # the client does not say what it may raise over an answer
+        except Exception as error:  # the client does not document what it raises for an answer
             message = f"{self.title} cannot be published to at {self._endpoint}: {type(error).__name__}"
             raise InputError(message, later) from error
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    """Returns status and reason of an answer that the client raises as an error."""
+    """Returns status and reason of an answer that the client raised as an error."""
     response = getattr(error, "response", None)
     return (
         f"{getattr(response, 'status_code', 'an error')} {str(getattr(response, 'reason_phrase', ''))[:100]}".rstrip()
@@ -144,7 +144,7 @@ def _answer(error: HfHubHTTPError) -> str:
 
 
 def _next(answer: Answer, questions: Questions) -> str:
-    """Returns the query of the next page, empty after the last; which host and path the link names does not matter."""
+    """Returns the query of the next page, empty after the last; the link's host and path are ignored."""
     link = answer.headers.get("Link", "")
     if len(link) > _MAX_LINK:
         raise questions.lie(f"a Link header of {len(link)} characters")
@@ -167,7 +167,7 @@ def _file(row: Json) -> RemoteFile:
 
 @contextmanager
 def _bars(shown: bool) -> Iterator[None]:
-    """Keeps the client's progress bars off stderr in the block, unless they are wanted."""
+    """Keeps the client's progress bars off stderr within the block, unless they are wanted."""
     if shown or are_progress_bars_disabled():
         yield
         return

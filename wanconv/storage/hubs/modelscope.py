@@ -1,7 +1,7 @@
 """ModelScope: lists within bounds, uploads through its light client. MODELSCOPE_ENDPOINT names a mirror.
 
-Its API names no commit for a branch, so that a snapshot here is pinned by the sha256 of every file instead: a branch
-that moves between listing and download is seen as a digest that does not fit.
+Its API names no commit for a branch. A snapshot is therefore pinned by the sha256 of every file: if a branch moves
+between listing and download, a digest does not match.
 """
 
 import logging
@@ -31,15 +31,15 @@ from wanconv.storage.hubs.rows import remote_file, shown
 from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
 from wanconv.storage.hubs.uploads import guarded_modelscope
 
-_MOST_AT_ONCE = 3000  # entries: the API cuts a list there, and says nothing
-_DENIED = 10010103009  # its code for a token that is not valid, which comes with status 400
+_MOST_AT_ONCE = 3000  # entries: the API truncates a list there without a word
+_DENIED = 10010103009  # its code for an invalid token, which comes with status 400
 
 
 class ModelScope:
     name, title, token_name = "ms", "ModelScope", "MODELSCOPE_API_TOKEN"
 
     def __init__(self, token: str | None = None, patience: Patience | None = None) -> None:
-        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # its log goes to the terminal otherwise
+        logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)  # without this, its log goes to the terminal
         self._endpoint = endpoint("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn")
         self._token = usable_token(token or HubConfig().token, self.token_name)
         self._patience = patience or Patience()
@@ -51,7 +51,7 @@ class ModelScope:
         return Snapshot(self.name, repository, asked, None, questions.whole(questions.files(rows, _file)))
 
     def _rows(self, questions: Questions, repository: str, revision: str) -> Iterator[Json]:
-        """Yields the whole list: as one answer, or, where that is cut, folder by folder."""
+        """Yields the whole list: as one answer or, if that is truncated, folder by folder."""
         folders = [""]
         while folders:
             folder = folders.pop()
@@ -92,7 +92,7 @@ class ModelScope:
         return Address(f"{self._endpoint}/api/v1/models/{snapshot.repository}/repo?{query}", self._secrets())
 
     def _secrets(self) -> dict[str, str]:
-        # Its own client sends both: older endpoints know the cookie only.
+        # Its own client sends both: older endpoints know only the cookie.
         secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
         return secrets if self._token else {}
 
@@ -113,20 +113,20 @@ class ModelScope:
         with self._explained(repository), redirect_stdout(StringIO()):  # it prints a report of its own
             with suppress(AlreadyExistsError):
                 visibility = "private" if private else "public"
-                client.create_repo(repository, "model", visibility=visibility, license="Other")  # else Apache-2.0
+                client.create_repo(repository, "model", visibility=visibility, license="Other")  # default: Apache-2.0
             client.upload_folder(
                 repository,
                 "model",
                 folder,
                 allow_patterns=exactly,
                 commit_message="Published by wanconv",
-                use_cache=False,  # it would be a file in the folder; blobs that are there are not sent again anyway
+                use_cache=False,  # it would be a file in the folder; known blobs are not sent again anyway
                 disable_tqdm=not bars,
             )
 
     @contextmanager
     def _explained(self, repository: str) -> Iterator[None]:
-        """Turns whatever the client raises in the block into an InputError that says what to do."""
+        """Turns any exception of the client in the block into an InputError that says what to do."""
         later = "check the network, the token and the room there, and try again"
         try:
             yield
@@ -142,7 +142,7 @@ class ModelScope:
         except (HubError, RuntimeError) as error:  # the latter after many commits that failed
             message = f"{self.title} refuses what was asked about {repository}: {str(error)[:300]}"
             raise InputError(message, later) from error
-        except Exception as error:  # the client does not say what it may raise over an answer
+        except Exception as error:  # the client does not document what it raises for an answer
             message = f"{self.title} answers what no hub does: {type(error).__name__}"
             raise InputError(message, later) from error
 

@@ -1,4 +1,4 @@
-"""The names a hub may give to files: relative, plain, the same on every system. Anything else is refused, unwritten."""
+"""The names a hub may give to files: relative, plain, the same on every system. Others are refused before writing."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from wanconv.errors import InputError
 from wanconv.types.figures import count
 
-_MAX_SEGMENT_NBYTES = 200  # file systems take 255; a file under way has a longer name
+_MAX_SEGMENT_NBYTES = 200  # file systems allow 255; an unfinished file has a longer name
 _MAX_NBYTES = 1000
 _MAX_DEPTH = 16  # folders; released models have three
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
@@ -58,7 +58,7 @@ def _segment_fault(segment: str) -> str:
 
 
 def _collisions(paths: list[str]) -> list[str]:
-    """Returns the paths that would be one file where case or Unicode forms do not count, or file and folder at once."""
+    """Returns the paths that are one file on systems without case or Unicode forms, or both file and folder."""
     faults = []
     files: dict[tuple[int, str], str] = {}  # (folder, key of a name) → path
     folders: dict[tuple[int, str], tuple[int, str]] = {}  # (folder above, key of a name) → folder, its path

@@ -1,4 +1,4 @@
-"""How much of a server is borne: attempts without progress, waits, silence; of a list its pages, bytes and time."""
+"""Limits for a server: attempts without progress, waits, silence; for a list also its pages, bytes and time."""
 
 import re
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 BUSY = (408, 425, 429, 500, 502, 503, 504)
-_LONGEST_S = 1e9  # what a server may ask for: beyond it all waits are alike
+_LONGEST_S = 1e9  # the longest wait that a server may ask for
 _SECONDS = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often to try without progress, how long between attempts (doubled each time), how long to bear silence.
+    """Attempts without progress, the wait between them (doubled each time), and the longest silence.
 
-    A server that asks to wait longer than `longest_wait_s` is told no. A header, and each read of a body, ends within
-    `stall_s`. The list of a repository ends within `list_s`, in so many answers and bytes, or is refused.
+    If a server asks for a wait above `longest_wait_s`, wanconv gives up. A header, and each read of a body, ends within
+    `stall_s`. The list of a repository ends within `list_s` and within its limits of answers and bytes, or is refused.
     """
 
     attempts: int = 6
@@ -29,7 +29,7 @@ class Patience:
 
 
 class Passing(Exception):
-    """A failure that may be over soon; `wait_s` is what the server asks for."""
+    """A temporary failure; `wait_s` is the wait that the server asks for."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)

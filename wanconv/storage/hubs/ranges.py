@@ -1,7 +1,7 @@
-"""Byte ranges over HTTP, for as long as it takes: goes on where a connection ended, and believes no answer unchecked.
+"""Byte ranges over HTTP without a total time limit: resumes after a lost connection, and checks every answer.
 
-There is no limit on the whole, only on silence: a read that brings nothing, or next to nothing, within `stall_s`
-counts as a failure, and so many failures without progress end it. HTTP semantics: RFC 9110, sections 13.1.5 and 14.
+Only silence is limited: a read that brings nothing, or next to nothing, within `stall_s`
+counts as a failure, and too many failures without progress end it. HTTP semantics: RFC 9110, sections 13.1.5 and 14.
 """
 
 import re
@@ -16,14 +16,14 @@ from wanconv.storage.hubs.patience import BUSY, Passing, Patience, retry_after
 from wanconv.storage.hubs.transport import LIES, Caller, plain, reason
 from wanconv.storage.hubs.types import Address
 
-_PROGRESS_NBYTES = 1 << 20  # as much beyond what was there before makes an attempt count as progress
+_PROGRESS_NBYTES = 1 << 20  # an attempt with this many new bytes counts as progress
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20}|\*)")
 _MAX_ETAG = 1000  # characters; longer ones are not remembered
 _MAX_SHOWN = 100
 
 
 class Reader:
-    """Reads from one server after the other, each thread with a Reader of its own; `stop` ends it at the next chunk."""
+    """Reads from servers, one request at a time; one Reader per thread. `stop` ends it at the next chunk."""
 
     def __init__(self, patience: Patience, stop: threading.Event) -> None:
         self._patience, self._caller = patience, Caller(patience, stop)
@@ -33,8 +33,8 @@ class Reader:
     ) -> Iterator[tuple[int, bytes]]:
         """Yields (offset, bytes) of `what`, a file of `nbytes`, from `start` to `end`.
 
-        Offsets go back to 0 where the file must be begun again: it changed on the way, or its server ignores ranges.
-        Raises InputError for an answer that is wrong, and when patience is at an end.
+        Offsets go back to 0 if the file must be read again: it changed on the way, or its server ignores ranges.
+        Raises InputError for an invalid answer, and when `patience` is exhausted.
         """
         position, best, failures, changes, etag = start, start, 0, 0, ""
         end = nbytes if end is None else end
@@ -76,7 +76,7 @@ def _etag(response: requests.Response) -> str:
 
 
 def _first_byte(response: requests.Response, what: str, start: int, end: int, nbytes: int) -> int:
-    """Returns the offset at which the body begins; raises InputError where it is not the file's."""
+    """Returns the offset at which the body begins; raises InputError if it is not the file's."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         raise InputError(f"{what} comes encoded as {encoding[:_MAX_SHOWN]}, which was not asked for", LIES)
@@ -101,18 +101,18 @@ def _first_byte(response: requests.Response, what: str, start: int, end: int, nb
 
 
 def _check_status(response: requests.Response, at_home: bool) -> None:
-    """Raises for every status but 200 and 206: Passing where it may be over soon."""
+    """Raises for every status but 200 and 206: Passing if it may be temporary."""
     status, url = response.status_code, plain(response.url)
     if status in (200, 206):
         return
     response.close()
-    if status in BUSY or (status == 403 and not at_home):  # a signed address that has run out is signed anew
+    if status in BUSY or (status == 403 and not at_home):  # an expired signed address is signed again
         raise Passing(f"{url} answers {reason(response)}", retry_after(response.headers.get("Retry-After")))
     if status in (401, 403):
         hint = "accept the model's conditions on its page, and give a token that may read it (`token`)"
         raise InputError(f"{url} answers {status}: not allowed", hint)
     if status == 404:
-        raise InputError(f"{url} does not exist", "its revision may be gone: run the same command again")
+        raise InputError(f"{url} does not exist", "its revision may have been deleted: run the same command again")
     if status == 416:
         raise InputError(f"{url} ends before the byte that was asked for", "try again, or another hub")
     raise InputError(f"{url} answers {reason(response)}", LIES)

@@ -1,4 +1,4 @@
-"""Rows of a hub's list, or of a record of one, as files: every field checked, and what is wrong with one shown."""
+"""Rows of a hub's list, or of a record of it, as files: each field is checked, and an invalid one is shown."""
 
 import re
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from wanconv.storage.hubs.types import Algorithm, RemoteFile
 
 DIGITS: Mapping[str, int] = {"sha256": 64, "git-sha1": 40}
 MAX_FILE_NBYTES = 1 << 43  # 8 TiB: hubs take half of one, and a file system that makes room for it may take 16
-_MAX_PATH = 4096  # characters; what may be written is decided by hubs.names, of what is wanted
-_MAX_DEPTH = 64  # folders: what looks at each of them for every file of a list is to end in seconds
+_MAX_PATH = 4096  # characters; hubs.names decides what may be written
+_MAX_DEPTH = 64  # folders: checks that visit all folders of all listed files must end in seconds
 _HEX = re.compile(r"[0-9a-f]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's SHA-1, and its SHA-256
 _MAX_SHOWN = 60
 
 
 def remote_file(path: object, nbytes: object, algorithm: object, digest: object) -> RemoteFile:
-    """Returns a row of a list as a file; raises ValueError that says which field is not valid, and what it holds."""
+    """Returns a row of a list as a file; raises ValueError that says which field is invalid, and what it holds."""
     if not isinstance(path, str) or len(path) > _MAX_PATH:
         raise ValueError(f"path is {shown(path)}")
     if (depth := path.count("/")) > _MAX_DEPTH:
@@ -32,7 +32,7 @@ def remote_file(path: object, nbytes: object, algorithm: object, digest: object)
 
 
 def shown(value: object) -> str:
-    """Returns what a hub said, for a message: one line, cut, with what cannot be seen escaped."""
+    """Returns a hub's text for a message: one line, shortened, with invisible characters escaped."""
     if value is None:
         return "nothing"
     if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""HTTP as far as it can be trusted: headers end in time, redirects are followed here, a token stays at its origin.
+"""HTTP with limits: headers end in time, redirects are followed here, a token stays at its origin.
 
-A timeout of a socket bounds one read, and a server that sends a byte now and then resets it for ever. So every response
-reads through a clock, which the header as a whole and each chunk of the body must keep. HTTP semantics: RFC 9110.
+A socket's timeout bounds a single read: a server that sends a byte now and then resets it for ever. So every response
+reads by a clock, which limits the header as a whole and each chunk of the body. HTTP semantics: RFC 9110.
 """
 
 import http.client
@@ -36,7 +36,7 @@ _MAX_SHOWN = 200
 
 
 class Clock:
-    """When reading must end: so long after `start`, and never after the end of all."""
+    """When reading must end: a given time after `start`, and never after the total limit."""
 
     def __init__(self, total_s: float = math.inf) -> None:
         self._end = self._next = time.monotonic() + total_s
@@ -52,7 +52,7 @@ class Clock:
 
 
 class _Timed(io.RawIOBase):
-    """A socket's bytes, as long as a clock allows."""
+    """A socket's bytes, within a clock's limit."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, clock: Clock) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def _response_class(clock: Clock, header_s: float) -> type[http.client.HTTPRespo
 
 
 class _Session(requests.Session):
-    """Cookies are not kept, and a redirect is not looked into: requests would read the whole of its body."""
+    """Keeps no cookies and does not read redirects: requests would read all of their bodies."""
 
     def __init__(self, adapter: HTTPAdapter) -> None:
         super().__init__()
@@ -116,8 +116,8 @@ class _Session(requests.Session):
 
 
 class Caller:
-    """Asks one server after the other, each thread with a Caller of its own; `stop` ends it at the next chunk, and all
-    of it ends within `total_s`."""
+    """Sends requests, one at a time; one Caller per thread. `stop` ends it at the next chunk, and everything ends
+    within `total_s`."""
 
     def __init__(self, patience: Patience, stop: threading.Event, total_s: float = math.inf) -> None:
         self.patience, self._stop, self._total_s = patience, stop, total_s
@@ -126,7 +126,7 @@ class Caller:
         self._redirected: dict[str, str] = {}  # address → where the last good answer came from
 
     def open(self, address: Address, headers: Mapping[str, str]) -> tuple[requests.Response, bool]:
-        """Returns an answer that is no redirect, its body unread, and whether it is from the address' own origin."""
+        """Returns the answer after redirects, its body unread, and whether it is from the address' own origin."""
         asked = {"Accept-Encoding": "identity", "User-Agent": "wanconv", **headers}
         url, home = self._redirected.pop(address.url, address.url), origin(address.url)
         for _ in range(_MAX_REDIRECTS + 1):
@@ -159,11 +159,11 @@ class Caller:
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             kind = Unreachable if _is_unreachable(error) else Passing
             raise kind(f"no answer from {plain(url)}: {_why(error)}") from error
-        except (http.client.HTTPException, ValueError) as error:  # of what the libraries do not expect in a header
+        except (http.client.HTTPException, ValueError) as error:  # from a header that the libraries do not expect
             raise InputError(f"{plain(url)} answers what is not HTTP: {_why(error)}", LIES) from error
 
     def chunks(self, response: requests.Response, left: int, whole: bool = True) -> Iterator[bytes]:
-        """Yields at most `left` bytes as they come; raises Passing where nearly nothing comes, or, unless `whole` is
+        """Yields at most `left` bytes as they come; raises Passing if nearly nothing comes, or, unless `whole` is
         False, fewer than these."""
         since, received = time.monotonic(), 0
         while left:
@@ -189,7 +189,7 @@ class Caller:
                 since, received = now, 0
 
     def wait(self, problem: Passing, failures: int, what: str) -> None:
-        """Waits before the next attempt; raises InputError where patience is at an end."""
+        """Waits before the next attempt; raises InputError if patience is at an end."""
         self._check_time(what)
         patience = self.patience
         if failures >= patience.attempts:
@@ -217,7 +217,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def plain(url: str) -> str:
-    """Returns an address without its query and credentials: signatures are secrets, too. It may be cut."""
+    """Returns an address without its query and credentials: signatures are secrets, too. It may be shortened."""
     head = url[:_MAX_ADDRESS].partition("?")[0].partition("#")[0]
     scheme, separator, rest = head.partition("://")
     host, slash, path = rest.partition("/")
@@ -230,11 +230,11 @@ def reason(response: requests.Response) -> str:
 
 
 def _redirected(url: str, location: str) -> str:
-    """Returns where a redirect leads; raises InputError for an address that is not valid, or is less safe."""
+    """Returns a redirect's target; raises InputError for an address that is invalid or less safe."""
     try:
         if not location or len(location) > _MAX_ADDRESS:
             raise ValueError("no address, or one of more than 16,000 characters")
-        target = urljoin(url, location.encode("latin-1").decode("utf-8"))  # as others read bytes beyond ASCII
+        target = urljoin(url, location.encode("latin-1").decode("utf-8"))  # as other clients read bytes beyond ASCII
         scheme = urlsplit(target).scheme
         if scheme in ("http", "https"):
             origin(target)
@@ -251,7 +251,7 @@ def _headers_as_they_are(request: requests.PreparedRequest) -> requests.Prepared
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what caused it, down to the innermost."""
+    """Yields an error and its causes, down to the innermost."""
     inner: BaseException | None = error
     while inner is not None:
         yield inner

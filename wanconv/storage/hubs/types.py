@@ -1,4 +1,4 @@
-"""What a hub is asked and what it answers: a repository's files at one revision, and where the bytes of each are."""
+"""Data of a hub: a repository's files at one revision, and the address of each file's bytes."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A repository's files. `commit` is None where the hub names none: then the digests alone say what is meant."""
+    """A repository's files. `commit` is None if the hub names none: then only the digests identify the files."""
 
     hub: str
     repository: str
@@ -46,7 +46,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a file's bytes are; `secrets` are headers for the origin of `url` and for no other."""
+    """The address of a file's bytes; `secrets` are headers for the origin of `url` only."""
 
     url: str
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -60,25 +60,25 @@ class Hub(Protocol):
     token_name: str
 
     def snapshot(self, repository: str, revision: str | None) -> Snapshot:
-        """Returns the files of a revision, pinned; raises InputError where the hub refuses or cannot be reached."""
+        """Returns the files of a revision, pinned; raises InputError if the hub refuses or cannot be reached."""
 
     def address(self, snapshot: Snapshot, path: str) -> Address:
-        """Returns where the bytes of a listed file are; asks nobody."""
+        """Returns the address of a listed file's bytes, without a request."""
 
     def publish(self, folder: Path, paths: Sequence[str], repository: str, private: bool, bars: bool) -> None:
-        """Uploads these files of a folder as one commit, to a repository that is made where there is none; `bars` shows
+        """Uploads these files of a folder as one commit, to a repository that is made if there is none; `bars` shows
         the client's own progress on stderr."""
 
 
 def hasher(algorithm: str, nbytes: int) -> Hasher:
-    """Returns what digests a file of this length: of hashlib, or as git does, which hashes a line in front of it."""
+    """Returns the hasher of a file of this length: hashlib's, or git's, which hashes a line before the content."""
     if algorithm == "git-sha1":
         return hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
     return hashlib.new(algorithm)
 
 
 def endpoint(variable: str, default: str) -> str:
-    """Returns where a hub is, by the environment; raises UsageError for what is not an address of HTTP."""
+    """Returns a hub's address from the environment; raises UsageError if it is not an HTTP address."""
     url = (os.environ.get(variable) or default).rstrip("/")
     try:
         parts = urlsplit(url)
@@ -91,7 +91,7 @@ def endpoint(variable: str, default: str) -> str:
 
 
 def usable_token(token: str | None, variable: str) -> str | None:
-    """Returns a token that fits into a header; raises UsageError, which does not show it, for another."""
+    """Returns a token that is valid in a header; otherwise raises UsageError, which does not show the token."""
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise UsageError("the token holds characters that no token has", f"copy it again, into {variable}")
     return token or None

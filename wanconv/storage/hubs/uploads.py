@@ -1,4 +1,4 @@
-"""What the hubs' own clients may do while they upload: the token stays at the hub, and answers are bounded."""
+"""Limits for the hubs' own clients during an upload: the token stays at the hub, and answers are bounded."""
 
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import requests
 from huggingface_hub import set_client_factory
-from huggingface_hub.utils import _http  # which factory is in force, nothing public says
+from huggingface_hub.utils import _http  # no public function returns the current factory
 from modelscope_hub import HubApi
 
 from wanconv.errors import InputError
@@ -20,8 +20,8 @@ _SECRETS = ("authorization", "cookie")
 
 
 def _leave_secrets(url: str, home: str, headers: MutableMapping[str, Any]) -> None:
-    """Takes the token out of a request that goes elsewhere; raises InputError for what is no address."""
-    headers["Accept-Encoding"] = "identity"  # what unpacks to gigabytes is not asked for
+    """Removes the token from a request to another host; raises InputError for an invalid address."""
+    headers["Accept-Encoding"] = "identity"  # no compressed answers, which could unpack to gigabytes
     try:
         at_home = _is_home(origin(url), origin(home))
     except ValueError as error:
@@ -33,7 +33,7 @@ def _leave_secrets(url: str, home: str, headers: MutableMapping[str, Any]) -> No
 
 def _is_home(there: tuple[str, str, int], home: tuple[str, str, int]) -> bool:
     """True for a hub's own origin, and for the other hosts of `www.` one: ModelScope's blobs have a host of their own,
-    which wants the token."""
+    which needs the token."""
     site = home[1].removeprefix("www.")
     return there == home or (site != home[1] and there[0] == home[0] == "https" and there[1].endswith(f".{site}"))
 
@@ -49,7 +49,7 @@ def _too_long(url: str) -> InputError:
 
 @contextmanager
 def guarded_hugging_face(home: str, patience: Patience) -> Iterator[None]:
-    """Has Hugging Face's client, whose connections belong to the process, keep to the rules in the block."""
+    """Makes Hugging Face's client, whose connections belong to the process, keep these rules within the block."""
     before: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY
 
     def leave(request: Any) -> None:
@@ -113,8 +113,8 @@ class _Guard(TimedAdapter):
 
 
 def guarded_modelscope(client: HubApi, home: str, patience: Patience) -> None:
-    """Has ModelScope's client keep to the rules."""
-    for session in (client.legacy._session, client.legacy._read_session):  # it takes none from outside
+    """Makes ModelScope's client keep these rules."""
+    for session in (client.legacy._session, client.legacy._read_session):  # it does not accept a session
         for scheme in ("https://", "http://"):
             retries = getattr(session.get_adapter(scheme), "max_retries", 0)
             session.mount(scheme, _Guard(home, patience, retries))
