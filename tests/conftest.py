@@ -63,7 +63,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         layout = layout or synthetic.home(families[release])
         if (release, layout) not in made:
             folder = tmp_path_factory.mktemp("tiny") / f"{release}-{layout}"
-            made[release, layout] = synthetic.make(folder, synthetic.Options(release, layout=layout))
+            made[release, layout] = synthetic.make(folder, synthetic.SampleOptions(release, layout=layout))
         return made[release, layout]
 
     return get

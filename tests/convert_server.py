@@ -129,17 +129,18 @@ def _child(request: dict[str, Any], report: int) -> int:
 
 def _done(request: dict[str, Any], out: Path) -> "Report":
     from wanconv.commands.convert import convert, convert_remote
-    from wanconv.commands.download import Options as Wanted
-    from wanconv.commands.download import download
-    from wanconv.conversion.options import Options
+    from wanconv.commands.download import DownloadOptions, download
+    from wanconv.conversion.options import ConvertOptions
     from wanconv.downloads.selection import Wish
 
     source, options = request["source"], request["options"]
     if request["verb"] == "download":
-        return download(source, Wanted(local_dir=out, jobs=options["jobs"], wish=Wish(tuple(options["include"]))))
+        return download(
+            source, DownloadOptions(local_dir=out, jobs=options["jobs"], wish=Wish(tuple(options["include"])))
+        )
     if source.startswith("hf://"):
-        return convert_remote(source, Options(**options, out=out))
-    return convert(Path(source), Options(**options, out=out))
+        return convert_remote(source, ConvertOptions(**options, out=out))
+    return convert(Path(source), ConvertOptions(**options, out=out))
 
 
 SHARED = (  # torch above all, for the children to share

@@ -15,7 +15,7 @@ from wanconv.samples import synthetic
 
 
 def make(folder: Path, release: str = "wan2.1-t2v-1.3b", *components: str, layout: str | None = None) -> Path:
-    return synthetic.make(folder, synthetic.Options(release, components=components, layout=layout))
+    return synthetic.make(folder, synthetic.SampleOptions(release, components=components, layout=layout))
 
 
 def copy(source: Path, target: Path) -> Path:

@@ -83,13 +83,13 @@ def check_family(family: Family, folder: Path) -> None:
     Raises:
         AssertionError: if a promise is broken.
     """
-    from wanconv.samples.synthetic import Options, home, make
+    from wanconv.samples.synthetic import home, make
 
     assert family in FAMILIES, f"{family.name} is in no table: is its plugin installed?"
     assert family.releases, f"{family.name} has no release, whose sizes a checkpoint could be made of"
     for architecture in family.components.values():
         check_architecture(architecture)
-    source = make(folder / "source", Options(family.releases[-1].name))
+    source = make(folder / "source", SampleOptions(family.releases[-1].name))
     _check_kept(source, LAYOUTS[home(family)], family, folder / "kept")
 
 
@@ -104,7 +104,7 @@ def check_layout(layout: Layout, folder: Path, families: Iterable[Family] | None
     Raises:
         AssertionError: if a promise is broken.
     """
-    from wanconv.samples.synthetic import Options, make
+    from wanconv.samples.synthetic import make
 
     assert layout.name in LAYOUTS, f"{layout.name} is in no table: is its plugin installed?"
     assert layout.loader, f"{layout.name} does not say which code reads it"
@@ -112,25 +112,24 @@ def check_layout(layout: Layout, folder: Path, families: Iterable[Family] | None
     assert not unknown, f"{layout.name} writes scales that nothing reads back: {unknown}"
     for family in FAMILIES if families is None else families:
         if family.name not in (layout.refused or {}):
-            source = make(folder / family.name / "source", Options(family.releases[-1].name))
+            source = make(folder / family.name / "source", SampleOptions(family.releases[-1].name))
             _check_kept(source, layout, family, folder / family.name / "kept")
 
 
 def _check_kept(source: Path, layout: Layout, family: Family, out: Path) -> None:
     from wanconv.commands.convert import convert
-    from wanconv.commands.verify import Options as Wanted
-    from wanconv.commands.verify import verify
+    from wanconv.commands.verify import VerifyOptions, verify
     from wanconv.containers import open_checkpoint
-    from wanconv.conversion.options import Options
+    from wanconv.conversion.options import ConvertOptions
 
     where = f"{family.name} in the {layout.name} layout"
-    convert(source, Options("keep", layout=layout.name, out=out))
+    convert(source, ConvertOptions("keep", layout=layout.name, out=out))
     for path in out.rglob("*.json"):
         json.loads(path.read_bytes())
     before, after = (identify(open_checkpoint(folder)) for folder in (source, out))
     assert after.family == family, f"{where} is identified as {after.family.name}"
     assert set(after.components) <= set(before.components), f"{where} has components that the source lacks"
-    report = verify(out, Wanted(against=source, client=layout.name))
+    report = verify(out, VerifyOptions(against=source, client=layout.name))
     failures = [f"{one.where}: {one.message}" for one in report.findings if one.severity == "failure"]
     assert not failures, f"{where} does not verify: {'; '.join(failures)}"
 

@@ -19,7 +19,7 @@ from tiny_model.paired import opened, tensors
 from wanconv import recipe, verdict
 from wanconv.commands import validate
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.samples import shipped
@@ -77,7 +77,7 @@ def convert_again(source: Path, folder: Path, name: str) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     recipe_name, layout, *amount = name.split("+")
-    convert(source, Options(recipe_name, layout=layout, out=folder, force=True))
+    convert(source, ConvertOptions(recipe_name, layout=layout, out=folder, force=True))
     if amount:
         (folder / "wanconv.json").unlink()
         _spoil(folder, float(amount[0]))
@@ -151,12 +151,12 @@ def _row(name: str, digest: str, nbytes: int, results: verdict.Results) -> Row:
     )
 
 
-def _asked(source: Path, state: Path) -> validate.Options:
+def _asked(source: Path, state: Path) -> validate.ValidateOptions:
     """Returns what validate is asked for: the standard profile without its free run, which is made here."""
     profile = state / f"{PROFILE}-without-video.toml"
     text = (Path(verdict.__file__).parent / "profiles" / f"{PROFILE}.toml").read_text()
     keep(text.replace("video = true", "video = false").encode(), profile)
-    return validate.Options(
+    return validate.ValidateOptions(
         against=source, profile=str(profile), size=shipped.SIZE, frames=shipped.FRAMES, prompt=shipped.PROMPT
     )
 

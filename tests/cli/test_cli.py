@@ -67,7 +67,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) 
 def long_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a checkpoint of 0.4 GB: it takes long enough to convert to be stopped on the way."""
     folder = tmp_path_factory.mktemp("long") / "source"
-    return synthetic.make(folder, synthetic.Options("wan2.1-t2v-1.3b", "full", blocks=1, components=("dit",)))
+    return synthetic.make(folder, synthetic.SampleOptions("wan2.1-t2v-1.3b", "full", blocks=1, components=("dit",)))
 
 
 def test_the_bare_command_shows_its_help_and_is_a_usage_error(tmp_path: Path) -> None:

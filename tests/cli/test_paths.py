@@ -14,7 +14,7 @@ from wanconv.cli.run import run
 from wanconv.commands import validate
 from wanconv.commands.convert import convert, preview
 from wanconv.commands.inspect import inspect
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import UsageError
 from wanconv.report import Report
 from wanconv.storage.paths import local_path
@@ -258,8 +258,8 @@ def test_the_library_refuses_an_address_that_became_a_path(address: str, here: P
     folded = Path(address)
     calls: list[Callable[[], Report]] = [
         lambda: inspect(folded),
-        lambda: convert(folded, Options("bf16")),
-        lambda: validate.validate(here, validate.Options(out=folded)),
+        lambda: convert(folded, ConvertOptions("bf16")),
+        lambda: validate.validate(here, validate.ValidateOptions(out=folded)),
     ]
     for call in calls:
         with pytest.raises(UsageError, match=f"{folded.parts[0]}/"):
@@ -288,10 +288,10 @@ def test_a_report_is_a_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_output_with_the_name_of_a_weight_file_is_refused(tiny_dit: Path, here: Path, force: bool) -> None:
     for make in (convert, preview):
         with pytest.raises(UsageError, match=r"x\.safetensors is the name of a file, and a folder is") as told:
-            make(tiny_dit, Options("bf16", out=Path("x.safetensors"), force=force))
+            make(tiny_dit, ConvertOptions("bf16", out=Path("x.safetensors"), force=force))
         assert told.value.hint == "name a folder: x"
         with pytest.raises(UsageError, match=r"^s3:// is not supported yet: s3:/bucket/x$"):
-            make(tiny_dit, Options("bf16", out=Path("s3://bucket/x"), force=force))
+            make(tiny_dit, ConvertOptions("bf16", out=Path("s3://bucket/x"), force=force))
     assert list(here.iterdir()) == []
 
 
@@ -299,7 +299,7 @@ def test_an_output_with_the_name_of_a_weight_file_is_refused(tiny_dit: Path, her
 def test_an_output_with_a_name_that_no_command_reads_is_refused(tiny_dit: Path, here: Path, name: str) -> None:
     for make in (convert, preview):
         with pytest.raises(UsageError, match=r"^.a.* holds characters that no path should have$"):
-            make(tiny_dit, Options("bf16", out=Path(name)))
+            make(tiny_dit, ConvertOptions("bf16", out=Path(name)))
     assert list(here.iterdir()) == []
 
 
@@ -316,7 +316,7 @@ def test_a_report_is_not_written_over_the_files_of_others(tiny_dit: Path, here: 
     (here / "report" / name).parent.mkdir(parents=True)
     (here / "report" / name).write_text("precious")
     with pytest.raises(UsageError, match=r"report/.* is not from a report of validate, and is not replaced") as told:
-        validate.validate(tiny_dit, validate.Options(out=here / "report"))
+        validate.validate(tiny_dit, validate.ValidateOptions(out=here / "report"))
     assert told.value.hint == "choose another folder for the report, or move it away by hand"
     assert (here / "report" / name).read_text() == "precious"
 
@@ -326,7 +326,7 @@ def test_a_report_is_not_written_through_a_link(tiny_dit: Path, here: Path, name
     (here / "report").mkdir()
     (here / "report" / name).symlink_to(here.parent / "home")
     with pytest.raises(UsageError, match=f"report/{name} is a link"):
-        validate.validate(tiny_dit, validate.Options(out=here / "report"))
+        validate.validate(tiny_dit, validate.ValidateOptions(out=here / "report"))
     assert list((here.parent / "home").iterdir()) == []
 
 

@@ -337,9 +337,9 @@ def shown(
     """Returns what each command printed for people, and as JSON."""
     root, source = tmp_path_factory.mktemp("text"), tiny("wan2.1-t2v-1.3b")
     from wanconv.commands.convert import convert
-    from wanconv.conversion.options import Options
+    from wanconv.conversion.options import ConvertOptions
 
-    convert(source, Options("keep", out=root / "converted", jobs=1))
+    convert(source, ConvertOptions("keep", out=root / "converted", jobs=1))
     commands = _commands(root, source, root / "converted")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):

@@ -11,9 +11,9 @@ from battery import PARTS, Scale
 from broken import flip
 
 from wanconv.commands.convert import convert
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.report import Finding
@@ -34,9 +34,9 @@ class Place(NamedTuple):
 def pair(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> tuple[Path, Path]:
     """Returns a source with a list of digests, and its conversion to the same numbers; every flip in them is undone."""
     source, out = tmp_path_factory.mktemp("flips") / "source", tmp_path_factory.mktemp("flips") / "out"
-    convert(tiny("wan2.1-t2v-1.3b"), Job("keep", out=source, shard_nbytes=200_000))
+    convert(tiny("wan2.1-t2v-1.3b"), ConvertOptions("keep", out=source, shard_nbytes=200_000))
     (source / "wanconv.json").unlink()
-    convert(source, Job("keep", out=out))
+    convert(source, ConvertOptions("keep", out=out))
     subprocess.run("sha256sum $(find . -type f ! -name SHA256SUMS) > SHA256SUMS", shell=True, cwd=source, check=True)
     return source, out
 
@@ -61,7 +61,7 @@ def places(folder: Path) -> tuple[list[Place], list[Place]]:
 def failures(folder: Path, against: Path | None = None) -> list[Finding]:
     """Returns what verify finds; where it cannot even read the folder, what it says of that."""
     try:
-        report = verify(folder, Options(against=against))
+        report = verify(folder, VerifyOptions(against=against))
     except InputError as error:
         return [Finding("failure", error.message, error.message, error.hint, error.code)]
     assert (report.exit_code != 0) == any(finding.severity == "failure" for finding in report.findings)

@@ -12,7 +12,7 @@ import tiny
 from covering import covering
 
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.types.progress import Step
 
 
@@ -22,7 +22,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("bytes") / "source", "wan2.2-t2v-a14b")
 
 
-def contents(source: Path, out: Path, options: Options) -> dict[str, str]:
+def contents(source: Path, out: Path, options: ConvertOptions) -> dict[str, str]:
     assert convert(source, replace(options, out=out)).exit_code == 0
     return tiny.contents(out)
 
@@ -43,7 +43,7 @@ def test_threads_and_blocks_do_not_show_in_the_bytes(
     source: Path, tmp_path: Path, case: tuple[str, str], jobs: int, block: int
 ) -> None:
     recipe, layout = case
-    options = Options(tiny.searched(tmp_path) if recipe == "searched" else recipe, layout=layout)
+    options = ConvertOptions(tiny.searched(tmp_path) if recipe == "searched" else recipe, layout=layout)
     expected = contents(source, tmp_path / "whole", options)
     assert contents(source, tmp_path / "cut", replace(options, jobs=jobs, block_nbytes=block)) == expected
 
@@ -51,7 +51,7 @@ def test_threads_and_blocks_do_not_show_in_the_bytes(
 def test_neither_the_place_nor_the_spelling_of_source_and_out_show_in_the_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = Options("experts-bf16-rest-fp16", layout="diffusers")
+    options = ConvertOptions("experts-bf16-rest-fp16", layout="diffusers")
     expected = contents(source, tmp_path / "whole", options)
     moved = tiny.copy(source, tmp_path / "somewhere else" / "copy")
     (tmp_path / "link").symlink_to(moved)
@@ -69,7 +69,7 @@ def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
 ) -> None:
     recipe, layout = case
     recipe = tiny.searched(tmp_path) if recipe == "searched" else recipe
-    options = Options(recipe, layout=layout, out=tmp_path / "out", block_nbytes=1 << 16)
+    options = ConvertOptions(recipe, layout=layout, out=tmp_path / "out", block_nbytes=1 << 16)
     expected = contents(source, tmp_path / "whole", options)
     for share in stops:
 
@@ -85,7 +85,7 @@ def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
 
 
 def test_the_manifest_holds_no_path_and_no_time(source: Path, tmp_path: Path) -> None:
-    convert(source, Options("keep", out=tmp_path / "out", hash_source=True))
+    convert(source, ConvertOptions("keep", out=tmp_path / "out", hash_source=True))
     text = (tmp_path / "out" / "wanconv.json").read_text()
     assert str(tmp_path) not in text
     assert os.fspath(source) not in text
@@ -97,7 +97,9 @@ def test_the_manifest_holds_no_path_and_no_time(source: Path, tmp_path: Path) ->
 
 
 def test_the_manifest_lists_every_file_with_its_true_digest(source: Path, tmp_path: Path) -> None:
-    convert(source, Options("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out", base_model="me/mine"))
+    convert(
+        source, ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out", base_model="me/mine")
+    )
     manifest = json.loads((tmp_path / "out" / "wanconv.json").read_bytes())
     listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
     found = tiny.digests(tmp_path / "out")

@@ -23,7 +23,7 @@ from covering import covering
 from hub.server import files_below, running
 
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import OutputError
 from wanconv.samples import synthetic
 from wanconv.types.progress import Step
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_during_the_run_ends_it_and_the_same_command_goes_o
                 filler.truncate(filler.tell() - spare)
 
     out = little_disk / "out"
-    options = Options("fp16", out=out, jobs=1, block_nbytes=OPTIONS["block_nbytes"])
+    options = ConvertOptions("fp16", out=out, jobs=1, block_nbytes=OPTIONS["block_nbytes"])
     with pytest.raises(OutputError, match="No space left on device") as caught:
         convert(small.source, options, fill_up)
     assert caught.value.exit_code == 7
@@ -315,7 +315,7 @@ def wait_for(partial: Path, nbytes: int) -> None:
 def large(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Two hundred blocks."""
     folder = tmp_path_factory.mktemp("large")
-    source = synthetic.make(folder / "source", synthetic.Options("wan2.1-t2v-1.3b", scale="full", blocks=1))
+    source = synthetic.make(folder / "source", synthetic.SampleOptions("wan2.1-t2v-1.3b", scale="full", blocks=1))
     assert server.convert(source, folder / "out", LARGE).code == 0
     blocks = sum(-(-path.stat().st_size // BLOCK) for path in tiny.weight_files(folder / "out"))
     return Case(source, tiny.digests(source), tiny.contents(folder / "out"), blocks)
@@ -368,4 +368,4 @@ def test_runs_killed_at_random_moments_go_on_to_the_same_bytes(
 
 
 def test_what_a_kill_costs_is_at_most_256_mb() -> None:
-    assert Options("bf16").jobs * Options("bf16").block_nbytes <= 256 << 20
+    assert ConvertOptions("bf16").jobs * ConvertOptions("bf16").block_nbytes <= 256 << 20

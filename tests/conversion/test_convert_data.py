@@ -16,7 +16,7 @@ from covering import covering
 from safetensors.torch import load_file, save_file
 
 from wanconv.commands.convert import EXISTING, convert
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.errors import InputError, NotFinite, Overflow, Refused
 from wanconv.recipe import load
 from wanconv.recipe import names as recipe_names
@@ -42,8 +42,8 @@ def source(a14b: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options("fp16", out=tmp_path / "out", block_nbytes=BLOCK)
+def options(tmp_path: Path) -> ConvertOptions:
+    return ConvertOptions("fp16", out=tmp_path / "out", block_nbytes=BLOCK)
 
 
 def recipe(folder: Path, storage: str, fallback: str | None) -> str:
@@ -64,7 +64,7 @@ def taking(source: Path, recipe: str) -> str:
     """Returns a layout that does not refuse a recipe."""
     for layout in ("diffusers", "comfyui", "gguf"):
         with suppress(Refused):
-            prepare(source, Options(recipe, layout=layout))
+            prepare(source, ConvertOptions(recipe, layout=layout))
             return layout
     raise AssertionError(f"no client reads {recipe}")
 
@@ -75,7 +75,7 @@ def left(folder: Path) -> list[str]:
 
 @covering(("name", "value"), RECIPES, [math.nan, math.inf, -math.inf], strength=1)
 def test_nan_and_infinity_are_refused_in_every_recipe_and_leave_nothing(
-    source: Path, options: Options, tmp_path: Path, name: str, value: float
+    source: Path, options: ConvertOptions, tmp_path: Path, name: str, value: float
 ) -> None:
     said = str(value)
     index = int({"nan": 0, "inf": 0.5, "-inf": 1}[said] * (load_file(source / HIGH)[UP].numel() - 1))
@@ -89,7 +89,7 @@ def test_nan_and_infinity_are_refused_in_every_recipe_and_leave_nothing(
 
 @covering(("storage", "jobs"), ["fp16", "fp8_e4m3fn", "fp8_e5m2"], [1, 2, 5], strength=1)
 def test_an_overflow_without_a_fallback_is_refused_and_leaves_nothing(
-    source: Path, options: Options, tmp_path: Path, storage: str, jobs: int
+    source: Path, options: ConvertOptions, tmp_path: Path, storage: str, jobs: int
 ) -> None:
     tiny.poke(source / HIGH, UP, 1001, -70000.0)
     tiny.poke(source / HIGH, UP, -1, 80000.0)  # the first one is named, whichever thread is quicker
@@ -101,7 +101,7 @@ def test_an_overflow_without_a_fallback_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize("fallback", ["bf16", "fp32"])
 def test_overflows_take_their_fallback_and_are_reported(
-    source: Path, options: Options, tmp_path: Path, fallback: str
+    source: Path, options: ConvertOptions, tmp_path: Path, fallback: str
 ) -> None:
     tiny.poke(source / HIGH, UP, 5, 70000.0)
     tiny.poke(source / HIGH, DOWN, -1, -1e38)
@@ -126,7 +126,7 @@ def test_overflows_take_their_fallback_and_are_reported(
 
 
 def test_a_fallback_that_changes_the_number_of_shards_leaves_no_shard_behind(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     tiny.poke(source / HIGH, "head.head.weight", 5, 70000.0)
     half = sum(tensor.numel() for tensor in load_file(source / HIGH).values()) * 2
@@ -139,7 +139,7 @@ def test_a_fallback_that_changes_the_number_of_shards_leaves_no_shard_behind(
 
 
 def test_a_run_stopped_when_the_fallback_was_found_goes_on_from_there(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     tiny.poke(source / HIGH, UP, 5, 70000.0)
     options = replace(options, recipe=recipe(tmp_path.parent, "fp16", "fp32"), jobs=1)
@@ -160,7 +160,7 @@ def test_a_run_stopped_when_the_fallback_was_found_goes_on_from_there(
 
 
 def test_nan_behind_an_overflow_that_has_a_fallback_is_refused_and_leaves_nothing(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     """The pass that looks for every overflow finds it."""
     tiny.poke(source / HIGH, DOWN, 5, 70000.0)
@@ -171,7 +171,7 @@ def test_nan_behind_an_overflow_that_has_a_fallback_is_refused_and_leaves_nothin
 
 
 def test_a_fallback_that_overflows_as_well_is_refused_and_leaves_nothing(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     tiny.poke(source / HIGH, UP, 5, 70000.0)
     with pytest.raises(Overflow, match=r"above 65504, the largest fp16 number"):
@@ -181,7 +181,7 @@ def test_a_fallback_that_overflows_as_well_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize(("value", "passes"), [(65504.0, True), (65505.0, False)])
 def test_the_largest_number_passes_and_the_next_one_does_not(
-    source: Path, options: Options, tmp_path: Path, value: float, passes: bool
+    source: Path, options: ConvertOptions, tmp_path: Path, value: float, passes: bool
 ) -> None:
     tiny.poke(source / HIGH, UP, 5, value)
     if passes:
@@ -204,7 +204,7 @@ def touch(file: Path) -> None:
     [(cut, "ends inside .*changed|ends inside"), (touch, "changed while"), (Path.unlink, "cannot")],
 )
 def test_a_source_that_changes_during_the_run_is_an_input_error(
-    source: Path, options: Options, tmp_path: Path, change: Callable[[Path], None], message: str
+    source: Path, options: ConvertOptions, tmp_path: Path, change: Callable[[Path], None], message: str
 ) -> None:
     changed: list[Path] = []
 
@@ -232,7 +232,7 @@ def hub_text_encoder(folder: Path, shared: torch.Tensor | None) -> Path:
 @pytest.mark.parametrize("layout", ["official", "diffusers"])
 def test_equal_tied_copies_are_written_once_and_reported(tmp_path: Path, layout: str) -> None:
     source = hub_text_encoder(tmp_path / "source", None)
-    report = convert(source, Options("keep", layout=layout, out=tmp_path / "out"))
+    report = convert(source, ConvertOptions("keep", layout=layout, out=tmp_path / "out"))
     assert any("a second time" in finding.message and "written once" in finding.message for finding in report.findings)
     manifest = json.loads((tmp_path / "out" / "wanconv.json").read_bytes())
     assert [name for name in manifest["tensors"] if "token_embedding" in name] == [
@@ -252,7 +252,7 @@ def test_tied_copies_that_differ_are_refused_and_leave_nothing(tmp_path: Path, c
     shutil.rmtree(source)
     hub_text_encoder(source, shared)
     with pytest.raises(InputError, match="differs from") as caught:
-        convert(source, Options("keep", out=tmp_path / "out"))
+        convert(source, ConvertOptions("keep", out=tmp_path / "out"))
     assert caught.value.exit_code == 3
     assert left(tmp_path) == []
 
@@ -260,7 +260,7 @@ def test_tied_copies_that_differ_are_refused_and_leave_nothing(tmp_path: Path, c
 def test_shards_of_torch_are_each_confirmed_by_torch(tmp_path: Path) -> None:
     source = tiny.make(tmp_path / "source", "wan2.1-t2v-1.3b", "dit")
     file = source / "diffusion_pytorch_model.safetensors"
-    convert(source, Options("bf16", out=tmp_path / "whole"))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "whole"))
     names = list(tensors := load_file(file))
     shards = {f"diffusion_pytorch_model-0000{n + 1}-of-00002.bin": names[n::2] for n in range(2)}
     for shard, inside in shards.items():
@@ -268,7 +268,7 @@ def test_shards_of_torch_are_each_confirmed_by_torch(tmp_path: Path) -> None:
     index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
     (source / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
     file.unlink()
-    convert(source, Options("bf16", out=tmp_path / "out"))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "out"))
     found, expected = (load_file(tmp_path / name / file.name) for name in ("out", "whole"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)

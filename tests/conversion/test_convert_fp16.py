@@ -12,11 +12,10 @@ from hub.server import files_below, leading
 from validation_samples import alone
 
 from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
-from wanconv.commands.validate import Options as Judging
-from wanconv.commands.validate import validate
+from wanconv.commands.validate import ValidateOptions, validate
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.fp16_gate import sample
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import identify
 from wanconv.report import Report
@@ -41,7 +40,7 @@ def saved(folder: Path, source: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("family", BROKEN)
 def test_fp16_is_refused_where_it_is_known_to_break(family: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Refused) as raised:
-        preview(tiny(family), Options("fp16", out=tmp_path / "out"))
+        preview(tiny(family), ConvertOptions("fp16", out=tmp_path / "out"))
     assert raised.value.exit_code == 2
     assert raised.value.message == (
         f"recipe fp16 stores the denoiser of {family} in fp16, and every CogVideoX but 2B gives NaN or black frames "
@@ -57,7 +56,7 @@ def test_fp16_is_refused_where_it_is_known_to_break(family: str, tiny: Tiny, tmp
 @pytest.mark.parametrize("recipe", ["fp16", "int8-experts", "blocks-bf16-rest-fp16"])
 def test_a_part_in_fp16_is_refused_as_well_and_nothing_written(recipe: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=rf"^recipe {recipe} stores the denoiser of cogvideox-5b in fp16, and "):
-        convert(tiny("cogvideox-5b"), Options(recipe, out=tmp_path / "out"))
+        convert(tiny("cogvideox-5b"), ConvertOptions(recipe, out=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,7 +69,7 @@ def test_fp16_as_the_fallback_of_an_overflow_is_refused_as_well(tiny: Tiny, tmp_
         "transformer_blocks.0.attn1.to_q.weight",
     )
     tools.poke(file, weight, 5, 500.0)
-    options = Options(str(recipe), layout="diffusers", out=tmp_path / "out")
+    options = ConvertOptions(str(recipe), layout="diffusers", out=tmp_path / "out")
     with pytest.raises(Refused, match=r"^recipe mine stores the denoiser of cogvideox-5b in fp16, and "):
         convert(source, options)
     assert not (tmp_path / "out").exists()
@@ -90,19 +89,19 @@ def test_fp16_as_the_fallback_of_an_overflow_is_refused_as_well(tiny: Tiny, tmp_
     ],
 )
 def test_what_fp16_does_not_break_is_planned(release: str, recipe: str, tiny: Tiny, tmp_path: Path) -> None:
-    assert preview(tiny(release), Options(recipe, out=tmp_path / "out")).exit_code == 0
+    assert preview(tiny(release), ConvertOptions(recipe, out=tmp_path / "out")).exit_code == 0
 
 
 def test_who_says_so_gets_fp16(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(tiny("cogvideox-5b"), Options("fp16", out=out, allow_unsafe_fp16=True))
+    convert(tiny("cogvideox-5b"), ConvertOptions("fp16", out=out, allow_unsafe_fp16=True))
     weight = "transformer_blocks.0.attn1.to_q.weight"
     assert str(tools.dtype_of(out / "transformer" / "diffusion_pytorch_model.safetensors", weight)) == "torch.float16"
 
 
 def test_a_report_that_passed_lets_its_source_be_stored_in_fp16(tiny: Tiny, tmp_path: Path) -> None:
     source, out = tiny("cogvideox-5b"), tmp_path / "out"
-    convert(source, Options("fp16", out=out, report=saved(tmp_path, source)))
+    convert(source, ConvertOptions("fp16", out=out, report=saved(tmp_path, source)))
     assert out.exists()
 
 
@@ -121,7 +120,7 @@ def test_a_report_that_proves_nothing_is_refused_with_the_reason(
     source = tiny("cogvideox-5b")
     report = saved(tmp_path, source, **changes)
     with pytest.raises(Refused) as raised:
-        convert(source, Options("fp16", out=tmp_path / "out", report=report))
+        convert(source, ConvertOptions("fp16", out=tmp_path / "out", report=report))
     assert raised.value.message == f"{report} does not prove that {source} survives fp16: {doubt}"
     assert raised.value.hint.startswith('run wanconv `validate(SRC, numerics="fp16").write_report(DIR)` on this source')
     assert not (tmp_path / "out").exists()
@@ -133,7 +132,7 @@ def test_a_report_that_was_not_finite_is_refused(tiny: Tiny, tmp_path: Path) -> 
     bad = {"path": "blocks.1.ffn.up", "op": "linear", "step": 0, "timestep": 999, "expert": "dit"}
     report = saved(tmp_path, source, safety=[rows[0] | {"first_bad": bad}])
     with pytest.raises(Refused, match=r"its verdict is NOT FINITE$"):
-        convert(source, Options("fp16", out=tmp_path / "out", report=report))
+        convert(source, ConvertOptions("fp16", out=tmp_path / "out", report=report))
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": "wanconv.validation/1"}'])
@@ -141,12 +140,12 @@ def test_a_file_that_is_no_report_is_unreadable(content: str, tiny: Tiny, tmp_pa
     report = tmp_path / "results.json"
     report.write_text(content)
     with pytest.raises(InputError, match=r"results\.json (cannot be read as results|holds no results)"):
-        convert(tiny("cogvideox-5b"), Options("fp16", out=tmp_path / "out", report=report))
+        convert(tiny("cogvideox-5b"), ConvertOptions("fp16", out=tmp_path / "out", report=report))
 
 
 def test_a_report_of_a_source_says_nothing_of_what_a_lora_makes_of_it(tiny: Tiny, tmp_path: Path) -> None:
     source = tiny("cogvideox-5b")
-    options = Options("fp16", out=tmp_path / "out", report=saved(tmp_path, source), loras=("lora.safetensors",))
+    options = ConvertOptions("fp16", out=tmp_path / "out", report=saved(tmp_path, source), loras=("lora.safetensors",))
     with pytest.raises(UsageError, match=r"^`report` is of the source as it is, and `loras` changes it$"):
         preview(source, options)
 
@@ -156,7 +155,7 @@ def test_a_report_is_not_held_against_numbers_that_are_not_here(
     verb: Callable[..., Report], tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tiny("cogvideox-5b")
-    options = Options("fp16", out=tmp_path / "out", report=saved(tmp_path, source))
+    options = ConvertOptions("fp16", out=tmp_path / "out", report=saved(tmp_path, source))
     with leading(files_below(source), monkeypatch, tmp_path / "modelscope") as hub:
         with pytest.raises(UsageError) as raised:
             verb("hf://owner/name", options)
@@ -178,7 +177,7 @@ def test_one_other_number_is_another_source(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_validation_says_which_numbers_it_is_about(tiny: Tiny) -> None:
     source = tiny("wan2.1-vace-14b")  # no engine runs it, and the results are saved all the same
-    report = validate(source, Judging(profile="quick"))
+    report = validate(source, ValidateOptions(profile="quick"))
     results = report.details["results"]
     assert isinstance(results, dict)
     assert results["candidate"]["sample"] == sample(identify(open_checkpoint(source)))

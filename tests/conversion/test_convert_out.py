@@ -12,7 +12,7 @@ import torch
 
 from wanconv.commands.convert import EXISTING, WRITTEN, convert, preview
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.conversion.workspace import open_workspace
 from wanconv.errors import DigestMismatch, Occupied, OutputError, UsageError
 from wanconv.models import identify
@@ -35,15 +35,15 @@ def source(dit: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options("bf16", out=tmp_path / "out")
+def options(tmp_path: Path) -> ConvertOptions:
+    return ConvertOptions("bf16", out=tmp_path / "out")
 
 
 def times(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
 
 
-def interrupted(source: Path, options: Options, monkeypatch: pytest.MonkeyPatch) -> Path:
+def interrupted(source: Path, options: ConvertOptions, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns an OUT.partial whose run ended before the last step."""
     assert options.out is not None
 
@@ -59,7 +59,7 @@ def interrupted(source: Path, options: Options, monkeypatch: pytest.MonkeyPatch)
     return options.out.with_name(options.out.name + ".partial")
 
 
-def stopped(source: Path, options: Options) -> Path:
+def stopped(source: Path, options: ConvertOptions) -> Path:
     """Returns an OUT.partial whose run was stopped after the first block."""
     assert options.out is not None
 
@@ -83,7 +83,7 @@ def plain(out: Path) -> bool:
     return set(tiny.digests(out)) == {*listed, "wanconv.json"}
 
 
-def test_a_finished_out_is_verified_and_left_as_it_is(source: Path, options: Options, tmp_path: Path) -> None:
+def test_a_finished_out_is_verified_and_left_as_it_is(source: Path, options: ConvertOptions, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert is_whole(out, convert(source, options))
     before = times(out)
@@ -94,7 +94,7 @@ def test_a_finished_out_is_verified_and_left_as_it_is(source: Path, options: Opt
 
 
 def test_a_damaged_out_is_said_to_be_damaged_and_force_writes_it_again(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     convert(source, options)
@@ -110,7 +110,7 @@ def test_a_damaged_out_is_said_to_be_damaged_and_force_writes_it_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_a_finished_out_that_lacks_a_file_is_damaged(source: Path, options: Options, tmp_path: Path) -> None:
+def test_a_finished_out_that_lacks_a_file_is_damaged(source: Path, options: ConvertOptions, tmp_path: Path) -> None:
     convert(source, options)
     (tmp_path / "out" / "config.json").unlink()
     with pytest.raises(DigestMismatch) as caught:
@@ -122,7 +122,7 @@ def test_a_finished_out_that_lacks_a_file_is_damaged(source: Path, options: Opti
     "change", [{"recipe": "fp16"}, {"layout": "diffusers"}, {"shard_nbytes": 10**6}, {"base_model": "someone/else"}]
 )
 def test_an_out_of_another_plan_is_refused_unless_forced(
-    source: Path, options: Options, tmp_path: Path, change: dict[str, str]
+    source: Path, options: ConvertOptions, tmp_path: Path, change: dict[str, str]
 ) -> None:
     convert(source, options)
     before = tiny.digests(tmp_path)
@@ -133,7 +133,9 @@ def test_an_out_of_another_plan_is_refused_unless_forced(
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
 
 
-def test_an_out_from_a_source_with_other_numbers_is_refused(source: Path, options: Options, tmp_path: Path) -> None:
+def test_an_out_from_a_source_with_other_numbers_is_refused(
+    source: Path, options: ConvertOptions, tmp_path: Path
+) -> None:
     """A fine-tune has the same header, and nothing in OUT is damaged: still it is not what was asked for."""
     convert(source, options)
     tiny.poke(source / WEIGHTS, "blocks.1.ffn.0.weight", 0, 2.0)
@@ -155,7 +157,7 @@ def double(folder: Path) -> None:
             stream.write(bytes(values.view(torch.uint8).tolist()))
 
 
-def check_doubled_is_seen(source: Path, options: Options) -> None:
+def check_doubled_is_seen(source: Path, options: ConvertOptions) -> None:
     """Asserts that a finished OUT is left as it is, and refused when its source was doubled."""
     first, again = convert(source, options), convert(source, options)
     assert (first.figures["outcome"], again.figures["outcome"]) == (
@@ -180,7 +182,7 @@ SCALED = [
 
 @pytest.mark.parametrize(("recipe", "layout"), [*SCALED, ("searched", "comfyui"), ("gguf-q8_0", "gguf")])
 def test_an_out_from_a_source_of_twice_the_numbers_is_refused_though_its_scales_alone_differ(
-    source: Path, options: Options, tmp_path: Path, recipe: str, layout: str
+    source: Path, options: ConvertOptions, tmp_path: Path, recipe: str, layout: str
 ) -> None:
     recipe = tiny.searched(tmp_path) if recipe == "searched" else recipe
     check_doubled_is_seen(source, replace(options, recipe=recipe, layout=layout))
@@ -188,20 +190,22 @@ def test_an_out_from_a_source_of_twice_the_numbers_is_refused_though_its_scales_
 
 @pytest.mark.parametrize(("recipe", "layout"), SCALED)
 def test_an_out_from_a_quantized_source_with_other_scales_is_refused(
-    source: Path, options: Options, tmp_path: Path, recipe: str, layout: str
+    source: Path, options: ConvertOptions, tmp_path: Path, recipe: str, layout: str
 ) -> None:
-    convert(source, Options(recipe, layout=layout, out=tmp_path / "quantized"))
+    convert(source, ConvertOptions(recipe, layout=layout, out=tmp_path / "quantized"))
     check_doubled_is_seen(tmp_path / "quantized", replace(options, recipe="keep"))
 
 
 def test_one_scale_that_becomes_one_for_each_row_is_compared_as_well(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
-    convert(source, Options("fp8-scaled", layout="comfyui", out=tmp_path / "quantized"))
+    convert(source, ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "quantized"))
     check_doubled_is_seen(tmp_path / "quantized", replace(options, recipe="keep", layout="diffusers"))
 
 
-def test_an_out_from_a_source_with_another_sidecar_is_refused(source: Path, options: Options, tmp_path: Path) -> None:
+def test_an_out_from_a_source_with_another_sidecar_is_refused(
+    source: Path, options: ConvertOptions, tmp_path: Path
+) -> None:
     (source / "vocabulary.txt").write_text("old")
     convert(source, options)
     (source / "vocabulary.txt").write_text("new")
@@ -211,12 +215,14 @@ def test_an_out_from_a_source_with_another_sidecar_is_refused(source: Path, opti
     assert (tmp_path / "out" / "vocabulary.txt").read_text() == "new"
 
 
-def test_an_empty_out_is_filled(source: Path, options: Options, tmp_path: Path) -> None:
+def test_an_empty_out_is_filled(source: Path, options: ConvertOptions, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert is_whole(tmp_path / "out", convert(source, options))
 
 
-def test_an_out_that_appears_during_the_run_is_not_touched(source: Path, options: Options, tmp_path: Path) -> None:
+def test_an_out_that_appears_during_the_run_is_not_touched(
+    source: Path, options: ConvertOptions, tmp_path: Path
+) -> None:
     def appear(step: Step) -> None:
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious").write_text("precious")
@@ -229,7 +235,7 @@ def test_an_out_that_appears_during_the_run_is_not_touched(source: Path, options
 
 
 def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_written(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     made = tiny.copy(source, tmp_path / "out")
     with (
@@ -243,7 +249,7 @@ def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_wr
 
 @pytest.mark.parametrize("lost", [".", WEIGHTS])
 def test_a_partial_that_others_take_away_while_it_is_written_never_becomes_out(
-    source: Path, options: Options, tmp_path: Path, lost: str
+    source: Path, options: ConvertOptions, tmp_path: Path, lost: str
 ) -> None:
     def take_away(step: Step) -> None:
         path = tmp_path / "out.partial" / lost
@@ -260,7 +266,7 @@ def test_a_partial_that_others_take_away_while_it_is_written_never_becomes_out(
 @pytest.mark.parametrize("name", ["out", "out.partial"])
 @pytest.mark.parametrize("target", ["elsewhere", "source", "nowhere"])
 def test_a_link_in_the_way_is_refused_and_not_followed(
-    source: Path, options: Options, tmp_path: Path, name: str, target: str
+    source: Path, options: ConvertOptions, tmp_path: Path, name: str, target: str
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / name).symlink_to(target)
@@ -272,7 +278,7 @@ def test_a_link_in_the_way_is_refused_and_not_followed(
 
 
 def test_a_partial_of_another_plan_is_refused_and_by_force_started_over(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     partial = stopped(source, options)
     before = tiny.digests(partial)
@@ -283,7 +289,7 @@ def test_a_partial_of_another_plan_is_refused_and_by_force_started_over(
     assert is_whole(tmp_path / "out", convert(source, replace(other, force=True)))
 
 
-def test_a_partial_of_a_source_that_changed_is_refused(source: Path, options: Options) -> None:
+def test_a_partial_of_a_source_that_changed_is_refused(source: Path, options: ConvertOptions) -> None:
     options = replace(options, block_nbytes=1 << 16)
     stopped(source, options)
     os.utime(source / WEIGHTS, ns=(1, 1))
@@ -293,7 +299,7 @@ def test_a_partial_of_a_source_that_changed_is_refused(source: Path, options: Op
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied(
-    source: Path, options: Options, tmp_path: Path, force: bool
+    source: Path, options: ConvertOptions, tmp_path: Path, force: bool
 ) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "precious").write_text("precious")
@@ -302,7 +308,7 @@ def test_a_folder_named_partial_that_wanconv_did_not_make_is_never_emptied(
     assert (tmp_path / "out.partial" / "precious").read_text() == "precious"
 
 
-def test_a_source_that_is_its_own_partial_is_refused(source: Path, options: Options, tmp_path: Path) -> None:
+def test_a_source_that_is_its_own_partial_is_refused(source: Path, options: ConvertOptions, tmp_path: Path) -> None:
     """`--force` would start over there."""
     named = source.rename(tmp_path / "out.partial")
     before = tiny.digests(named)
@@ -312,7 +318,7 @@ def test_a_source_that_is_its_own_partial_is_refused(source: Path, options: Opti
 
 
 def test_a_partial_that_only_lacks_its_rename_is_finished(
-    source: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, options: ConvertOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = interrupted(source, options, monkeypatch)
     before = tiny.contents(partial)
@@ -322,7 +328,7 @@ def test_a_partial_that_only_lacks_its_rename_is_finished(
 
 @pytest.mark.parametrize("stage", ["with its state", "without"])
 def test_a_partial_that_only_lacks_its_rename_is_not_taken_for_that_of_another_source(
-    source: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    source: Path, options: ConvertOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """The other one has the same header: a fine-tune."""
     partial = interrupted(source, options, monkeypatch)
@@ -341,7 +347,7 @@ def test_a_partial_that_only_lacks_its_rename_is_not_taken_for_that_of_another_s
 
 @pytest.mark.parametrize("stage", ["made", "with an unborn state"])
 def test_a_partial_that_was_hardly_begun_is_begun_again(
-    source: Path, options: Options, tmp_path: Path, stage: str
+    source: Path, options: ConvertOptions, tmp_path: Path, stage: str
 ) -> None:
     (tmp_path / "out.partial").mkdir()
     if stage != "made":
@@ -351,7 +357,7 @@ def test_a_partial_that_was_hardly_begun_is_begun_again(
 
 
 def test_what_an_earlier_run_left_beside_the_plan_is_not_published(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     options = replace(options, block_nbytes=1 << 16)
     partial = stopped(source, options)
@@ -367,7 +373,7 @@ def test_what_an_earlier_run_left_beside_the_plan_is_not_published(
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "wanconv.json", ".wanconv/journal", ".wanconv/state.json"])
 @pytest.mark.parametrize("kind", ["hard link", "link"])
 def test_links_to_the_source_in_a_partial_are_refused_and_not_written_through(
-    source: Path, options: Options, tmp_path: Path, name: str, kind: str
+    source: Path, options: ConvertOptions, tmp_path: Path, name: str, kind: str
 ) -> None:
     options = replace(options, block_nbytes=1 << 16)
     partial = stopped(source, options)
@@ -383,7 +389,7 @@ def test_links_to_the_source_in_a_partial_are_refused_and_not_written_through(
 
 
 def test_a_folder_of_a_partial_that_links_to_the_source_is_refused(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     options = replace(options, layout="diffusers", block_nbytes=1 << 16)
     partial = stopped(source, options)
@@ -406,7 +412,7 @@ def test_an_out_that_is_holds_or_lies_in_the_source_is_refused(
     monkeypatch.chdir(tmp_path)
     before = tiny.digests(tmp_path)
     for spelling in (source, Path("source"), Path("link"), Path("source/../source")):
-        options = Options("bf16", out=Path(out), force=force)
+        options = ConvertOptions("bf16", out=Path(out), force=force)
         with pytest.raises(UsageError, match="is, holds or lies in the source"):
             convert(spelling, options)
         with pytest.raises(UsageError, match="is, holds or lies in the source"):
@@ -427,32 +433,32 @@ def test_an_out_that_is_or_holds_the_source_file_is_refused(
     (tmp_path / "linked" / WEIGHTS).symlink_to(source / WEIGHTS)
     before = tiny.digests(tmp_path)
     with pytest.raises(UsageError, match="is, holds or lies in the source"):
-        convert(Path(folder, WEIGHTS), Options("bf16", out=Path(out), force=force))
+        convert(Path(folder, WEIGHTS), ConvertOptions("bf16", out=Path(out), force=force))
     assert tiny.digests(tmp_path) == before
 
 
 def test_a_source_file_in_a_folder_that_wanconv_wrote_survives_force_on_that_folder(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     options = replace(options, layout="diffusers")
     convert(source, options)
     inside = tmp_path / "out" / "transformer" / WEIGHTS
     with pytest.raises(UsageError, match="is, holds or lies in the source"):
-        convert(inside, Options("fp16", out=tmp_path / "out", force=True))
+        convert(inside, ConvertOptions("fp16", out=tmp_path / "out", force=True))
     assert inside.exists()
 
 
 def test_a_single_file_may_be_converted_into_its_own_folder(source: Path) -> None:
-    report = convert(source / WEIGHTS, Options("bf16"))
+    report = convert(source / WEIGHTS, ConvertOptions("bf16"))
     assert report.figures["out"] == str(source / "diffusion_pytorch_model-bf16")
 
 
 def test_the_default_out_stands_beside_the_source(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert convert(source, Options("bf16")).figures["out"] == str(tmp_path / "source-bf16")
+    assert convert(source, ConvertOptions("bf16")).figures["out"] == str(tmp_path / "source-bf16")
     monkeypatch.chdir(source)
-    assert convert(Path(), Options("fp16")).figures["out"] == str(tmp_path / "source-fp16")
+    assert convert(Path(), ConvertOptions("fp16")).figures["out"] == str(tmp_path / "source-fp16")
 
 
 def test_an_out_that_ends_in_dots_is_the_folder_that_it_leads_to(
@@ -463,10 +469,12 @@ def test_an_out_that_ends_in_dots_is_the_folder_that_it_leads_to(
     monkeypatch.chdir(tmp_path / "away" / "deep")
     for out in (Path(".."), Path("../../away"), Path("../deep/..")):
         with pytest.raises(UsageError, match="away holds the current folder"):
-            convert(source, Options("bf16", out=out))
+            convert(source, ConvertOptions("bf16", out=out))
 
 
-def test_a_second_run_is_refused_while_the_first_one_writes(source: Path, options: Options, tmp_path: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_one_writes(
+    source: Path, options: ConvertOptions, tmp_path: Path
+) -> None:
     """The lock belongs to the opened folder, so a run in this process meets what one in another process would."""
     said: list[str] = []
 
@@ -484,7 +492,7 @@ def test_a_second_run_is_refused_while_the_first_one_writes(source: Path, option
 def test_a_target_that_cannot_be_written_is_an_output_error(source: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write") as caught:
-        convert(source, Options("bf16", out=tmp_path / out))
+        convert(source, ConvertOptions("bf16", out=tmp_path / out))
     assert caught.value.exit_code == 7
 
 
@@ -499,13 +507,13 @@ def test_a_target_without_permission_is_an_output_error(source: Path, tmp_path: 
         os.seteuid(65534)
         try:
             with pytest.raises(OutputError, match=r"cannot write .*Permission denied"):
-                convert(source, Options("bf16", out=out))
+                convert(source, ConvertOptions("bf16", out=out))
         finally:
             os.seteuid(0)
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
-    source: Path, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, options: ConvertOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -516,7 +524,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
 
 
 def test_programs_read_codes_where_people_read_sentences_and_the_dry_run_has_the_plan_key_of_the_manifest(
-    source: Path, options: Options, tmp_path: Path
+    source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     planned, first, again = preview(source, options), convert(source, options), convert(source, options)
     key = json.loads((tmp_path / "out" / "wanconv.json").read_bytes())["plan"]

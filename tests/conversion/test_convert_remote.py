@@ -23,14 +23,12 @@ from hub.server import Faults, Hub, files_below, leading
 from safetensors.torch import load_file, save, save_file
 
 from wanconv.commands.convert import EXISTING, convert, convert_remote, preview, preview_remote
-from wanconv.commands.download import Options as Wanted
-from wanconv.commands.download import download
+from wanconv.commands.download import DownloadOptions, download
 from wanconv.commands.download import preview as preview_download
 from wanconv.commands.inspect import inspect_remote
-from wanconv.commands.verify import Options as Verified
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import read_header
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.conversion.workspace import partial_folder, private_folder
 from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, UsageError
@@ -50,7 +48,7 @@ BLOCK = 1 << 16
 def sharded(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """Returns a checkpoint of diffusers whose experts have several shards; not to be changed."""
     out = tmp_path_factory.mktemp("sharded") / "model"
-    convert(tiny(A14B, "diffusers"), Options("keep", out=out, shard_nbytes=1_000_000))
+    convert(tiny(A14B, "diffusers"), ConvertOptions("keep", out=out, shard_nbytes=1_000_000))
     return out
 
 
@@ -61,17 +59,19 @@ def hub(sharded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options("experts-bf16-rest-fp16", out=tmp_path / "streamed" / "out", jobs=2, block_nbytes=BLOCK)
+def options(tmp_path: Path) -> ConvertOptions:
+    return ConvertOptions("experts-bf16-rest-fp16", out=tmp_path / "streamed" / "out", jobs=2, block_nbytes=BLOCK)
 
 
-def stream(options: Options, name: str = "hf", **more: Any) -> Report:
+def stream(options: ConvertOptions, name: str = "hf", **more: Any) -> Report:
     return convert_remote(f"{name}://owner/name", options, patience=PATIENCE, **more)
 
 
-def expected(options: Options, folder: Path, name: str = "hf") -> dict[str, str]:
+def expected(options: ConvertOptions, folder: Path, name: str = "hf") -> dict[str, str]:
     """Returns what download and convert make of the repository."""
-    download("owner/name", Wanted(name.replace("ms", "modelscope"), local_dir=folder / "model", patience=PATIENCE))
+    download(
+        "owner/name", DownloadOptions(name.replace("ms", "modelscope"), local_dir=folder / "model", patience=PATIENCE)
+    )
     convert(folder / "model", replace(options, out=folder / "converted"))
     return tinies.contents(folder / "converted")
 
@@ -90,7 +90,7 @@ def is_header(span: str) -> bool:
     return span.startswith("bytes=0-")
 
 
-def there(options: Options) -> list[str]:
+def there(options: ConvertOptions) -> list[str]:
     assert options.out is not None
     return sorted(path.name for path in options.out.parent.iterdir())
 
@@ -108,7 +108,7 @@ def there(options: Options) -> list[str]:
     ],
 )
 def test_the_output_is_that_of_download_and_convert(
-    hub: Hub, tiny: Tiny, options: Options, tmp_path: Path, name: str, stored: str, recipe: str, layout: str
+    hub: Hub, tiny: Tiny, options: ConvertOptions, tmp_path: Path, name: str, stored: str, recipe: str, layout: str
 ) -> None:
     if stored == "official":
         hub.commit(files_below(tiny(A14B)))  # with .pth files
@@ -122,7 +122,9 @@ def test_the_output_is_that_of_download_and_convert(
     assert whole_fetches(hub) == dict.fromkeys(weights(hub), 1)
 
 
-def test_a_lora_that_is_here_is_merged_into_a_source_that_is_not(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_a_lora_that_is_here_is_merged_into_a_source_that_is_not(
+    hub: Hub, options: ConvertOptions, tmp_path: Path
+) -> None:
     stem = "diffusion_model.blocks.1.ffn.2"
     pair = {f"{stem}.lora_A.weight": torch.ones(2, 256), f"{stem}.lora_B.weight": torch.full((128, 2), 0.25)}
     save_file(pair, tmp_path / "lora.safetensors")
@@ -147,7 +149,7 @@ def overflowing(hub: Hub, sharded: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("overflowing")
 def test_a_fallback_that_the_values_call_for_costs_a_second_download_of_its_component_alone(
-    hub: Hub, options: Options, tmp_path: Path
+    hub: Hub, options: ConvertOptions, tmp_path: Path
 ) -> None:
     wanted = expected(options, tmp_path)
     hub.log.clear()
@@ -158,7 +160,9 @@ def test_a_fallback_that_the_values_call_for_costs_a_second_download_of_its_comp
     assert whole_fetches(hub) == {path: 2 if path.startswith("vae/") else 1 for path in weights(hub)}
 
 
-def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(hub: Hub, options: Options) -> None:
+def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(
+    hub: Hub, options: ConvertOptions
+) -> None:
     assert options.out is not None
     home, most = private_folder(partial_folder(options.out)) / "source", [0, 0]
 
@@ -208,7 +212,7 @@ def fault_later(hub: Hub, **faults: object) -> Progress:
     ],
 )
 def test_a_download_that_fails_leaves_no_output_and_the_same_command_goes_on(
-    hub: Hub, options: Options, tmp_path: Path, faults: dict[str, Any], error: type[Exception], message: str
+    hub: Hub, options: ConvertOptions, tmp_path: Path, faults: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     wanted = expected(options, tmp_path)
     hub.log.clear()
@@ -224,7 +228,7 @@ def test_a_download_that_fails_leaves_no_output_and_the_same_command_goes_on(
     assert hub.sent_nbytes() < 1.05 * sum(weights(hub).values()) + max(weights(hub).values()) + headers
 
 
-def test_nan_in_a_source_leaves_nothing(hub: Hub, sharded: Path, options: Options, tmp_path: Path) -> None:
+def test_nan_in_a_source_leaves_nothing(hub: Hub, sharded: Path, options: ConvertOptions, tmp_path: Path) -> None:
     folder = tinies.copy(sharded, tmp_path / "poked")
     shard = sorted((folder / "transformer_2").glob("*.safetensors"))[1]
     ref = next(ref for ref in read_header(shard).tensors.values() if ref.numel > 1)
@@ -239,9 +243,9 @@ def test_nan_in_a_source_leaves_nothing(hub: Hub, sharded: Path, options: Option
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_scale_of_scales_that_is_none_is_refused_where_it_is_decoded(
-    hub: Hub, tiny: Tiny, options: Options, tmp_path: Path, scale: float
+    hub: Hub, tiny: Tiny, options: ConvertOptions, tmp_path: Path, scale: float
 ) -> None:
-    convert(tiny("wan2.1-t2v-1.3b"), Options("nvfp4", layout="comfyui", out=tmp_path / "model"))
+    convert(tiny("wan2.1-t2v-1.3b"), ConvertOptions("nvfp4", layout="comfyui", out=tmp_path / "model"))
     file = tmp_path / "model" / "diffusion_models" / "wan2.1-t2v.safetensors"
     tinies.poke(file, "blocks.1.ffn.0.weight_scale_2", 0, scale)
     hub.commit(files_below(tmp_path / "model"))
@@ -250,7 +254,7 @@ def test_a_scale_of_scales_that_is_none_is_refused_where_it_is_decoded(
     assert "out" not in there(options)
 
 
-def test_tied_copies_that_differ_are_refused(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_tied_copies_that_differ_are_refused(hub: Hub, options: ConvertOptions, tmp_path: Path) -> None:
     folder = tinies.make(tmp_path / "tied", "wan2.1-t2v-1.3b", "dit", "text_encoder", layout="diffusers")
     file = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(file)
@@ -269,7 +273,9 @@ def test_tied_copies_that_differ_are_refused(hub: Hub, options: Options, tmp_pat
     assert not (tmp_path / "other").exists()
 
 
-def test_a_file_that_torch_reads_otherwise_is_refused(hub: Hub, options: Options, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_file_that_torch_reads_otherwise_is_refused(
+    hub: Hub, options: ConvertOptions, tiny: Tiny, tmp_path: Path
+) -> None:
     folder = tinies.copy(tiny(A14B), tmp_path / "model")
     vae = folder / "Wan2.1_VAE.pth"
     content = vae.read_bytes()
@@ -295,12 +301,12 @@ def test_a_file_that_is_not_the_one_whose_header_was_read_is_refused(
     other: bytes,
     hub: Hub,
     tiny: Tiny,
-    options: Options,
+    options: ConvertOptions,
     tmp_path: Path,
 ) -> None:
     """Ranges have no digest: a cache may answer them from another version, here one with two names in each other's
     place, or with another constant behind the header."""
-    convert(tiny("wan2.1-t2v-1.3b"), Options(recipe, layout=layout, out=tmp_path / "source"))
+    convert(tiny("wan2.1-t2v-1.3b"), ConvertOptions(recipe, layout=layout, out=tmp_path / "source"))
     hub.commit(files_below(tmp_path / "source"))
     wanted = expected(options, tmp_path)
     swapped = hub.files[file].replace(one, one.upper()).replace(other, one).replace(one.upper(), other)
@@ -317,7 +323,7 @@ def test_a_file_that_is_not_the_one_whose_header_was_read_is_refused(
 
 
 def test_a_revision_that_moves_in_between_is_another_source(
-    hub: Hub, sharded: Path, options: Options, tmp_path: Path
+    hub: Hub, sharded: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
     commit, wanted = hub.head, expected(options, tmp_path)
     with pytest.raises(InputError):
@@ -333,7 +339,7 @@ def test_a_revision_that_moves_in_between_is_another_source(
     assert tinies.contents(options.out) == wanted
 
 
-def test_a_finished_output_is_held_against_the_digests_of_the_hub(hub: Hub, options: Options) -> None:
+def test_a_finished_output_is_held_against_the_digests_of_the_hub(hub: Hub, options: ConvertOptions) -> None:
     stream(options)
     hub.log.clear()
     report = stream(options)
@@ -348,7 +354,7 @@ def test_a_finished_output_is_held_against_the_digests_of_the_hub(hub: Hub, opti
 
 
 def test_an_output_of_a_folder_without_digests_is_not_taken_for_the_hubs(
-    hub: Hub, sharded: Path, options: Options
+    hub: Hub, sharded: Path, options: ConvertOptions
 ) -> None:
     convert(sharded, options)
     with pytest.raises(UsageError, match="does not say which digest"):
@@ -356,7 +362,7 @@ def test_an_output_of_a_folder_without_digests_is_not_taken_for_the_hubs(
 
 
 def test_a_disk_without_room_is_seen_before_a_weight_is_fetched(
-    hub: Hub, options: Options, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, options: ConvertOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = preview_remote("hf://owner/name", options)
     needed = report.figures["disk_needed_nbytes"]
@@ -369,7 +375,7 @@ def test_a_disk_without_room_is_seen_before_a_weight_is_fetched(
     assert not whole_fetches(hub)
 
 
-def test_a_token_goes_to_the_hub_alone(hub: Hub, options: Options) -> None:
+def test_a_token_goes_to_the_hub_alone(hub: Hub, options: ConvertOptions) -> None:
     hub.faults.token = "hf_secret"
     with pytest.raises(InputError, match="not for this token"):
         stream(options)
@@ -382,7 +388,7 @@ def test_a_token_goes_to_the_hub_alone(hub: Hub, options: Options) -> None:
 # What stays
 
 
-def test_a_kept_source_is_a_download(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_a_kept_source_is_a_download(hub: Hub, options: ConvertOptions, tmp_path: Path) -> None:
     wanted = expected(options, tmp_path)
     plan = preview_remote("hf://owner/name", options, keep=True)
     stream(options, keep=True)
@@ -391,8 +397,8 @@ def test_a_kept_source_is_a_download(hub: Hub, options: Options, tmp_path: Path)
     assert there(options) == ["out", "out.source"]
     assert tinies.contents(options.out) == wanted
     assert files_below(kept) == files_below(tmp_path / "model")
-    assert verify(kept, Verified(hub="recorded")).exit_code == 0
-    assert verify(options.out, Verified(against=kept)).exit_code == 0
+    assert verify(kept, VerifyOptions(hub="recorded")).exit_code == 0
+    assert verify(options.out, VerifyOptions(against=kept)).exit_code == 0
     nbytes = sum(map(len, hub.files.values()))
     assert plan.figures["disk_needed_nbytes"] == preview(kept, options).figures["disk_needed_nbytes"] + nbytes  # type: ignore[operator]
     hub.log.clear()
@@ -400,7 +406,7 @@ def test_a_kept_source_is_a_download(hub: Hub, options: Options, tmp_path: Path)
     assert not whole_fetches(hub)
 
 
-def test_a_folder_that_is_no_download_of_it_is_not_written_to(hub: Hub, options: Options) -> None:
+def test_a_folder_that_is_no_download_of_it_is_not_written_to(hub: Hub, options: ConvertOptions) -> None:
     assert options.out is not None
     kept = options.out.with_name("out.source")
     (kept / "vae").mkdir(parents=True)
@@ -420,14 +426,14 @@ STREAM = """
 import sys
 from pathlib import Path
 from wanconv.commands.convert import convert_remote
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.downloads.selection import Wish
-options = Options("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)
+options = ConvertOptions("experts-bf16-rest-fp16", out=Path(sys.argv[1]), jobs=2, block_nbytes=1 << 16)
 convert_remote("hf://owner/name", options)
 """
 
 
-def start(options: Options) -> "subprocess.Popen[bytes]":
+def start(options: ConvertOptions) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
     return subprocess.Popen([sys.executable, "-c", STREAM, str(options.out)], env=environment)
 
@@ -442,7 +448,9 @@ def begun_nbytes(folder: Path) -> int:
 
 
 @pytest.mark.exhaustive
-def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(
+    hub: Hub, options: ConvertOptions, tmp_path: Path
+) -> None:
     wanted = expected(options, tmp_path)
     hub.log.clear()
     assert options.out is not None
@@ -467,7 +475,7 @@ def test_killed_while_it_downloads_and_while_it_converts_it_goes_on(hub: Hub, op
 
 
 def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
-    hub: Hub, options: Options, tmp_path: Path
+    hub: Hub, options: ConvertOptions, tmp_path: Path
 ) -> None:
     wanted = expected(options, tmp_path)
 
@@ -489,7 +497,7 @@ def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("overflowing")
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
-    hub: Hub, options: Options, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
+    hub: Hub, options: ConvertOptions, scale: Scale, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """A moment is a number of bytes that the hub has sent; of a run that ends before it, another begins."""
     wanted, choose, kills = expected(options, tmp_path), random.Random(0), 0
@@ -518,7 +526,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
     record_property("cases", kills)
 
 
-def test_ctrl_c_says_how_to_go_on(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(hub: Hub, options: ConvertOptions, tmp_path: Path) -> None:
     hub.faults.chunk_delay_s = 0.05
     arguments = ["convert", "hf://owner/name", "-r", "bf16", "-o", str(tmp_path / "out")]
     environment = {**os.environ, **hub.environment()}
@@ -542,7 +550,7 @@ def test_what_is_here_has_nothing_to_keep(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_files_of_others_in_a_repository_are_not_fetched_and_globs_that_match_nothing_are_told(
-    hub: Hub, options: Options
+    hub: Hub, options: ConvertOptions
 ) -> None:
     tensors = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(300, 300)}
     hub.commit(hub.files | {"loras/style.safetensors": save(tensors), "README.txt": b"."})
@@ -553,6 +561,6 @@ def test_files_of_others_in_a_repository_are_not_fetched_and_globs_that_match_no
     idle = ("warning", "*.onnx", "excludes nothing: no path or name matches")
     assert [one for one in told if "excludes nothing" in one[2]] == [idle]
     assert "loras/style.safetensors" not in whole_fetches(hub)
-    wanted = Wanted(wish=Wish(exclude=asked.exclude), patience=PATIENCE)
+    wanted = DownloadOptions(wish=Wish(exclude=asked.exclude), patience=PATIENCE)
     for other in (inspect_remote("hf://owner/name", exclude=asked.exclude), preview_download("owner/name", wanted)):
         assert idle in [(one.severity, one.where, one.message) for one in other.findings]

@@ -23,7 +23,7 @@ from wanconv.cli.run import run
 from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
 from wanconv.conversion import replacing, workspace
 from wanconv.conversion.hub_source import streamed
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.downloads.headers import Mirror
 from wanconv.errors import NotFinite, UsageError
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder with `source`, and with `out`, converted from it."""
     folder = tmp_path_factory.mktemp("places")
     tiny.make(folder / "source", "wan2.1-t2v-1.3b", "dit")
-    convert(folder / "source", Options("bf16", layout="diffusers", out=folder / "out"))
+    convert(folder / "source", ConvertOptions("bf16", layout="diffusers", out=folder / "out"))
     return folder
 
 
@@ -68,9 +68,9 @@ def out(made: Path, tmp_path: Path) -> Path:
     return tiny.copy(made / "out", tmp_path / "out")
 
 
-def other(out: Path) -> Options:
+def other(out: Path) -> ConvertOptions:
     """Returns another conversion into the same folder, by force."""
-    return Options("fp16", layout="diffusers", out=out, force=True)
+    return ConvertOptions("fp16", layout="diffusers", out=out, force=True)
 
 
 def state(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -84,7 +84,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def check_refused(out: Path, message: str, options: Options | None = None) -> UsageError:
+def check_refused(out: Path, message: str, options: ConvertOptions | None = None) -> UsageError:
     """Asserts that a forced conversion and its plan are refused, and that nothing changes; returns the refusal."""
     before = state(out.parent)
     options = options or other(out)
@@ -290,7 +290,7 @@ def test_a_home_whose_every_file_a_manifest_lists_is_refused(home: Path, made: P
 def test_a_repository_is_converted_into_no_such_place_and_no_hub_is_asked(home: Path, spelled: str) -> None:
     for verb in (convert_remote, preview_remote):
         with pytest.raises(UsageError, match=r"holds|is a mount point|is the current folder"):
-            verb("hf://owner/name", Options("bf16", out=Path(spelled), force=True))
+            verb("hf://owner/name", ConvertOptions("bf16", out=Path(spelled), force=True))
 
 
 def test_a_kept_source_fills_no_home_folder(home: Path, tmp_path: Path) -> None:

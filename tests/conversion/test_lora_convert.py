@@ -14,12 +14,10 @@ from convert_server import Server
 from safetensors.torch import load_file, save_file
 
 from wanconv.commands.convert import EXISTING, WRITTEN, convert, preview
-from wanconv.commands.validate import Options as Judged
-from wanconv.commands.validate import validate
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.validate import ValidateOptions, validate
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, NotFinite, Refused, UsageError
 from wanconv.models import identify
 from wanconv.provenance import manifest
@@ -63,7 +61,7 @@ def said(report: Report) -> list[str]:
 
 
 def proof(out: Path, source: Path, *loras: object) -> Report:
-    return verify(out, Check(against=source, loras=tuple(map(str, loras))))
+    return verify(out, VerifyOptions(against=source, loras=tuple(map(str, loras))))
 
 
 # bytes
@@ -75,7 +73,7 @@ def proof(out: Path, source: Path, *loras: object) -> Report:
 )
 def test_threads_and_blocks_do_not_show_in_merged_bytes(recipe: str, layout: str, source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path)
-    options = Options(recipe, layout=layout, loras=(f"{file}:0.7",), out=tmp_path / "whole")
+    options = ConvertOptions(recipe, layout=layout, loras=(f"{file}:0.7",), out=tmp_path / "whole")
     convert(source, options)
     expected = tools.contents(tmp_path / "whole")
     for jobs, block in ((1, 1 << 16), (2, 1 << 20), (5, 12 << 10)):
@@ -99,8 +97,8 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(source: Path, tmp_path: P
 
 
 def test_keep_has_the_dtypes_of_the_source_and_changes_what_the_lora_names_alone(source: Path, tmp_path: Path) -> None:
-    convert(source, Options("bf16", out=tmp_path / "bf16"))
-    convert(tmp_path / "bf16", Options("keep", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "bf16"))
+    convert(tmp_path / "bf16", ConvertOptions("keep", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
     before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("bf16", "out"))
     names = {name for name in before if not torch.equal(before[name], after[name])}
     assert all(after[name].dtype == before[name].dtype for name in before)
@@ -116,7 +114,7 @@ def test_a_merged_number_too_large_takes_the_fallback(source: Path, tmp_path: Pa
     file = lora(tmp_path, more={"diffusion_model.blocks.0.ffn.0.diff_b": big})
     recipe = tmp_path / "mine.toml"
     recipe.write_text('schema = 1\nsummary = "a test"\n[[rule]]\nmatch = "**"\nformat = "fp16"\nfallback = "bf16"\n')
-    report = convert(source, Options(str(recipe), out=tmp_path / "out", loras=(str(file),)))
+    report = convert(source, ConvertOptions(str(recipe), out=tmp_path / "out", loras=(str(file),)))
     assert "note dit/blocks.0.ffn.up.bias: stored as bf16: fallback from fp16: a value exceeds 65504" in said(report)
     assert proof(tmp_path / "out", source, file).exit_code == 0
 
@@ -124,8 +122,8 @@ def test_a_merged_number_too_large_takes_the_fallback(source: Path, tmp_path: Pa
 def test_of_a_quantized_source_what_is_merged_is_rounded_again_and_the_rest_carried_over(
     source: Path, tmp_path: Path
 ) -> None:
-    convert(source, Options("int8-row", layout="lightx2v", out=tmp_path / "int8"))
-    options = Options("keep", layout="comfyui", out=tmp_path / "out", loras=(str(lora(tmp_path)),))
+    convert(source, ConvertOptions("int8-row", layout="lightx2v", out=tmp_path / "int8"))
+    options = ConvertOptions("keep", layout="comfyui", out=tmp_path / "out", loras=(str(lora(tmp_path)),))
     told = said(convert(tmp_path / "int8", options))
     again = (
         "and 5 more: was int8 row: that precision is lost already, and int8 row adds its own error, up to half a step"
@@ -142,8 +140,8 @@ def test_of_a_quantized_source_what_is_merged_is_rounded_again_and_the_rest_carr
 def test_of_a_gguf_source_what_is_merged_is_rounded_again_and_the_rest_carried_over(
     source: Path, tmp_path: Path
 ) -> None:
-    convert(source, Options("gguf-q8_0", layout="gguf", out=tmp_path / "q8_0"))
-    report = convert(tmp_path / "q8_0", Options("keep", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
+    convert(source, ConvertOptions("gguf-q8_0", layout="gguf", out=tmp_path / "q8_0"))
+    report = convert(tmp_path / "q8_0", ConvertOptions("keep", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
     told = [line for line in said(report) if "q8_0" in line]
     assert sorted(line.partition(" ")[0] for line in told) == ["note", "warning"]
     before, after = (identify(open_checkpoint(tmp_path / name)).tensors for name in ("q8_0", "out"))
@@ -158,8 +156,8 @@ def test_of_a_gguf_source_what_is_merged_is_rounded_again_and_the_rest_carried_o
 
 def test_the_plan_lists_each_lora(tiny: Tiny, tmp_path: Path) -> None:
     high, low = lora(tmp_path, "a_high_noise.safetensors"), lora(tmp_path, "b.safetensors", seed=1)
-    plain = preview(tiny(A14B), Options("bf16", out=tmp_path / "out"))
-    report = preview(tiny(A14B), Options("bf16", out=tmp_path / "out", loras=(f"{high}:0.5", f"low={low}")))
+    plain = preview(tiny(A14B), ConvertOptions("bf16", out=tmp_path / "out"))
+    report = preview(tiny(A14B), ConvertOptions("bf16", out=tmp_path / "out", loras=(f"{high}:0.5", f"low={low}")))
     assert [table.title for table in plain.tables] == ["components", "rules"]
     table = report.tables[2]
     assert table.columns == ("lora", "component", "tensors", "rank", "strength", "sha256")
@@ -176,11 +174,11 @@ def test_the_plan_lists_each_lora(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_word_that_is_no_component_and_the_name_of_the_other_expert_are_told(tiny: Tiny, tmp_path: Path) -> None:
-    refused = Options("bf16", out=tmp_path / "out", loras=("mid=b.safetensors",))
+    refused = ConvertOptions("bf16", out=tmp_path / "out", loras=("mid=b.safetensors",))
     with pytest.raises(UsageError, match="the file does not exist, and 'mid' is not a component"):
         preview(tiny(A14B), refused)
     high = lora(tmp_path, "a_high_noise.safetensors")
-    report = preview(tiny(A14B), Options("bf16", out=tmp_path / "out", loras=(f"low={high}",)))
+    report = preview(tiny(A14B), ConvertOptions("bf16", out=tmp_path / "out", loras=(f"low={high}",)))
     told = "warning a_high_noise.safetensors: goes to expert.low, and its name speaks of expert.high"
     assert told in said(report)
 
@@ -189,7 +187,7 @@ def test_manifest_and_card_record_the_loras(tiny: Tiny, tmp_path: Path) -> None:
     high, low = lora(tmp_path, "high.safetensors"), lora(tmp_path, "low.safetensors", seed=1)
     convert(
         tiny(A14B),
-        Options("bf16", out=tmp_path / "out", base_model="me/mine", loras=(f"high={high}:0.5", f"low={low}")),
+        ConvertOptions("bf16", out=tmp_path / "out", base_model="me/mine", loras=(f"high={high}:0.5", f"low={low}")),
     )
     digests, card = tools.digests(tmp_path), (tmp_path / "out" / "README.md").read_text()
     known = manifest.read(tmp_path / "out")
@@ -206,14 +204,14 @@ def test_manifest_and_card_record_the_loras(tiny: Tiny, tmp_path: Path) -> None:
     assert f"| high.safetensors | expert.high | 0.5 | `{digests['high.safetensors']}` |" in card
     assert f"| low.safetensors | expert.low | 1 | `{digests['low.safetensors']}` |" in card
     assert "base_model_relation: merge" in card
-    convert(tiny(A14B), Options("keep", out=tmp_path / "plain"))
+    convert(tiny(A14B), ConvertOptions("keep", out=tmp_path / "plain"))
     assert "LoRA" not in (tmp_path / "plain" / "README.md").read_text()
     assert "loras" not in json.loads((tmp_path / "plain" / "wanconv.json").read_bytes())
 
 
 def test_unmatched_keys_are_an_error_or_a_warning(source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path, more={"diffusion_model.blocks.9.ffn.0.diff_b": torch.zeros(256)})
-    options = Options("bf16", out=tmp_path / "out", loras=(str(file),))
+    options = ConvertOptions("bf16", out=tmp_path / "out", loras=(str(file),))
     with pytest.raises(Refused, match="1 of its 20 keys names no tensor there"):
         preview(source, options)
     report = convert(source, replace(options, lora_allow_unmatched=True))
@@ -224,7 +222,7 @@ def test_unmatched_keys_are_an_error_or_a_warning(source: Path, tmp_path: Path) 
 
 def test_another_lora_or_strength_is_another_conversion(source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path)
-    options = Options("bf16", out=tmp_path / "out", loras=(f"{file}:0.5",))
+    options = ConvertOptions("bf16", out=tmp_path / "out", loras=(f"{file}:0.5",))
     assert convert(source, options).figures["outcome"] == WRITTEN
     assert convert(source, options).figures["outcome"] == EXISTING
     for other in ((f"{file}:0.6",), (), (str(file), str(lora(tmp_path, "b.safetensors", 1)))):
@@ -241,7 +239,7 @@ def test_another_lora_or_strength_is_another_conversion(source: Path, tmp_path: 
 def test_a_finished_out_with_scales_of_merged_numbers_is_left(
     recipe: str, layout: str, source: Path, tmp_path: Path
 ) -> None:
-    options = Options(recipe, layout=layout, out=tmp_path / "out", loras=(f"{lora(tmp_path)}:0.7",))
+    options = ConvertOptions(recipe, layout=layout, out=tmp_path / "out", loras=(f"{lora(tmp_path)}:0.7",))
     convert(source, options)
     assert convert(source, options).figures["outcome"] == EXISTING
 
@@ -251,14 +249,14 @@ def test_nan_in_a_lora_leaves_no_out(source: Path, tmp_path: Path) -> None:
     bad[200] = float("nan")
     file = lora(tmp_path, more={"diffusion_model.blocks.0.ffn.0.diff_b": bad})
     with pytest.raises(NotFinite, match=r"blocks\.0\.ffn\.0\.diff_b holds NaN or infinity"):
-        convert(source, Options("bf16", out=tmp_path / "out", loras=(str(file),)))
+        convert(source, ConvertOptions("bf16", out=tmp_path / "out", loras=(str(file),)))
     assert [path.name for path in tmp_path.iterdir()] == ["style.safetensors"]
 
 
 def test_out_is_not_the_folder_that_the_lora_lies_in(source: Path, tmp_path: Path) -> None:
     file = lora(tmp_path)
     with pytest.raises(UsageError, match="is, holds or lies in the source"):
-        convert(source, Options("bf16", out=tmp_path, force=True, loras=(str(file),)))
+        convert(source, ConvertOptions("bf16", out=tmp_path, force=True, loras=(str(file),)))
     assert file.exists()
 
 
@@ -267,9 +265,9 @@ def test_out_is_not_the_folder_that_the_lora_lies_in(source: Path, tmp_path: Pat
 
 def test_the_proof_asks_for_the_same_loras(source: Path, tmp_path: Path) -> None:
     file, out = lora(tmp_path), tmp_path / "out"
-    convert(source, Options("bf16", out=out, loras=(f"{file}:0.5",)))
-    convert(source, Options("bf16", out=tmp_path / "plain"))
-    assert verify(out, Check()).exit_code == 0
+    convert(source, ConvertOptions("bf16", out=out, loras=(f"{file}:0.5",)))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "plain"))
+    assert verify(out, VerifyOptions()).exit_code == 0
     with pytest.raises(UsageError) as alone:
         proof(out, source)
     assert alone.value.message == f"{out} holds merged LoRAs, and cannot be compared with its source without them"
@@ -282,12 +280,12 @@ def test_the_proof_asks_for_the_same_loras(source: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="plain holds no merged LoRA, and `loras` is given"):
         proof(tmp_path / "plain", source, file)
     with pytest.raises(UsageError, match="`loras` is about the source, and there is none"):
-        verify(out, Check(loras=(str(file),)))
+        verify(out, VerifyOptions(loras=(str(file),)))
 
 
 def test_without_a_manifest_the_loras_are_taken_at_their_word(source: Path, tmp_path: Path) -> None:
     file, out = lora(tmp_path), tmp_path / "out"
-    convert(source, Options("bf16", out=out, loras=(f"{file}:0.5",)))
+    convert(source, ConvertOptions("bf16", out=out, loras=(f"{file}:0.5",)))
     (out / "wanconv.json").unlink()
     assert proof(out, source, f"{file}:0.5").exit_code == 0
     failed = [one.where for one in proof(out, source, f"{file}:0.6").findings if one.severity == "failure"]
@@ -295,11 +293,11 @@ def test_without_a_manifest_the_loras_are_taken_at_their_word(source: Path, tmp_
 
 
 def test_a_validation_against_the_source_says_that_loras_are_merged(source: Path, tiny: Tiny, tmp_path: Path) -> None:
-    convert(source, Options("bf16", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "out", loras=(str(lora(tmp_path)),)))
     line = "note validation: what its merged LoRAs change counts as the candidate's error: style.safetensors"
     # another family's: not judged, and so not run
-    assert line in said(validate(tmp_path / "out", Judged(against=tiny(TI2V), profile="quick")))
-    assert line not in said(validate(source, Judged(against=tiny(TI2V), profile="quick")))
+    assert line in said(validate(tmp_path / "out", ValidateOptions(against=tiny(TI2V), profile="quick")))
+    assert line not in said(validate(source, ValidateOptions(against=tiny(TI2V), profile="quick")))
 
 
 @pytest.mark.parametrize(("loras", "fault"), [
@@ -309,11 +307,11 @@ def test_a_validation_against_the_source_says_that_loras_are_merged(source: Path
     ([{"file": "a", "sha256": "0", "component": "dit", "strength": "1"}], "its entry of a LoRA is invalid"),
 ])  # fmt: skip
 def test_a_manifest_with_odd_loras_is_refused(loras: object, fault: str, source: Path, tmp_path: Path) -> None:
-    convert(source, Options("keep", out=tmp_path / "out"))
+    convert(source, ConvertOptions("keep", out=tmp_path / "out"))
     value = json.loads((tmp_path / "out" / "wanconv.json").read_bytes())
     (tmp_path / "out" / "wanconv.json").write_text(json.dumps(value | {"loras": loras}))
     with pytest.raises(InputError, match=re.escape(fault)):
-        verify(tmp_path / "out", Check())
+        verify(tmp_path / "out", VerifyOptions())
 
 
 def test_the_command_line_takes_several(source: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from battery import Scale
 from command import COMMAND
 
 from wanconv.cli.memory import shortage
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import InputError
 
@@ -50,7 +50,7 @@ def test_blocks_of_14b_width_are_converted_within_the_limit(
     source = sparse.make(tmp_path / "source", A14B, components=["expert.high"], blocks=blocks)
     done = limited(*COMMAND, "convert", str(source), "-r", "fp8-plain", "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert verify(tmp_path / "out", Options()).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions()).exit_code == 0
     shutil.rmtree(tmp_path / "out")
     record_property("cases", blocks)
 

@@ -12,7 +12,7 @@ from covering import covering, name_of, some
 
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
@@ -30,7 +30,7 @@ IMAGE = ("image_encoder/*",)
 
 
 def keep(source: Path, layout: str, out: Path, exclude: tuple[str, ...] = ()) -> Path:
-    convert(source, Options("keep", layout=layout, out=out, exclude=exclude))
+    convert(source, ConvertOptions("keep", layout=layout, out=out, exclude=exclude))
     return out
 
 
@@ -185,7 +185,7 @@ def test_what_diffusers_saves_goes_to_official_and_back(saved_by_diffusers: Path
 
 def test_what_diffusers_saves_keeps_its_own_configs_in_its_own_layout(saved_by_diffusers: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(saved_by_diffusers, Options("fp16", out=out))
+    convert(saved_by_diffusers, ConvertOptions("fp16", out=out))
     found, expected = jsons(out), jsons(saved_by_diffusers)
     encoder = expected.pop("text_encoder/config.json")
     assert isinstance(encoder, dict)

@@ -21,11 +21,11 @@ import sys
 from pathlib import Path
 import torch
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 source, folder, *jobs = sys.argv[1:]
 for job in jobs:
     recipe, layout = job.split("/")
-    convert(Path(source), Options(recipe, layout=layout, out=Path(folder) / recipe))
+    convert(Path(source), ConvertOptions(recipe, layout=layout, out=Path(folder) / recipe))
 print(torch.__version__)
 """
 

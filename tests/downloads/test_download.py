@@ -21,7 +21,7 @@ from command import COMMAND, run
 from convert_server import Server
 from hub.server import Hub, leading, running, sha256
 
-from wanconv.commands.download import Options, download, preview
+from wanconv.commands.download import DownloadOptions, download, preview
 from wanconv.downloads.selection import Wish
 from wanconv.errors import DigestMismatch, HubUnreachable, InputError, OutputError, UsageError, WanconvError
 from wanconv.report import Report
@@ -50,15 +50,15 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options(source="hf", local_dir=tmp_path / "model", jobs=1, patience=PATIENCE)
+def options(tmp_path: Path) -> DownloadOptions:
+    return DownloadOptions(source="hf", local_dir=tmp_path / "model", jobs=1, patience=PATIENCE)
 
 
-def get(options: Options) -> Report:
+def get(options: DownloadOptions) -> Report:
     return download("owner/name", options)
 
 
-def there(options: Options) -> dict[str, bytes]:
+def there(options: DownloadOptions) -> dict[str, bytes]:
     """Returns all that lies in the folder, except the record."""
     assert options.local_dir is not None
     files = (path for path in options.local_dir.rglob("*") if path.is_file() or path.is_symlink())
@@ -75,14 +75,14 @@ def ranges(hub: Hub) -> list[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_file_arrives_and_nothing_else(hub: Hub, options: Options, source: str) -> None:
+def test_every_file_arrives_and_nothing_else(hub: Hub, options: DownloadOptions, source: str) -> None:
     report = get(replace(options, source=source, jobs=4))
     assert there(options) == FILES
     assert report.exit_code == 0
     assert report.text("files") == "5 of 5"
 
 
-def test_a_second_run_asks_for_the_list_alone(hub: Hub, options: Options) -> None:
+def test_a_second_run_asks_for_the_list_alone(hub: Hub, options: DownloadOptions) -> None:
     get(options)
     hub.log.clear()
     get(options)
@@ -91,7 +91,7 @@ def test_a_second_run_asks_for_the_list_alone(hub: Hub, options: Options) -> Non
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_cut_connection_goes_on_where_it_was(hub: Hub, options: Options, source: str) -> None:
+def test_a_cut_connection_goes_on_where_it_was(hub: Hub, options: DownloadOptions, source: str) -> None:
     hub.faults.cut_after = [0, 1_000_000, 500_000, 1_200_000]
     get(replace(options, source=source, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
@@ -99,7 +99,7 @@ def test_a_cut_connection_goes_on_where_it_was(hub: Hub, options: Options, sourc
     assert hub.sent_nbytes() == NBYTES
 
 
-def test_a_connection_that_brings_no_progress_ends_after_the_attempts(hub: Hub, options: Options) -> None:
+def test_a_connection_that_brings_no_progress_ends_after_the_attempts(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.cut_after = [0] * 20
     with pytest.raises(HubUnreachable, match=r"ended [\d.]+ \w+ early: \w+ \(4 attempts\)") as caught:
         get(options)
@@ -107,46 +107,46 @@ def test_a_connection_that_brings_no_progress_ends_after_the_attempts(hub: Hub, 
     assert len(hub.payload_requests()) == 4
 
 
-def test_a_connection_that_is_refused_is_tried_again(hub: Hub, options: Options) -> None:
+def test_a_connection_that_is_refused_is_tried_again(hub: Hub, options: DownloadOptions) -> None:
     hub.after_listing = lambda: setattr(hub.faults, "reset", 2)
     get(options)
     assert there(options) == FILES
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(hub: Hub, options: Options, status: int) -> None:
+def test_a_busy_server_is_asked_again(hub: Hub, options: DownloadOptions, status: int) -> None:
     hub.faults.busy, hub.faults.busy_status = 2, status
     get(options)
     assert there(options) == FILES
 
 
-def test_retry_after_is_honoured(hub: Hub, options: Options) -> None:
+def test_retry_after_is_honoured(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.busy, hub.faults.retry_after = 1, "1"
     started = time.monotonic()
     get(replace(options, wish=Wish(include=(BIG,))))
     assert time.monotonic() - started > 1
 
 
-def test_a_server_that_asks_for_too_long_a_wait_is_told_no(hub: Hub, options: Options) -> None:
+def test_a_server_that_asks_for_too_long_a_wait_is_told_no(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.busy, hub.faults.retry_after = 1, "3600"
     with pytest.raises(InputError, match="it asks to wait 3600 seconds"):
         get(options)
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_busy_list_is_asked_for_again(hub: Hub, options: Options, source: str) -> None:
+def test_a_busy_list_is_asked_for_again(hub: Hub, options: DownloadOptions, source: str) -> None:
     hub.faults.busy_listing = 1
     get(replace(options, source=source))
     assert there(options) == FILES
 
 
-def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, options: Options) -> None:
+def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.ignore_ranges, hub.faults.cut_after = True, [2_000_000]
     get(replace(options, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
 
 
-def test_a_file_that_changes_on_the_way_is_begun_again(hub: Hub, options: Options) -> None:
+def test_a_file_that_changes_on_the_way_is_begun_again(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.etags, hub.faults.cut_after = ["one", "two"], [2_000_000]
     get(replace(options, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
@@ -154,31 +154,31 @@ def test_a_file_that_changes_on_the_way_is_begun_again(hub: Hub, options: Option
     assert hub.sent_nbytes() == 2_000_000 + NBYTES
 
 
-def test_an_expired_address_is_asked_for_anew(hub: Hub, options: Options) -> None:
+def test_an_expired_address_is_asked_for_anew(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.expired = 1
     get(options)
     assert there(options) == FILES
 
 
-def test_an_answer_without_a_length_is_enough(hub: Hub, options: Options) -> None:
+def test_an_answer_without_a_length_is_enough(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.no_content_length = True
     get(options)
     assert there(options) == FILES
 
 
-def test_a_few_redirects_are_followed(hub: Hub, options: Options) -> None:
+def test_a_few_redirects_are_followed(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.redirects = 3
     get(options)
     assert there(options) == FILES
 
 
-def test_a_long_list_comes_in_pages(hub: Hub, options: Options) -> None:
+def test_a_long_list_comes_in_pages(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.page_size = 2
     get(options)
     assert there(options) == FILES
 
 
-def test_a_revision_that_moves_after_the_list_does_not_matter(hub: Hub, options: Options) -> None:
+def test_a_revision_that_moves_after_the_list_does_not_matter(hub: Hub, options: DownloadOptions) -> None:
     commit = hub.head
     hub.after_listing = lambda: hub.commit({BIG: WEIGHTS[::-1]})
     report = get(options)
@@ -186,7 +186,7 @@ def test_a_revision_that_moves_after_the_list_does_not_matter(hub: Hub, options:
     assert report.text("revision") == f"main ({commit})"
 
 
-def test_silence_is_a_cut_connection(hub: Hub, options: Options) -> None:
+def test_silence_is_a_cut_connection(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.drip = 100
     with pytest.raises(HubUnreachable, match=r"only \d+ bytes? came within 0 seconds \(2 attempts\)"):
         get(replace(options, patience=replace(PATIENCE, attempts=2)))
@@ -195,20 +195,20 @@ def test_silence_is_a_cut_connection(hub: Hub, options: Options) -> None:
     assert there(options) == FILES
 
 
-def test_a_slow_line_is_not_silence(hub: Hub, options: Options) -> None:
+def test_a_slow_line_is_not_silence(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.chunk_delay_s = 0.05
     get(replace(options, wish=Wish(include=(BIG,)), patience=replace(PATIENCE, attempts=1)))
     assert there(options) == {BIG: WEIGHTS}
 
 
-def test_wrong_bytes_in_what_was_there_are_fetched_again_once(hub: Hub, options: Options) -> None:
+def test_wrong_bytes_in_what_was_there_are_fetched_again_once(hub: Hub, options: DownloadOptions) -> None:
     part = begun(options, WEIGHTS[:1000] + b"wrong" + WEIGHTS[1005:2_000_000])
     get(replace(options, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
     assert not part.exists()
 
 
-def begun(options: Options, content: bytes) -> Path:
+def begun(options: DownloadOptions, content: bytes) -> Path:
     """Leaves the beginning of a file as a run that ended leaves it."""
     assert options.local_dir is not None
     part = options.local_dir / "vae" / f".weights.safetensors.{sha256(WEIGHTS)[:16]}.part"
@@ -218,14 +218,14 @@ def begun(options: Options, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("nbytes", [1, 2_999_999, 3_000_000])
-def test_a_beginning_is_gone_on_with(hub: Hub, options: Options, nbytes: int) -> None:
+def test_a_beginning_is_gone_on_with(hub: Hub, options: DownloadOptions, nbytes: int) -> None:
     begun(options, WEIGHTS[:nbytes])
     get(replace(options, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
     assert hub.sent_nbytes() == NBYTES - nbytes
 
 
-def test_what_is_longer_than_the_file_is_no_beginning_of_it(hub: Hub, options: Options) -> None:
+def test_what_is_longer_than_the_file_is_no_beginning_of_it(hub: Hub, options: DownloadOptions) -> None:
     begun(options, WEIGHTS + b"more")
     get(replace(options, wish=Wish(include=(BIG,))))
     assert there(options) == {BIG: WEIGHTS}
@@ -234,7 +234,7 @@ def test_what_is_longer_than_the_file_is_no_beginning_of_it(hub: Hub, options: O
 # It is refused
 
 
-def refused(options: Options, error: type[WanconvError], match: str) -> WanconvError:
+def refused(options: DownloadOptions, error: type[WanconvError], match: str) -> WanconvError:
     with pytest.raises(error, match=match) as caught:
         get(options)
     assert BIG not in there(options)
@@ -242,19 +242,21 @@ def refused(options: Options, error: type[WanconvError], match: str) -> WanconvE
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_wrong_bytes_of_the_right_size_are_refused_and_not_kept(hub: Hub, options: Options, source: str) -> None:
+def test_wrong_bytes_of_the_right_size_are_refused_and_not_kept(
+    hub: Hub, options: DownloadOptions, source: str
+) -> None:
     hub.faults.wrong_bytes = 9
     error = refused(replace(options, source=source), DigestMismatch, r"sha256 is \w+, and the hub lists")
     assert error.exit_code == 4
     assert not [path for path in there(options) if path.endswith(".part")]
 
 
-def test_a_short_file_is_refused(hub: Hub, options: Options) -> None:
+def test_a_short_file_is_refused(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.short_by = 5
     refused(options, InputError, f"has {NBYTES - 5} bytes there, and the hub lists {NBYTES}")
 
 
-def test_a_short_file_of_no_stated_length_is_refused(hub: Hub, options: Options) -> None:
+def test_a_short_file_of_no_stated_length_is_refused(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.short_by, hub.faults.no_content_length = 5, True
     refused(options, InputError, "ends before the byte that was asked for")
 
@@ -262,13 +264,15 @@ def test_a_short_file_of_no_stated_length_is_refused(hub: Hub, options: Options)
 @pytest.mark.parametrize(
     "lie", ["bytes 0-{last}/{all}", "bytes {start}-{last}/9", "bytes {start}-{all}/{all}", "lies", "bytes */{all}"]
 )
-def test_a_range_that_lies_is_refused(hub: Hub, options: Options, lie: str) -> None:
+def test_a_range_that_lies_is_refused(hub: Hub, options: DownloadOptions, lie: str) -> None:
     begun(options, WEIGHTS[:1000])
     hub.faults.content_range = lie.format(start=1000, last=NBYTES - 1, all=NBYTES)
     refused(replace(options, wish=Wish(include=(BIG,))), InputError, "were asked for, the answer is")
 
 
-def test_a_range_with_other_bytes_is_found_by_the_digest_and_the_file_begun_again(hub: Hub, options: Options) -> None:
+def test_a_range_with_other_bytes_is_found_by_the_digest_and_the_file_begun_again(
+    hub: Hub, options: DownloadOptions
+) -> None:
     begun(options, WEIGHTS[:1000])
     hub.faults.wrong_range_body = True
     get(replace(options, wish=Wish(include=(BIG,))))
@@ -276,48 +280,48 @@ def test_a_range_with_other_bytes_is_found_by_the_digest_and_the_file_begun_agai
 
 
 @pytest.mark.parametrize("length_is_told", [True, False])
-def test_a_web_page_is_refused(hub: Hub, options: Options, length_is_told: bool) -> None:
+def test_a_web_page_is_refused(hub: Hub, options: DownloadOptions, length_is_told: bool) -> None:
     hub.faults.html, hub.faults.no_content_length = True, not length_is_told
     error = refused(options, InputError, "answered with a web page instead of the file")
     assert error.hint.startswith("log in to the network")
 
 
-def test_a_web_page_of_the_right_size_is_refused(hub: Hub, options: Options) -> None:
+def test_a_web_page_of_the_right_size_is_refused(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.html_same_size = True
     refused(options, DigestMismatch, "and the hub lists")
 
 
-def test_an_encoding_that_was_not_asked_for_is_refused(hub: Hub, options: Options) -> None:
+def test_an_encoding_that_was_not_asked_for_is_refused(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.gzip = True
     refused(options, InputError, "comes encoded as gzip")
     assert hub.payload_requests()[0].headers["accept-encoding"] == "identity"
 
 
-def test_a_gated_model_says_where_to_ask(hub: Hub, options: Options) -> None:
+def test_a_gated_model_says_where_to_ask(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.gated = True
     error = refused(options, InputError, "answers 403: not allowed")
     assert "token" in error.arguments
 
 
-def test_a_file_that_is_gone_is_told(hub: Hub, options: Options) -> None:
+def test_a_file_that_is_gone_is_told(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.missing_payload = True
     refused(options, InputError, "does not exist")
 
 
-def test_endless_redirects_end(hub: Hub, options: Options) -> None:
+def test_endless_redirects_end(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.redirects = 1000
     refused(options, InputError, "redirects more than 5 times")
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
-def test_a_redirect_out_of_http_is_refused(hub: Hub, options: Options, target: str) -> None:
+def test_a_redirect_out_of_http_is_refused(hub: Hub, options: DownloadOptions, target: str) -> None:
     hub.faults.redirect_to = target
     refused(options, InputError, "which is not safe")
 
 
 @pytest.mark.parametrize(("source", "other"), [("hf", "ms://owner/else"), ("modelscope", "hf://owner/else")])
 def test_an_unknown_model_offers_the_other_hub_and_does_not_take_it(
-    hub: Hub, options: Options, source: str, other: str
+    hub: Hub, options: DownloadOptions, source: str, other: str
 ) -> None:
     with pytest.raises(InputError, match="has no model owner/else") as caught:
         download("owner/else", replace(options, source=source))
@@ -325,12 +329,12 @@ def test_an_unknown_model_offers_the_other_hub_and_does_not_take_it(
     assert {request.path.startswith("/api/v1/") for request in hub.log} == {source == "modelscope"}
 
 
-def test_an_unknown_revision_is_told(hub: Hub, options: Options) -> None:
+def test_an_unknown_revision_is_told(hub: Hub, options: DownloadOptions) -> None:
     refused(replace(options, revision="v9"), InputError, "has no revision v9")
 
 
 def test_a_hub_that_is_not_there_is_told_by_a_code_of_its_own(
-    options: Options, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    options: DownloadOptions, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert refused(options, HubUnreachable, "Hugging Face cannot be reached").code == "unreachable"
@@ -345,13 +349,15 @@ def test_a_download_imports_no_torch() -> None:
     assert done.returncode == 0
 
 
-def test_offline_mode_is_respected(hub: Hub, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_respected(hub: Hub, options: DownloadOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refused(options, InputError, "HF_HUB_OFFLINE is set").hint == "unset HF_HUB_OFFLINE"
     assert hub.log == []
 
 
-def test_a_modelscope_branch_that_moves_on_the_way_is_a_digest_that_does_not_fit(hub: Hub, options: Options) -> None:
+def test_a_modelscope_branch_that_moves_on_the_way_is_a_digest_that_does_not_fit(
+    hub: Hub, options: DownloadOptions
+) -> None:
     hub.after_listing = lambda: hub.commit(FILES | {BIG: WEIGHTS[::-1]})
     refused(replace(options, source="modelscope"), DigestMismatch, "and the hub lists")
     hub.after_listing = lambda: None
@@ -359,7 +365,9 @@ def test_a_modelscope_branch_that_moves_on_the_way_is_a_digest_that_does_not_fit
     assert there(options) == FILES | {BIG: WEIGHTS[::-1]}
 
 
-def test_a_disk_too_small_is_seen_before_a_byte(hub: Hub, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_seen_before_a_byte(
+    hub: Hub, options: DownloadOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(Path.cwd())
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=NBYTES))
     error = refused(options, OutputError, f"has {figures.size(NBYTES)}")
@@ -367,7 +375,7 @@ def test_a_disk_too_small_is_seen_before_a_byte(hub: Hub, options: Options, monk
     assert preview("owner/name", options).exit_code == 7
 
 
-def test_a_dry_run_writes_nothing(hub: Hub, options: Options) -> None:
+def test_a_dry_run_writes_nothing(hub: Hub, options: DownloadOptions) -> None:
     report = preview("owner/name", options)
     assert report.figures["total_nbytes"] == sum(map(len, FILES.values()))
     assert report.figures["to_download_nbytes"] == sum(map(len, FILES.values()))
@@ -378,7 +386,7 @@ def test_a_dry_run_writes_nothing(hub: Hub, options: Options) -> None:
 # What is there already
 
 
-def test_a_file_with_other_bytes_is_not_replaced_unless_it_was_downloaded(hub: Hub, options: Options) -> None:
+def test_a_file_with_other_bytes_is_not_replaced_unless_it_was_downloaded(hub: Hub, options: DownloadOptions) -> None:
     assert options.local_dir is not None
     options.local_dir.mkdir()
     (options.local_dir / "config.json").write_text("mine")
@@ -390,7 +398,7 @@ def test_a_file_with_other_bytes_is_not_replaced_unless_it_was_downloaded(hub: H
     assert there(options) == FILES
 
 
-def test_a_spoilt_download_is_repaired(hub: Hub, options: Options) -> None:
+def test_a_spoilt_download_is_repaired(hub: Hub, options: DownloadOptions) -> None:
     get(options)
     assert options.local_dir is not None
     (options.local_dir / BIG).write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
@@ -398,7 +406,7 @@ def test_a_spoilt_download_is_repaired(hub: Hub, options: Options) -> None:
     assert there(options) == FILES
 
 
-def test_a_new_revision_replaces_what_changed_alone(hub: Hub, options: Options) -> None:
+def test_a_new_revision_replaces_what_changed_alone(hub: Hub, options: DownloadOptions) -> None:
     get(options)
     hub.commit(FILES | {"config.json": b"{}"})
     hub.log.clear()
@@ -407,7 +415,7 @@ def test_a_new_revision_replaces_what_changed_alone(hub: Hub, options: Options) 
     assert hub.payload_requests() == []
 
 
-def test_another_models_folder_is_refused(hub: Hub, options: Options) -> None:
+def test_another_models_folder_is_refused(hub: Hub, options: DownloadOptions) -> None:
     get(options)
     assert options.local_dir is not None
     record = options.local_dir / ".wanconv-download.json"
@@ -416,7 +424,7 @@ def test_another_models_folder_is_refused(hub: Hub, options: Options) -> None:
         get(options)
 
 
-def test_the_beginning_of_another_revision_is_removed(hub: Hub, options: Options) -> None:
+def test_the_beginning_of_another_revision_is_removed(hub: Hub, options: DownloadOptions) -> None:
     old = begun(options, b"old").with_name(f".weights.safetensors.{'0' * 16}.part")
     old.write_bytes(b"older")
     get(options)
@@ -427,7 +435,7 @@ def test_the_beginning_of_another_revision_is_removed(hub: Hub, options: Options
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_token_goes_to_the_hub_and_nowhere_else(hub: Hub, options: Options, source: str) -> None:
+def test_a_token_goes_to_the_hub_and_nowhere_else(hub: Hub, options: DownloadOptions, source: str) -> None:
     hub.faults.token = "hf_secret"
     get(replace(options, source=source, token="hf_secret"))
     assert there(options) == FILES
@@ -439,14 +447,14 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(hub: Hub, options: Options, so
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_without_a_token_a_private_model_is_refused(hub: Hub, options: Options, source: str) -> None:
+def test_without_a_token_a_private_model_is_refused(hub: Hub, options: DownloadOptions, source: str) -> None:
     hub.faults.token = "hf_secret"
     error = refused(replace(options, source=source, token="hf_wrong"), InputError, "token")
     assert "hf_wrong" not in error.message + error.hint
 
 
 def test_netrc_does_not_speak_for_the_user(
-    hub: Hub, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, options: DownloadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password secret\n")
@@ -496,7 +504,7 @@ def test_killed_in_the_middle_of_a_file_it_goes_on_there(hub: Hub, tmp_path: Pat
     assert done.returncode == 0, errors
     assert ranges(hub) == [f"bytes={left}-{NBYTES - 1}"]
     assert hub.sent_nbytes() <= 1.05 * (NBYTES - left + 50_000)
-    assert there(Options(local_dir=tmp_path / "model")) == FILES
+    assert there(DownloadOptions(local_dir=tmp_path / "model")) == FILES
 
 
 @pytest.fixture(scope="module")
@@ -536,7 +544,7 @@ def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
         hub.log.clear()
         assert server.download("owner/name", folder).code == 0
         assert ranges(hub) == ([f"bytes={left}-{NBYTES - 1}"] if 0 < left < NBYTES else [""] if not left else [])
-        assert there(Options(local_dir=folder)) == FILES
+        assert there(DownloadOptions(local_dir=folder)) == FILES
     record_property("cases", scale.remote_kills)
 
 
@@ -559,7 +567,7 @@ def test_any_call_may_fail_once_and_the_same_command_goes_on(
         end = server.download("owner/name", folder, include, [call, number, what])
         complete = {
             path: content
-            for path, content in there(Options(local_dir=folder)).items()
+            for path, content in there(DownloadOptions(local_dir=folder)).items()
             if not path.endswith((".part", ".tmp"))
         }
         assert complete.items() <= expected.items()
@@ -568,7 +576,7 @@ def test_any_call_may_fail_once_and_the_same_command_goes_on(
         if end.code or complete != expected:  # 0: a folder that is there already
             assert end.code == (-signal.SIGKILL if what == "SIGKILL" else 7), end
         assert server.download("owner/name", folder, include).code == 0, (number, end)
-        assert there(Options(local_dir=folder)) == expected
+        assert there(DownloadOptions(local_dir=folder)) == expected
         cases += 1
     assert cases
     assert (end.code, complete) == (0, expected)
@@ -598,12 +606,12 @@ def test_a_disk_that_fills_up_leaves_what_it_took(hub: Hub, tmp_path: Path) -> N
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert ranges(hub) == [f"bytes={1000 * 1024}-{NBYTES - 1}"]
-    assert there(Options(local_dir=folder)) == FILES
+    assert there(DownloadOptions(local_dir=folder)) == FILES
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_repository_is_not_downloaded_into_a_home_folder(
-    hub: Hub, options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+    hub: Hub, options: DownloadOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
 ) -> None:
     """A file that others name, such as `.profile`, would be run there."""
     home = tmp_path / "people" / "home"
@@ -619,7 +627,7 @@ def test_a_repository_is_not_downloaded_into_a_home_folder(
 
 
 @pytest.mark.parametrize("kind", ["a link", "a folder", "a FIFO"])
-def test_force_replaces_files_alone(hub: Hub, options: Options, tmp_path: Path, kind: str) -> None:
+def test_force_replaces_files_alone(hub: Hub, options: DownloadOptions, tmp_path: Path, kind: str) -> None:
     assert options.local_dir is not None
     target = options.local_dir / "config.json"
     options.local_dir.mkdir()
@@ -639,7 +647,7 @@ def test_force_replaces_files_alone(hub: Hub, options: Options, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "gguf"])
-def test_the_name_of_a_weight_file_is_refused_for_a_folder(hub: Hub, options: Options, suffix: str) -> None:
+def test_the_name_of_a_weight_file_is_refused_for_a_folder(hub: Hub, options: DownloadOptions, suffix: str) -> None:
     with pytest.raises(UsageError, match=f"x.{suffix} is the name of a file, and a folder is written there"):
         get(replace(options, local_dir=Path(f"x.{suffix}")))
     assert hub.log == []
@@ -655,7 +663,7 @@ def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> N
     hub.faults.chunk_delay_s = 0
     first.communicate(timeout=300)
     assert first.returncode == 0
-    assert there(Options(local_dir=tmp_path / "model")) == FILES
+    assert there(DownloadOptions(local_dir=tmp_path / "model")) == FILES
 
 
 # Independent judges
@@ -682,7 +690,7 @@ def test_the_hubs_own_client_agrees(hub: Hub, tmp_path: Path, source: str, judge
     assert verdict() != 0
 
 
-def test_sha256sum_agrees(hub: Hub, options: Options, tmp_path: Path) -> None:
+def test_sha256sum_agrees(hub: Hub, options: DownloadOptions, tmp_path: Path) -> None:
     get(options)
     lines = "".join(f"{sha256(content)}  {path}\n" for path, content in FILES.items())
     done = subprocess.run(

@@ -14,10 +14,9 @@ import pytest
 from hub.server import Hub, git_sha1, running, sha256
 
 from wanconv.commands.convert import convert
-from wanconv.commands.download import Options as Wanted
-from wanconv.commands.download import download
-from wanconv.commands.verify import Options, verify
-from wanconv.conversion.options import Options as Job
+from wanconv.commands.download import DownloadOptions, download
+from wanconv.commands.verify import VerifyOptions, verify
+from wanconv.conversion.options import ConvertOptions
 from wanconv.downloads.selection import Wish
 from wanconv.errors import InputError, UsageError
 from wanconv.report import Report
@@ -45,7 +44,7 @@ def pristine(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("MODELSCOPE_HOME", str(home))
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # read once, at import
         folder = home / "model"
-        download("owner/name", Wanted(local_dir=folder))
+        download("owner/name", DownloadOptions(local_dir=folder))
         yield folder
 
 
@@ -69,7 +68,7 @@ def said(report: Report, severity: str) -> list[tuple[str, str]]:
 
 def test_a_download_is_verified_without_the_hub(hub: Hub, pristine: Path) -> None:
     hub.log.clear()
-    report = verify(pristine, Options())
+    report = verify(pristine, VerifyOptions())
     assert (report.exit_code, said(report, "failure"), said(report, "warning")) == (0, [], [])
     files = len(hub.files) - 2
     assert report.figures["digests"] == f"{files} files by .wanconv-download.json"
@@ -79,7 +78,7 @@ def test_a_download_is_verified_without_the_hub(hub: Hub, pristine: Path) -> Non
 @pytest.mark.parametrize("path", [VAE, "config.json"])
 def test_a_flipped_bit_with_size_and_time_preserved_is_found(model: Path, path: str) -> None:
     flip(model / path)
-    report = verify(model, Options())
+    report = verify(model, VerifyOptions())
     assert report.exit_code == 4
     assert [where for where, _ in said(report, "failure")] == [path]
     assert ".wanconv-download.json says" in said(report, "failure")[0][1]
@@ -88,7 +87,7 @@ def test_a_flipped_bit_with_size_and_time_preserved_is_found(model: Path, path: 
 def test_missing_and_extra_files_are_told(model: Path) -> None:
     (model / "google" / "umt5-xxl" / "notes.txt").write_text("mine")
     next((model / "google" / "umt5-xxl").glob("*.json")).unlink()
-    report = verify(model, Options())
+    report = verify(model, VerifyOptions())
     assert report.exit_code == 1
     assert [message for _, message in said(report, "failure")] == ["is missing"]
     assert said(report, "warning") == [("google/umt5-xxl/notes.txt", "is not of the download")]
@@ -106,12 +105,12 @@ def test_a_record_that_is_none_is_refused(model: Path) -> None:
     ):
         record.write_text(spoilt)
         with pytest.raises(InputError, match=r"\.wanconv-download\.json"):
-            verify(model, Options())
+            verify(model, VerifyOptions())
 
 
 def test_the_hub_is_asked_for_what_was_recorded(hub: Hub, pristine: Path) -> None:
     hub.log.clear()
-    report = verify(pristine, Options(hub="recorded"))
+    report = verify(pristine, VerifyOptions(hub="recorded"))
     assert (report.exit_code, said(report, "failure"), said(report, "warning")) == (0, [], [])
     assert str(report.figures["digests"]).endswith(f"files by hf://owner/name@{hub.head}")
     assert len(hub.log) == 2
@@ -124,25 +123,25 @@ def test_the_hub_finds_a_record_and_a_file_that_were_changed_together(model: Pat
     place = next(number for number, line in enumerate(lines) if '"config.json"' in line)
     lines[place + 3] = f'   "digest": "{git_sha1((model / "config.json").read_bytes())}"'
     record.write_text("\n".join(lines))
-    assert verify(model, Options()).exit_code == 0
-    assert verify(model, Options(hub="recorded")).exit_code == 4
+    assert verify(model, VerifyOptions()).exit_code == 0
+    assert verify(model, VerifyOptions(hub="recorded")).exit_code == 4
 
 
 def test_a_folder_of_unknown_origin_is_compared_with_the_hub_that_is_named(model: Path) -> None:
     (model / ".wanconv-download.json").unlink()
     (model / "notes.txt").write_text("mine")
     for name in ("hf://owner/name", "ms://owner/name"):
-        report = verify(model, Options(hub=name))
+        report = verify(model, VerifyOptions(hub=name))
         assert (report.exit_code, said(report, "failure")) == (0, [])
         warned = dict(said(report, "warning"))
         assert warned.keys() == {"notes.txt", "examples/cat.mp4", "model.onnx"}
     with pytest.raises(UsageError, match="says which repository it is from"):
-        verify(model, Options(hub="recorded"))
+        verify(model, VerifyOptions(hub="recorded"))
 
 
 def test_one_file_has_no_list_at_a_hub(pristine: Path) -> None:
     with pytest.raises(UsageError, match="`hub` is about folders"):
-        verify(pristine / VAE, Options(hub="recorded"))
+        verify(pristine / VAE, VerifyOptions(hub="recorded"))
 
 
 def have_downloaded(hub: Hub, homes: Mapping[str, str], client: str, *words: str) -> None:
@@ -166,12 +165,12 @@ def test_what_hugging_faces_client_downloads_is_verified_offline(hub: Hub, prist
     cached = tmp_path / "home" / "hub" / "models--owner--name" / "snapshots" / hub.head
     files = len(hub.files) - 2
     for folder in (tmp_path / "local", cached):
-        report = verify(folder, Options())
+        report = verify(folder, VerifyOptions())
         assert (report.exit_code, said(report, "failure")) == (0, [])
         assert report.figures["digests"] == f"{files} files by Hugging Face's client"
-    assert verify(cached, Options(hub="recorded")).exit_code == 0
+    assert verify(cached, VerifyOptions(hub="recorded")).exit_code == 0
     flip((cached / "config.json").resolve())
-    assert verify(cached, Options()).exit_code == 4
+    assert verify(cached, VerifyOptions()).exit_code == 4
 
 
 def test_what_modelscopes_client_downloads_is_verified_by_the_hubs_list(
@@ -182,19 +181,19 @@ def test_what_modelscopes_client_downloads_is_verified_by_the_hubs_list(
     for place in (("--local-dir", str(tmp_path / "local")), ()):
         have_downloaded(hub, homes, "ms-hub", *place)
     cached = tmp_path / "cache" / "models" / "owner--name" / "snapshots" / "master"
-    assert said(verify(cached, Options()), "warning")[0][1].startswith("no digest is known")
+    assert said(verify(cached, VerifyOptions()), "warning")[0][1].startswith("no digest is known")
     for folder, which in ((tmp_path / "local", "ms://owner/name"), (cached, "recorded")):
-        report = verify(folder, Options(hub=which))
+        report = verify(folder, VerifyOptions(hub=which))
         assert (report.exit_code, said(report, "failure"), said(report, "warning")) == (0, [], [])
         assert report.figures["digests"] == f"{len(hub.files)} files by ms://owner/name@master"
         flip(folder / VAE)
-        assert verify(folder, Options(hub=which)).exit_code == 4
+        assert verify(folder, VerifyOptions(hub=which)).exit_code == 4
 
 
 def test_downloaded_verified_converted_verified(hub: Hub, pristine: Path, tmp_path: Path) -> None:
-    assert verify(pristine, Options()).exit_code == 0
-    convert(pristine, Job("fp16", layout="diffusers", out=tmp_path / "out"))
-    assert verify(tmp_path / "out", Options(against=pristine)).exit_code == 0
+    assert verify(pristine, VerifyOptions()).exit_code == 0
+    convert(pristine, ConvertOptions("fp16", layout="diffusers", out=tmp_path / "out"))
+    assert verify(tmp_path / "out", VerifyOptions(against=pristine)).exit_code == 0
     sources = json.loads((tmp_path / "out" / "wanconv.json").read_text())["source"]
     assert {one["sha256_from"] for one in sources} == {f"hf://owner/name@{hub.head}"}
     assert {one["sha256"] for one in sources} == {sha256(hub.files[one["path"]]) for one in sources}
@@ -202,12 +201,12 @@ def test_downloaded_verified_converted_verified(hub: Hub, pristine: Path, tmp_pa
 
 
 def test_a_part_of_a_model_is_a_model_to_verify(hub: Hub, pristine: Path, tmp_path: Path) -> None:
-    report = download("owner/name", Wanted(wish=Wish(only=("vae",)), local_dir=tmp_path / "vae"))
+    report = download("owner/name", DownloadOptions(wish=Wish(only=("vae",)), local_dir=tmp_path / "vae"))
     weights = [path.name for path in (tmp_path / "vae").rglob("*") if path.suffix in (".pth", ".safetensors")]
     assert weights == [VAE]
     assert any("belongs to dit" in finding.message for finding in report.findings)
-    assert verify(tmp_path / "vae", Options()).exit_code == 0
-    more = replace(Wanted(local_dir=tmp_path / "vae"), wish=Wish(only=("experts",)))
+    assert verify(tmp_path / "vae", VerifyOptions()).exit_code == 0
+    more = replace(DownloadOptions(local_dir=tmp_path / "vae"), wish=Wish(only=("experts",)))
     download("owner/name", more)
-    report = verify(tmp_path / "vae", Options())
+    report = verify(tmp_path / "vae", VerifyOptions())
     assert (report.exit_code, said(report, "warning")) == (0, [])

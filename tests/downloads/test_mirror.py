@@ -17,7 +17,7 @@ from hub.server import Hub, files_below, leading
 
 from wanconv.commands.convert import convert, preview, preview_remote
 from wanconv.commands.inspect import inspect, inspect_remote
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.downloads.headers import mirrored
 from wanconv.downloads.selection import Wish
 from wanconv.errors import InputError
@@ -45,7 +45,7 @@ def test_a_remote_model_is_what_it_is_on_disk(tiny: Callable[..., Path], hub: Hu
 def test_what_a_file_says_of_its_scales_behind_its_header_is_read_too(
     tiny: Callable[..., Path], hub: Hub, tmp_path: Path
 ) -> None:
-    convert(tiny(A14B), Options("fp8-scaled", layout="comfyui", out=tmp_path / "scaled"))
+    convert(tiny(A14B), ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "scaled"))
     hub.commit(files_below(tmp_path / "scaled"))
     here, there = inspect(tmp_path / "scaled", tensors=True), inspect_remote("hf://owner/name", tensors=True)
     assert (there.tables, there.findings) == (here.tables, here.findings)
@@ -73,7 +73,7 @@ def test_what_lies_together_behind_the_header_is_asked_for_together(hub: Hub) ->
 
 
 def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
-    options = Options("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out")
+    options = ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=tmp_path / "out")
     here, there = preview(tiny(A14B), options), preview_remote("hf://owner/name", options)
     assert (there.tables, there.findings) == (here.tables, here.findings)
     names = [
@@ -89,7 +89,7 @@ def test_a_remote_plan_is_the_plan(tiny: Callable[..., Path], hub: Hub, tmp_path
 
 
 def test_a_shard_costs_a_hundred_kilobytes(hub: Hub, tmp_path: Path) -> None:
-    options = synthetic.Options("wan2.1-t2v-1.3b", "full", "fp8_e4m3fn", 1, ("dit",))
+    options = synthetic.SampleOptions("wan2.1-t2v-1.3b", "full", "fp8_e4m3fn", 1, ("dit",))
     hub.commit(files_below(synthetic.make(tmp_path / "full", options)))
     hub.log.clear()
     report = inspect_remote("hf://owner/name")

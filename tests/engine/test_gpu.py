@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wanconv.commands.validate import Options, validate
+from wanconv.commands.validate import ValidateOptions, validate
 from wanconv.containers import open_checkpoint
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.recorder import Recorder
@@ -93,5 +93,5 @@ def test_a_recorder_sees_on_a_gpu_what_it_sees_on_a_cpu(model: Model) -> None:
 
 def test_a_validation_runs_on_a_gpu(tiny: Callable[..., Path]) -> None:
     folder = tiny("wan2.2-t2v-a14b")
-    options = Options(against=folder, profile="quick", size=(64, 64), device="cuda")
+    options = ValidateOptions(against=folder, profile="quick", size=(64, 64), device="cuda")
     assert validate(folder, options).figures["verdict"] == "PASS"

@@ -14,7 +14,7 @@ from torch import Tensor
 from wanconv import errors
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine.image import ImageEncoder, prepared, synthetic_tokens
 from wanconv.generation.pictures import pixels
 from wanconv.generation.sampling import image_encoder
@@ -57,7 +57,7 @@ def test_official_names_with_their_fused_tensors_give_the_tokens_of_the_hubs(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     official, hub = tiny("wan2.1-i2v-14b"), tmp_path / "hub"
-    convert(official, Job("keep", layout="diffusers", out=hub, jobs=1))
+    convert(official, ConvertOptions("keep", layout="diffusers", out=hub, jobs=1))
     tokens = []
     for folder in (official, hub):
         with ModelWeights(identify(open_checkpoint(folder)), 0, torch.device("cpu")) as weights:

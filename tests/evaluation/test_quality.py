@@ -14,7 +14,7 @@ import torch
 from tiny import digests
 
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.evaluation.captions import captions
 from wanconv.generation import sampling
@@ -57,7 +57,7 @@ def test_a_conversion_that_says_no_heads_has_those_of_its_source(trained: Path, 
 
 
 def test_equal_numbers_have_one_digest_and_scales_that_moved_another(trained: Path, tmp_path: Path) -> None:
-    convert(trained, Options("keep", layout="comfyui", out=tmp_path / "keep", jobs=1))
+    convert(trained, ConvertOptions("keep", layout="comfyui", out=tmp_path / "keep", jobs=1))
     one, other = (conversions.digest_of(paired.opened(folder)) for folder in (trained, tmp_path / "keep"))
     assert one == other
     conversions.convert_again(trained, tmp_path / "whole", "fp8-scaled+comfyui")

@@ -18,8 +18,8 @@ from tiny import copy, poke
 
 import wanconv
 from wanconv.commands.convert import convert
-from wanconv.commands.validate import Options, recheck, validate
-from wanconv.conversion.options import Options as Job
+from wanconv.commands.validate import ValidateOptions, recheck, validate
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.generation.pictures import drawn
@@ -41,7 +41,7 @@ def source(tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("validate") / "out"
-    convert(source, Job("experts-bf16-rest-fp16", layout="diffusers", out=out, jobs=1))
+    convert(source, ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=out, jobs=1))
     return out
 
 
@@ -52,8 +52,8 @@ def quick(candidate: Path, against: Path | None = None, **options: Any) -> Repor
     return validate(candidate, small(against, **options))
 
 
-def small(against: Path | None = None, **options: Any) -> Options:
-    return Options(against=against, **{"profile": "quick", "size": (64, 64), **options})
+def small(against: Path | None = None, **options: Any) -> ValidateOptions:
+    return ValidateOptions(against=against, **{"profile": "quick", "size": (64, 64), **options})
 
 
 def results(report: Report) -> Mapping[str, Any]:
@@ -294,7 +294,7 @@ def test_a_given_image_changes_what_is_measured_and_nothing_else(
     release: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = tiny(release)
-    convert(source, Job("fp8-plain", layout="diffusers", out=tmp_path / "out", jobs=1))
+    convert(source, ConvertOptions("fp8-plain", layout="diffusers", out=tmp_path / "out", jobs=1))
     drawn("last_image", (96, 80)).save(tmp_path / "image.png")
     without, given = (quick(tmp_path / "out", source, image=path) for path in (None, tmp_path / "image.png"))
     assert without.exit_code == given.exit_code
@@ -307,7 +307,7 @@ def test_a_given_image_changes_what_is_measured_and_nothing_else(
 def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Returns a tiny Wan 2.1 FLF2V and its conversion: the largest set of inputs."""
     source, out = tiny("wan2.1-flf2v-14b"), tmp_path_factory.mktemp("flf") / "out"
-    convert(source, Job("bf16", layout="diffusers", out=out, jobs=1))
+    convert(source, ConvertOptions("bf16", layout="diffusers", out=out, jobs=1))
     return source, out
 
 
@@ -364,7 +364,7 @@ def test_two_images_do_not_fit_into_one_frame(looking: tuple[Path, Path]) -> Non
 
 def test_a_clip_without_config_has_the_heads_of_its_reference(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = tiny("wan2.1-i2v-14b", "diffusers")  # two heads, where the released CLIP has sixteen
-    convert(source, Job("keep", layout="comfyui", out=tmp_path / "out", jobs=1))
+    convert(source, ConvertOptions("keep", layout="comfyui", out=tmp_path / "out", jobs=1))
     report = quick(tmp_path / "out", source)
     assert report.exit_code == 0
     (row,) = [row for row in results(report)["components"] if row["component"] == "image_encoder"]
@@ -387,7 +387,7 @@ def test_every_numerics_runs_and_is_said(numerics: str, source: Path, converted:
 def test_a_candidate_whose_denoisers_are_fp16_in_diffusers_layout_is_probed_as_diffusers_would_run_it(
     source: Path, tmp_path: Path
 ) -> None:
-    convert(source, Job("fp16", layout="diffusers", out=tmp_path / "out", jobs=1))
+    convert(source, ConvertOptions("fp16", layout="diffusers", out=tmp_path / "out", jobs=1))
     assert quick(tmp_path / "out").figures["numerics"] == "diffusers-fp16"
 
 
@@ -429,7 +429,7 @@ def test_a_free_run_of_every_kind_of_family(
     release: str, denoisers: int, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = tiny(release)
-    convert(source, Job("bf16", layout="diffusers", out=tmp_path / "out", jobs=1))
+    convert(source, ConvertOptions("bf16", layout="diffusers", out=tmp_path / "out", jobs=1))
     report = quick(tmp_path / "out", source, profile="standard", out=tmp_path / "report")
     found = results(report)
     assert (report.exit_code, len(found["experts_exercised"])) == (0, denoisers)

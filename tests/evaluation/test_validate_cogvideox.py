@@ -17,8 +17,8 @@ from tiny import copy
 from training_checkpoint import training_checkpoint
 
 from wanconv.commands.convert import convert
-from wanconv.commands.validate import Options, validate
-from wanconv.conversion.options import Options as Job
+from wanconv.commands.validate import ValidateOptions, validate
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import FAMILIES
 
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(source: Path, name: str, out: Path) -> Path:
-    convert(source, Job(name, layout="diffusers", out=out, jobs=1))
+    convert(source, ConvertOptions(name, layout="diffusers", out=out, jobs=1))
     return out
 
 
 def measured(candidate: Path, against: Path | None = None, **options: Any) -> tuple[str, dict[str, Any], list[str]]:
     """Returns the verdict of a quick validation, its results, and the places of the checks that failed."""
-    report = validate(candidate, Options(against=against, **{"profile": "quick", "size": (32, 32), **options}))
+    report = validate(candidate, ValidateOptions(against=against, **{"profile": "quick", "size": (32, 32), **options}))
     results = report.details["results"]
     assert isinstance(results, dict)
     bad = [str(row[2]) for row in report.tables[0].rows if row[0] in ("FAIL", "NOT FINITE")]
@@ -143,7 +143,7 @@ def test_2b_is_released_in_fp16_and_the_others_in_bf16(source: Path, tiny: Calla
 
 def test_comfyui_s_files_are_judged_by_the_sizes_of_their_source(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = tiny("cogvideox-5b-i2v")
-    convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out", jobs=1))
+    convert(source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out", jobs=1))
     outcome, results, _ = measured(tmp_path / "out", source)
     assert (outcome, results["settings"]["numerics"]) == ("PASS", "diffusers")  # bf16, as ComfyUI prefers here
 
@@ -164,7 +164,9 @@ def test_a_conversion_is_compared_with_its_training_checkpoint(tmp_path: Path) -
 def test_what_survives_fp16_may_be_stored_in_it(survives: bool, source: Path, massive: Path, tmp_path: Path) -> None:
     folder = source if survives else massive
     measured(folder, numerics="fp16", out=tmp_path / "report")
-    job = Job("fp16", layout="diffusers", out=tmp_path / "out", jobs=1, report=tmp_path / "report" / "results.json")
+    job = ConvertOptions(
+        "fp16", layout="diffusers", out=tmp_path / "out", jobs=1, report=tmp_path / "report" / "results.json"
+    )
     if survives:
         assert convert(folder, job).exit_code == 0
         return

@@ -17,9 +17,9 @@ from tiny import copy
 
 from wanconv import recipe
 from wanconv.commands.convert import convert
-from wanconv.commands.validate import Options, validate
+from wanconv.commands.validate import ValidateOptions, validate
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine.numerics import FP32
 from wanconv.errors import UsageError
 from wanconv.generation.sampling import vae_of
@@ -64,14 +64,14 @@ def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def made(source: Path, name: str, out: Path, layout: str | None = None) -> Path:
-    convert(source, Job(name, layout=layout, out=out, jobs=1))
+    convert(source, ConvertOptions(name, layout=layout, out=out, jobs=1))
     return out
 
 
 def checks_of(candidate: Path, against: Path | None, **options: object) -> tuple[str, Sequence[Check]]:
     """Returns the outcome and the checks of a quick validation."""
     settings = {"against": against, "profile": "quick", "size": SIZE, **options}
-    report = validate(candidate, Options(**settings))  # type: ignore[arg-type]  # options by name
+    report = validate(candidate, ValidateOptions(**settings))  # type: ignore[arg-type]  # options by name
     results = report.details["results"]
     assert isinstance(results, dict)
     verdict = judge(results, load_profile(str(settings["profile"])))
@@ -255,7 +255,7 @@ def test_a_massive_channel_passes_as_it_is_stored_and_is_lost_where_fp16_compute
 
 
 def test_the_page_of_an_overflow_shows_its_last_operations(massive: Path, tmp_path: Path) -> None:
-    report = validate(massive, Options(profile="quick", size=SIZE, numerics="fp16", out=tmp_path))
+    report = validate(massive, ValidateOptions(profile="quick", size=SIZE, numerics="fp16", out=tmp_path))
     results = json.loads((tmp_path / "results.json").read_bytes())
     (row,) = [row for row in results["safety"] if row["first_bad"]]
     assert (report.exit_code, row["first_bad"]["path"], row["first_bad"]["cause"]) == (5, "blocks.2", "overflow")

@@ -7,7 +7,7 @@ import pytest
 from command import call_all
 
 from wanconv.commands.convert import preview
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused
 from wanconv.generation.tasks import JUDGED
 from wanconv.layouts import LAYOUTS
@@ -29,7 +29,7 @@ def layout_for(source: Path, family: str, recipe: str, folder: Path) -> str | No
         if (family, layout) == ("cogvideox-2b", "comfyui"):  # by shapes alone, as there, a miniature is a 5B
             continue
         try:
-            preview(source, Options(recipe, layout=layout, out=folder / "preview"))
+            preview(source, ConvertOptions(recipe, layout=layout, out=folder / "preview"))
         except Refused:
             continue
         return layout

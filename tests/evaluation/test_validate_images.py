@@ -8,7 +8,7 @@ from command import call
 from covering import covering
 
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.generation.pictures import drawn
 
 RELEASES = ("wan2.1-i2v-14b", "wan2.1-flf2v-14b")
@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @covering(("release", "recipe"), RELEASES, RECIPES, strength=1)
 def test_a_conversion_passes(release: str, recipe: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
-    convert(tiny(release), Job(recipe, layout="diffusers", out=tmp_path / recipe))
+    convert(tiny(release), ConvertOptions(recipe, layout="diffusers", out=tmp_path / recipe))
     found = call("validate", recipe, "--against", tiny(release), *SMALL, cwd=tmp_path)
     assert (found.returncode, found.stdout.splitlines()[0]) == (0, f"PASS: {recipe}"), found.stdout + found.stderr
 

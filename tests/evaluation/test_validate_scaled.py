@@ -8,9 +8,9 @@ import tiny as tools
 import torch
 
 from wanconv.commands.convert import convert
-from wanconv.commands.validate import Options, validate
+from wanconv.commands.validate import ValidateOptions, validate
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.models import identify
 
 A14B = "wan2.2-t2v-a14b"
@@ -31,12 +31,12 @@ def converted(
 ) -> Path:
     layout, recipe = request.param
     out = tmp_path_factory.mktemp("scaled") / "out"
-    convert(tiny(A14B), Job(recipe, layout=layout, out=out))
+    convert(tiny(A14B), ConvertOptions(recipe, layout=layout, out=out))
     return out
 
 
 def judged(candidate: Path, against: Path | None) -> int:
-    return validate(candidate, Options(against=against, profile="quick", size=(64, 64))).exit_code
+    return validate(candidate, ValidateOptions(against=against, profile="quick", size=(64, 64))).exit_code
 
 
 def test_a_scaled_conversion_passes_at_its_own_limits(converted: Path, tiny: Callable[..., Path]) -> None:

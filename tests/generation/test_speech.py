@@ -16,9 +16,9 @@ from torch import Tensor
 
 from wanconv import recipe
 from wanconv.commands.convert import convert
-from wanconv.commands.validate import Options, validate
+from wanconv.commands.validate import ValidateOptions, validate
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine.sampling import official_grid, task_of
 from wanconv.engine.wan_s2v import Speech
 from wanconv.errors import InputError, UsageError
@@ -44,13 +44,13 @@ def source(tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("speech") / "out"
-    convert(source, Job("bf16", layout="official", out=out))
+    convert(source, ConvertOptions("bf16", layout="official", out=out))
     return out
 
 
 def quick(candidate: Path, against: Path | None, **options: object) -> Report:
     settings = {"against": against, "profile": "quick", "size": SIZE, **options}
-    return validate(candidate, Options(**settings))  # type: ignore[arg-type]  # options by name
+    return validate(candidate, ValidateOptions(**settings))  # type: ignore[arg-type]  # options by name
 
 
 # --- clips
@@ -148,7 +148,7 @@ CLEAN = (
 def verdict_on(source: Path, name: str, layout: str, out: Path) -> str | None:
     """Returns the verdict on a conversion; None where recipe and layout do not go together."""
     try:
-        convert(source, Job(name, layout=layout, out=out))
+        convert(source, ConvertOptions(name, layout=layout, out=out))
     except UsageError:
         return None
     return quick(out, source).title.partition(":")[0]

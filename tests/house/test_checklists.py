@@ -71,19 +71,19 @@ import sys
 from pathlib import Path
 from wanconv import testing
 from wanconv.commands.convert import convert
-from wanconv.commands.verify import Options as Wanted, verify
-from wanconv.conversion.options import Options
+from wanconv.commands.verify import VerifyOptions, verify
+from wanconv.conversion.options import ConvertOptions
 from wanconv.engine.numerics import PRESETS
 from wanconv.layouts import LAYOUTS
 from wanconv.models import family_named
-from wanconv.samples.synthetic import Options as Sample, make
+from wanconv.samples.synthetic import SampleOptions, make
 
 folder = Path(sys.argv[1])
-source = make(folder / "source", Sample("dummy-14b"))
+source = make(folder / "source", SampleOptions("dummy-14b"))
 recipe = Path(sys.argv[2], "recipes", "gguf-q8_0.toml").read_text().replace('format = "q8_0"', 'format = "dummy8"')
 (folder / "dummy.toml").write_text(recipe)
-convert(source, Options(str(folder / "dummy.toml"), layout="gguf", out=folder / "baked"))
-report = verify(folder / "baked", Wanted(against=source, client="gguf"))
+convert(source, ConvertOptions(str(folder / "dummy.toml"), layout="gguf", out=folder / "baked"))
+report = verify(folder / "baked", VerifyOptions(against=source, client="gguf"))
 assert report.exit_code == 0, report.findings
 assert any("dummy8" in str(row) for table in report.tables for row in table.rows), report.tables
 testing.check_layout(LAYOUTS["dummy"], folder / "layout", [family_named("wan2.1-t2v")])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, identify, targets
@@ -169,7 +169,7 @@ def check_cells(
     for number, (family, client, stored) in enumerate(rows):
         recipe, out = tmp_path / f"{number}.toml", tmp_path / str(number)
         recipe.write_text(table.recipe_of(stored))
-        options = Options(str(recipe), layout=client, out=out, allow_unsafe_fp16=True, jobs=1)
+        options = ConvertOptions(str(recipe), layout=client, out=out, allow_unsafe_fp16=True, jobs=1)
         refusal = cells[family, client, stored]
         if refusal:
             with pytest.raises(Refused) as raised:

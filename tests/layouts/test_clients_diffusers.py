@@ -33,7 +33,7 @@ from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, fill, identify
 from wanconv.quantization.plain import TORCH_DTYPES
@@ -79,7 +79,7 @@ def converted(
     """A tiny checkpoint in the layout it is released in and what became of it."""
     family, recipe = request.param
     source, out = tiny(family.releases[-1].name), tmp_path_factory.mktemp("converted") / "out"
-    convert(source, Options(recipe, layout="diffusers", out=out))
+    convert(source, ConvertOptions(recipe, layout="diffusers", out=out))
     return Converted(family, recipe, source, out)
 
 
@@ -160,7 +160,7 @@ def test_the_whole_pipeline_loads(converted: Converted) -> None:
 
 def test_the_experts_stand_where_the_pipeline_looks(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source, out = tiny("wan2.2-t2v-a14b"), tmp_path / "out"
-    convert(source, Options("keep", layout="diffusers", out=out))
+    convert(source, ConvertOptions("keep", layout="diffusers", out=out))
     model, pipe = identify(open_checkpoint(source)), WanPipeline.from_pretrained(out)
     for expert, transformer in (("expert.high", pipe.transformer), ("expert.low", pipe.transformer_2)):
         expected = values(model.tensors[f"{expert}/blocks.0.ffn.up.weight"])
@@ -169,7 +169,7 @@ def test_the_experts_stand_where_the_pipeline_looks(tiny: Callable[..., Path], t
 
 def test_the_pipeline_makes_a_video_with_both_experts(tiny: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(tiny("wan2.2-t2v-a14b"), Options("experts-bf16-rest-fp16", layout="diffusers", out=out))
+    convert(tiny("wan2.2-t2v-a14b"), ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=out))
     pipe = WanPipeline.from_pretrained(out, torch_dtype=torch.float32)
     calls: list[str] = []
     for name in ("transformer", "transformer_2"):
@@ -202,7 +202,7 @@ def test_a_changed_dtype_is_changed_in_a_copied_config_too(tiny: Callable[..., P
     stated = json.loads(path.read_bytes())
     del stated["torch_dtype"]
     path.write_text(json.dumps(stated | {"dtype": "bfloat16", "note": "mine"}))
-    convert(source, Options("fp32", out=out))
+    convert(source, ConvertOptions("fp32", out=out))
     assert json.loads((out / "text_encoder" / "config.json").read_bytes()) == stated | {
         "dtype": "float32",
         "note": "mine",
@@ -216,7 +216,7 @@ def test_a_config_is_copied_byte_for_byte_where_no_dtype_changes(tiny: Callable[
     shutil.copytree(tiny("wan2.1-t2v-1.3b", "diffusers"), source)
     path = source / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"torch_dtype": "float32"}))  # the user's own wish
-    convert(source, Options("keep", out=out))
+    convert(source, ConvertOptions("keep", out=out))
     assert (out / "text_encoder" / "config.json").read_bytes() == path.read_bytes()
 
 
@@ -226,7 +226,7 @@ def test_one_value_beyond_fp16_is_not_lost_to_the_dtype_of_the_others(
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(tiny("wan2.1-t2v-1.3b"), source)
     tools.poke(source / "models_t5_umt5-xxl-enc-bf16.pth", "blocks.1.attn.q.weight", 0, 70000.0)
-    convert(source, Options("experts-bf16-rest-fp16", layout="diffusers", out=out))
+    convert(source, ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=out))
     assert json.loads((out / "text_encoder" / "config.json").read_bytes())["torch_dtype"] == "float32"
     encoder = UMT5EncoderModel.from_pretrained(out / "text_encoder")
     assert encoder.encoder.block[1].layer[0].SelfAttention.q.weight[0, 0].item() == 70144.0  # 70000 in bf16
@@ -234,7 +234,7 @@ def test_one_value_beyond_fp16_is_not_lost_to_the_dtype_of_the_others(
 
 def test_what_a_partial_source_lacks_can_be_handed_to_the_pipeline(tiny: Callable[..., Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = Options("keep", layout="diffusers", out=out, exclude=("low_noise_model/*", "*.pth", "google/*"))
+    options = ConvertOptions("keep", layout="diffusers", out=out, exclude=("low_noise_model/*", "*.pth", "google/*"))
     convert(tiny("wan2.2-t2v-a14b"), options)
     vae = AutoencoderKLWan(base_dim=8)
     pipe = WanPipeline.from_pretrained(out, vae=vae, text_encoder=None, tokenizer=None)
@@ -251,7 +251,7 @@ def test_a_component_that_many_pipelines_share_gets_no_pipeline(
     file: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(tiny("wan2.2-t2v-a14b") / file, Options("keep", layout="diffusers", out=out))
+    convert(tiny("wan2.2-t2v-a14b") / file, ConvertOptions("keep", layout="diffusers", out=out))
     ((name, component),) = identify(open_checkpoint(out)).components.items()
     assert sorted(path.name for path in out.iterdir()) == sorted(["README.md", "wanconv.json", name])
     _, info = class_of(component).from_pretrained(out / name, output_loading_info=True)

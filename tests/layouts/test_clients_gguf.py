@@ -14,10 +14,9 @@ from torch import Tensor
 
 from wanconv.commands.convert import convert
 from wanconv.commands.inspect import inspect
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.errors import NotFinite, Refused
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, identify
@@ -45,7 +44,7 @@ format = "keep"
 @pytest.fixture(scope="module")
 def out(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gguf") / "out"
-    convert(tiny(A14B), Options("gguf-q8_0", layout="gguf", out=folder))
+    convert(tiny(A14B), ConvertOptions("gguf-q8_0", layout="gguf", out=folder))
     return folder
 
 
@@ -90,7 +89,7 @@ def test_gguf_reads_names_shapes_types_and_metadata_and_decodes_as_we_do(out: Pa
 
 
 def test_everything_but_the_denoisers_is_where_comfyui_looks_for_it(out: Path, tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(A14B), Options("keep", layout="comfyui", out=tmp_path / "comfyui"))
+    convert(tiny(A14B), ConvertOptions("keep", layout="comfyui", out=tmp_path / "comfyui"))
     ours, theirs = tools.digests(out), tools.digests(tmp_path / "comfyui")
     assert {path for path in ours if path.endswith(".gguf")} == {HIGH, HIGH.replace("high", "low")}
     weights = [path for path in theirs if path.endswith(".safetensors") and not path.startswith("diffusion_models")]
@@ -100,15 +99,17 @@ def test_everything_but_the_denoisers_is_where_comfyui_looks_for_it(out: Path, t
 
 @pytest.mark.parametrize("recipe", ["gguf-q8_0", "bf16"])
 def test_diffusers_loads_it_and_decodes_every_weight_as_we_do(recipe: str, tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(A14B), Options(recipe, layout="gguf", out=tmp_path / "out"))
-    convert(tiny(A14B), Options("keep", layout="diffusers", out=tmp_path / "hub"))
+    convert(tiny(A14B), ConvertOptions(recipe, layout="gguf", out=tmp_path / "out"))
+    convert(tiny(A14B), ConvertOptions("keep", layout="diffusers", out=tmp_path / "hub"))
     model = WanTransformer3DModel.from_single_file(
         tmp_path / "out" / HIGH,
         config=str(tmp_path / "hub" / "transformer"),
         quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
         torch_dtype=torch.float32,
     )
-    convert(tmp_path / "out", Options(mine(tmp_path, 'format = "fp32"'), layout="diffusers", out=tmp_path / "ours"))
+    convert(
+        tmp_path / "out", ConvertOptions(mine(tmp_path, 'format = "fp32"'), layout="diffusers", out=tmp_path / "ours")
+    )
     ours = decoded(tmp_path / "ours", "expert.high")
     loaded = dict(model.named_parameters())
     assert loaded.keys() == ours.keys()
@@ -135,8 +136,8 @@ def mine(folder: Path, rule: str) -> str:
 
 @pytest.mark.parametrize("release", ["wan2.1-t2v-1.3b", "wan2.1-flf2v-14b", "wan2.2-ti2v-5b", S2V])
 def test_every_denoiser_is_written_and_proven(release: str, tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(release), Options("gguf-q8_0", layout="gguf", out=tmp_path / "out", exclude=("models_clip*",)))
-    report = verify(tmp_path / "out", Check(against=tiny(release), client="gguf"))
+    convert(tiny(release), ConvertOptions("gguf-q8_0", layout="gguf", out=tmp_path / "out", exclude=("models_clip*",)))
+    report = verify(tmp_path / "out", VerifyOptions(against=tiny(release), client="gguf"))
     assert (report.exit_code, said(report, "failure")) == (0, {})
     (file,) = (tmp_path / "out" / "diffusion_models").iterdir()
     for tensor in gguf.GGUFReader(file).tensors:
@@ -147,9 +148,9 @@ def test_every_denoiser_is_written_and_proven(release: str, tiny: Tiny, tmp_path
 def test_what_is_no_matrix_is_fp32_or_fp16_whatever_the_recipe_says_and_the_plan_tells(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    source = synthetic.make(tmp_path / "bf16", synthetic.Options(A14B, dtype="bf16", components=("expert.low",)))
+    source = synthetic.make(tmp_path / "bf16", synthetic.SampleOptions(A14B, dtype="bf16", components=("expert.low",)))
     for recipe in ("bf16", "keep"):
-        made = prepare(source, Options(recipe, layout="gguf", expert="low"))
+        made = prepare(source, ConvertOptions(recipe, layout="gguf", expert="low"))
         assert {step.dtype for step in made.steps if step.tensor.role.kind == "linear"} == {"bf16"}
         assert {step.dtype for step in made.steps if step.tensor.role.kind != "linear"} == {"fp32"}
         assert any(
@@ -170,7 +171,7 @@ def test_what_is_no_matrix_is_fp32_or_fp16_whatever_the_recipe_says_and_the_plan
 )
 def test_what_a_file_cannot_hold_is_refused(recipe: str, layout: str, message: str, tiny: Tiny) -> None:
     with pytest.raises(Refused) as raised:
-        prepare(tiny(A14B), Options(recipe, layout=layout))
+        prepare(tiny(A14B), ConvertOptions(recipe, layout=layout))
     assert message in raised.value.message
 
 
@@ -179,16 +180,17 @@ def test_rows_that_are_no_whole_blocks_take_the_fallback_or_are_refused(
 ) -> None:
     family, release = synthetic.releases()["wan2.1-t2v-1.3b"]
     monkeypatch.setitem(family.components["dit"].tiny, "text", 48)
-    source = synthetic.make(tmp_path / "src", synthetic.Options(release.name, components=("dit",)))
+    source = synthetic.make(tmp_path / "src", synthetic.SampleOptions(release.name, components=("dit",)))
     rest = '\n[[rule]]\nmatch = "{dit,expert.*}/**"\nformat = "fp32"'
     made = prepare(
-        source, Options(mine(tmp_path, 'kind = "linear"\nformat = "q8_0"\nfallback = "fp16"' + rest), layout="gguf")
+        source,
+        ConvertOptions(mine(tmp_path, 'kind = "linear"\nformat = "q8_0"\nfallback = "fp16"' + rest), layout="gguf"),
     )
     (fallen,) = (step for step in made.steps if step.dtype == "fp16")
     assert (fallen.tensor.name, fallen.tensor.shape) == ("dit/text_embedding.in.weight", (128, 48))
     assert "in rows of whole blocks of 32" in fallen.reason
     with pytest.raises(Refused) as raised:
-        prepare(source, Options(mine(tmp_path, 'kind = "linear"\nformat = "q8_0"' + rest), layout="gguf"))
+        prepare(source, ConvertOptions(mine(tmp_path, 'kind = "linear"\nformat = "q8_0"' + rest), layout="gguf"))
     (detail,) = raised.value.details
     assert detail.startswith(f"{fallen.tensor.name} as q8_0: only the 2-D weight of a linear layer takes it")
 
@@ -198,8 +200,8 @@ def test_a_number_beyond_the_largest_scale_takes_the_fallback(tiny: Tiny, tmp_pa
     tools.poke(source / "diffusion_pytorch_model.safetensors", "blocks.1.ffn.0.weight", -1, 1e7)
     text = load("gguf-q8_0").text
     (tmp_path / "mine.toml").write_text(text.replace('fallback = "fp16"', 'fallback = "fp32"', 1))
-    convert(source, Options(str(tmp_path / "mine.toml"), layout="gguf", out=tmp_path / "out"))
-    report = verify(tmp_path / "out", Check(against=source, client="gguf"))
+    convert(source, ConvertOptions(str(tmp_path / "mine.toml"), layout="gguf", out=tmp_path / "out"))
+    report = verify(tmp_path / "out", VerifyOptions(against=source, client="gguf"))
     assert said(report, "failure") == {}
     (row,) = (row for row in report.tables[0].rows if row[:2] == ("fp32", "q8_0"))
     assert row[2] == 29
@@ -208,7 +210,7 @@ def test_a_number_beyond_the_largest_scale_takes_the_fallback(tiny: Tiny, tmp_pa
 def test_threads_and_block_sizes_do_not_change_a_byte(out: Path, tiny: Tiny, tmp_path: Path) -> None:
     for number, (jobs, block_nbytes) in enumerate([(1, 4096), (3, 12288)]):
         again = tmp_path / str(number)
-        convert(tiny(A14B), Options("gguf-q8_0", layout="gguf", out=again, jobs=jobs, block_nbytes=block_nbytes))
+        convert(tiny(A14B), ConvertOptions("gguf-q8_0", layout="gguf", out=again, jobs=jobs, block_nbytes=block_nbytes))
         assert tools.digests(again) == tools.digests(out)
 
 
@@ -224,14 +226,14 @@ def test_inspect_knows_it(out: Path) -> None:
 
 
 def test_for_the_same_client_it_is_carried_over_unchanged(out: Path, tmp_path: Path) -> None:
-    report = convert(out, Options("keep", layout="gguf", out=tmp_path / "keep"))
+    report = convert(out, ConvertOptions("keep", layout="gguf", out=tmp_path / "keep"))
     assert any(each.message.startswith("was q8_0 and stays so") for each in report.findings)
-    again = convert(out, Options("gguf-q8_0", layout="gguf", out=tmp_path / "again"))
+    again = convert(out, ConvertOptions("gguf-q8_0", layout="gguf", out=tmp_path / "again"))
     assert said(again, "warning").keys() == {"text_encoder"}  # without a tokenizer, as its source
     for folder in ("keep", "again"):
         for file in (HIGH, HIGH.replace("high", "low")):
             assert (tmp_path / folder / file).read_bytes() == (out / file).read_bytes()
-        assert said(verify(tmp_path / folder, Check(against=out)), "failure") == {}
+        assert said(verify(tmp_path / folder, VerifyOptions(against=out)), "failure") == {}
 
 
 @pytest.mark.parametrize(
@@ -240,16 +242,16 @@ def test_for_the_same_client_it_is_carried_over_unchanged(out: Path, tmp_path: P
 def test_another_client_gets_its_numbers_and_the_plan_warns(
     recipe: str, layout: str, out: Path, tmp_path: Path
 ) -> None:
-    report = convert(out, Options(recipe, layout=layout, out=tmp_path / "out"))
+    report = convert(out, ConvertOptions(recipe, layout=layout, out=tmp_path / "out"))
     (warning,) = (each for each in report.findings if each.message.startswith("was q8_0: that precision is lost"))
     assert warning.message.endswith(", up to half a step")
-    checked = verify(tmp_path / "out", Check(against=out, client=layout))
+    checked = verify(tmp_path / "out", VerifyOptions(against=out, client=layout))
     assert said(checked, "failure") == {}
 
 
 def test_kept_for_a_client_without_gguf_it_is_refused(out: Path) -> None:
     with pytest.raises(Refused, match="only GGUF files hold q8_0"):
-        prepare(out, Options("keep", layout="official"))
+        prepare(out, ConvertOptions("keep", layout="official"))
 
 
 def test_files_that_gguf_wrote_are_sources_in_any_mixture(tiny: Tiny, tmp_path: Path) -> None:
@@ -271,8 +273,8 @@ def test_files_that_gguf_wrote_are_sources_in_any_mixture(tiny: Tiny, tmp_path: 
     for tensor in reader.tensors:
         theirs = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(-1)
         assert np.array_equal(theirs, ours[tensor.name].float().numpy().reshape(-1))
-    convert(path, Options("fp32", layout="official", out=tmp_path / "out"))
-    assert said(verify(tmp_path / "out", Check(against=path)), "failure") == {}
+    convert(path, ConvertOptions("fp32", layout="official", out=tmp_path / "out"))
+    assert said(verify(tmp_path / "out", VerifyOptions(against=path)), "failure") == {}
     back = decoded(tmp_path / "out", "dit")
     assert all(torch.equal(back[name], ours[name].float()) for name in ours)
 
@@ -289,13 +291,13 @@ def test_a_flipped_bit_is_found_by_digest_and_by_bound(out: Path, tiny: Tiny, tm
         byte = stream.read(1)[0]
         stream.seek(-1, 1)
         stream.write(bytes([byte ^ 2]))
-    report = verify(bad, Check(against=tiny(A14B)))
+    report = verify(bad, VerifyOptions(against=tiny(A14B)))
     failures = [each for each in report.findings if each.severity == "failure"]
     canonical = "expert.high/blocks.2.ffn.down.weight"
     assert [each.where for each in failures] == [HIGH, canonical, canonical]
     assert failures[1].message == f"its bytes in {HIGH} have changed"
     assert failures[2].message.startswith("element [0, 167] is ")
-    same = verify(bad, Check(against=out))
+    same = verify(bad, VerifyOptions(against=out))
     assert said(same, "failure")[canonical].endswith("in the source: not the same")
 
 
@@ -307,20 +309,20 @@ def test_a_scale_that_is_not_finite_is_refused_where_it_would_be_carried(out: Pa
         stream.write(b"\x00\x7e")
     for recipe, layout in (("keep", "gguf"), ("bf16", "official")):
         with pytest.raises(NotFinite, match=r"expert\.high/blocks\.0\.self_attn\.q\.weight\[32\] is nan"):
-            convert(bad, Options(recipe, layout=layout, out=tmp_path / layout))
+            convert(bad, ConvertOptions(recipe, layout=layout, out=tmp_path / layout))
 
 
 def test_another_client_does_not_find_what_it_reads(out: Path) -> None:
     for layout in LAYOUTS.values():
-        failures = said(verify(out, Check(client=layout.name)), "failure")
+        failures = said(verify(out, VerifyOptions(client=layout.name)), "failure")
         assert bool(failures) == (layout.name != "gguf")
 
 
 def test_a_lone_file_of_the_wrong_kind_is_found(out: Path, tiny: Tiny) -> None:
     official = tiny(A14B) / "high_noise_model" / "diffusion_pytorch_model.safetensors"
-    found = [each.message for each in verify(official, Check(client="gguf")).findings]
+    found = [each.message for each in verify(official, VerifyOptions(client="gguf")).findings]
     assert "gguf looks for gguf in diffusion_models" in found
-    assert said(verify(out / HIGH, Check(client="gguf")), "failure") == {}
+    assert said(verify(out / HIGH, VerifyOptions(client="gguf")), "failure") == {}
 
 
 def test_the_source_of_a_gguf_file_is_known(out: Path) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from wanconv.commands.convert import convert, preview
 from wanconv.commands.inspect import inspect
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused, Unrecognised, UsageError
 from wanconv.layouts import source_layout
 from wanconv.models import identify
@@ -27,7 +26,7 @@ from wanconv.weights.model import ModelWeights
 Tiny = Callable[..., Path]
 T2V = "wan2.1-t2v-1.3b"
 DIT = "diffusion_models/wan2.1-t2v.safetensors"
-NATIVE = Options("fp8-scaled", layout="comfyui")
+NATIVE = ConvertOptions("fp8-scaled", layout="comfyui")
 LEGACY = replace(NATIVE, comfyui_generation="legacy")
 T5 = """schema = 1
 summary = "a test"
@@ -63,7 +62,7 @@ def legacy(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def failures(folder: Path, client: str) -> list[str]:
-    return [one.where for one in verify(folder, Check(client=client)).findings if one.severity == "failure"]
+    return [one.where for one in verify(folder, VerifyOptions(client=client)).findings if one.severity == "failure"]
 
 
 def test_comfyui_decodes_a_legacy_file_as_we_do(legacy: Path, tiny: Tiny) -> None:
@@ -86,7 +85,7 @@ def test_comfyui_decodes_a_legacy_file_as_we_do(legacy: Path, tiny: Tiny) -> Non
     }
     with safe_open(legacy / DIT, "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
-    assert verify(legacy, Check(against=tiny(T2V), client="comfyui-legacy")).exit_code == 0
+    assert verify(legacy, VerifyOptions(against=tiny(T2V), client="comfyui-legacy")).exit_code == 0
 
 
 def test_a_legacy_folder_is_known_for_what_it_is(legacy: Path) -> None:
@@ -188,7 +187,7 @@ def with_input_scales(leaf: str) -> Callable[[dict[str, Tensor]], dict[str, Tens
     ("options", "leaf", "client"), [(LEGACY, "scale_input", "comfyui-legacy"), (NATIVE, "input_scale", "comfyui")]
 )
 def test_calibrated_files_of_others_are_read_and_their_input_scales_left_out(
-    options: Options, leaf: str, client: str, tiny: Tiny, tmp_path: Path
+    options: ConvertOptions, leaf: str, client: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     convert(tiny(T2V), replace(options, out=tmp_path / "ours", exclude=("*.pth",)))
     file = others(tmp_path / "ours" / DIT, tmp_path / "theirs", with_input_scales(leaf))
@@ -204,7 +203,7 @@ def test_calibrated_files_of_others_are_read_and_their_input_scales_left_out(
     again = decoded(tmp_path / "out" / DIT)
     assert all(torch.equal(ours[name], again[name]) for name in ours)
     assert not [name for name in comfyui.contents(tmp_path / "out" / DIT) if name.endswith(".input_scale")]
-    report = preview(file, Options("bf16", layout="diffusers"))
+    report = preview(file, ConvertOptions("bf16", layout="diffusers"))
     assert [one.message for one in report.findings if "input scale" in one.message] == [
         "its calibrated input scale is left out: diffusers does not read one with bf16"
     ]
@@ -226,7 +225,7 @@ def test_a_legacy_file_of_another_format_is_not_guessed_at(legacy: Path, tmp_pat
 
 
 @pytest.mark.parametrize("options", [NATIVE, LEGACY], ids=["native", "legacy"])
-def test_comfyui_decodes_a_scaled_text_encoder_as_we_do(options: Options, tiny: Tiny, tmp_path: Path) -> None:
+def test_comfyui_decodes_a_scaled_text_encoder_as_we_do(options: ConvertOptions, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(T5)
     convert(tiny(T2V), replace(options, recipe=str(tmp_path / "mine.toml"), out=tmp_path / "out"))
     file = tmp_path / "out" / "text_encoders" / "umt5_xxl.safetensors"
@@ -238,7 +237,7 @@ def test_comfyui_decodes_a_scaled_text_encoder_as_we_do(options: Options, tiny: 
     if options is LEGACY:  # its parameter of this name has no elements
         assert (tensors["scaled_fp8"].dtype, tensors["scaled_fp8"].shape) == (torch.float8_e4m3fn, (0,))
     client = "comfyui-legacy" if options is LEGACY else "comfyui"
-    assert verify(tmp_path / "out", Check(against=tiny(T2V), client=client)).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions(against=tiny(T2V), client=client)).exit_code == 0
 
 
 def test_a_weight_that_lost_its_scale_is_told_by_inspect_and_verify(legacy: Path, tmp_path: Path) -> None:
@@ -247,6 +246,6 @@ def test_a_weight_that_lost_its_scale_is_told_by_inspect_and_verify(legacy: Path
     save_file({name: tensor for name, tensor in whole.items() if name != "blocks.1.ffn.0.scale_weight"}, file)
     told = "1 of 30 weights in fp8_e4m3fn has no scales: plain casts, or theirs were lost"
     for path, expected in ((file, [("dit/blocks.1.ffn.up.weight", told)]), (legacy / DIT, [])):
-        for report in (inspect(path), verify(path, Check())):
+        for report in (inspect(path), verify(path, VerifyOptions())):
             found = [(each.where, each.message) for each in report.findings if "no scales" in each.message]
             assert found == expected

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from wanconv.commands.convert import convert
 from wanconv.commands.inspect import inspect
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.errors import InputError, Refused, Unrecognised
 from wanconv.layouts import LAYOUTS
 from wanconv.models import identify
@@ -47,14 +46,14 @@ def storage(request: pytest.FixtureRequest) -> str:
 def out(storage: str, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a conversion of both experts, which no test changes."""
     folder = tmp_path_factory.mktemp(storage) / "out"
-    convert(tiny(A14B), Options(storage, layout="comfyui", out=folder))
+    convert(tiny(A14B), ConvertOptions(storage, layout="comfyui", out=folder))
     return folder
 
 
 @pytest.fixture
 def spoilt(storage: str, tiny: Tiny, tmp_path: Path) -> Path:
     """Returns a conversion of one denoiser, for a test to change."""
-    convert(tiny(T2V), Options(storage, layout="comfyui", out=tmp_path / "spoilt"))
+    convert(tiny(T2V), ConvertOptions(storage, layout="comfyui", out=tmp_path / "spoilt"))
     return tmp_path / "spoilt"
 
 
@@ -132,7 +131,7 @@ def test_a_file_holds_payload_and_scales_as_the_loader_views_them(storage: str, 
 
 
 def test_the_plan_counts_every_byte_and_says_what_a_card_adds(storage: str, tiny: Tiny) -> None:
-    plan = prepare(tiny(A14B), Options(storage, layout="comfyui"))
+    plan = prepare(tiny(A14B), ConvertOptions(storage, layout="comfyui"))
     held = sum(slot.nbytes for slots in contents(plan.model, plan.recipe, plan.layout).slots.values() for slot in slots)
     assert sum(step.nbytes for step in plan.steps) == held
     (said,) = [each for each in plan.findings if "Blackwell" in each.message]
@@ -146,14 +145,14 @@ def test_the_plan_counts_every_byte_and_says_what_a_card_adds(storage: str, tiny
 def test_threads_and_block_sizes_do_not_change_a_byte(storage: str, out: Path, tiny: Tiny, tmp_path: Path) -> None:
     for number, (jobs, block_nbytes) in enumerate([(1, 4096), (3, 12288)]):
         again = tmp_path / str(number)
-        convert(tiny(A14B), Options(storage, layout="comfyui", out=again, jobs=jobs, block_nbytes=block_nbytes))
+        convert(tiny(A14B), ConvertOptions(storage, layout="comfyui", out=again, jobs=jobs, block_nbytes=block_nbytes))
         assert tools.digests(again) == tools.digests(out)
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "comfyui"])
 def test_every_other_client_refuses_it_in_one_sentence(storage: str, layout: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Refused) as raised:
-        convert(tiny(A14B), Options(storage, layout=layout, out=tmp_path / "out"))
+        convert(tiny(A14B), ConvertOptions(storage, layout=layout, out=tmp_path / "out"))
     assert raised.value.exit_code == 2
     what = f"does not read {storage} with a scale of each block: {LAYOUTS[layout].unscaled}"
     if layout == "gguf":
@@ -163,7 +162,7 @@ def test_every_other_client_refuses_it_in_one_sentence(storage: str, layout: str
 
 
 def test_every_number_is_proven_within_the_bound(storage: str, out: Path, tiny: Tiny) -> None:
-    report = verify(out, Check(against=tiny(A14B), client="comfyui"))
+    report = verify(out, VerifyOptions(against=tiny(A14B), client="comfyui"))
     assert report.exit_code == 0
     (row,) = [row for row in report.tables[0].rows if row[1] == f"{storage} block"]
     assert isinstance(row[4], Cell)
@@ -184,10 +183,10 @@ def test_inspect_knows_it_and_who_reads_it(storage: str, out: Path) -> None:
 
 def test_for_the_same_client_it_is_carried_over_unchanged(storage: str, out: Path, tmp_path: Path) -> None:
     for recipe in ("keep", storage):
-        report = convert(out, Options(recipe, layout="comfyui", out=tmp_path / recipe))
+        report = convert(out, ConvertOptions(recipe, layout="comfyui", out=tmp_path / recipe))
         assert any(each.message.startswith(f"was {storage} block and stays so") for each in report.findings)
         assert (tmp_path / recipe / HIGH).read_bytes() == (out / HIGH).read_bytes()
-        assert failures(verify(tmp_path / recipe, Check(against=out))) == {}
+        assert failures(verify(tmp_path / recipe, VerifyOptions(against=out))) == {}
 
 
 @pytest.mark.parametrize("exact", [["blocks.1.ffn.0"], None], ids=["one", "all"])
@@ -200,7 +199,7 @@ def test_what_its_maker_had_multiplied_in_full_precision_still_is(
     told = torch.tensor(list(json.dumps(says).encode()), dtype=torch.uint8)
     source = tmp_path / "model.safetensors"
     save_file({**before, **{f"{layer}.comfy_quant": told.clone() for layer in asking}}, source)
-    report = convert(source, Options("keep", layout="comfyui", out=tmp_path / "out"))
+    report = convert(source, ConvertOptions("keep", layout="comfyui", out=tmp_path / "out"))
     after = comfyui.contents(tmp_path / "out" / FILE)
     found = {name.removesuffix(".weight"): says for name, _, says in comfyui.read(after)}
     assert found == {layer: says if layer in asking else {"format": storage} for layer in found}
@@ -208,14 +207,14 @@ def test_what_its_maker_had_multiplied_in_full_precision_still_is(
         assert json.loads(opened.metadata()["_quantization_metadata"])["layers"] == found
     assert all(torch.equal(after[name], before[name]) for name in before if not name.endswith(".comfy_quant"))
     assert any("Blackwell" in each.message for each in report.findings) == (exact is not None)
-    assert failures(verify(tmp_path / "out", Check(against=source, client="comfyui"))) == {}
+    assert failures(verify(tmp_path / "out", VerifyOptions(against=source, client="comfyui"))) == {}
 
 
 def test_a_calibrated_input_scale_is_left_out_and_told(storage: str, spoilt: Path, tmp_path: Path) -> None:
     tensors = comfyui.contents(spoilt / FILE)
     source = tmp_path / "model.safetensors"
     save_file({**tensors, "blocks.1.ffn.0.input_scale": torch.tensor(0.5)}, source)
-    report = convert(source, Options("keep", layout="comfyui", out=tmp_path / "out"))
+    report = convert(source, ConvertOptions("keep", layout="comfyui", out=tmp_path / "out"))
     said = {each.where: each.message for each in report.findings if "input scale" in each.message}
     assert said == {
         UP: "its calibrated input scale is left out: its client finds the scales of a layer's inputs itself"
@@ -228,23 +227,23 @@ def test_a_calibrated_input_scale_is_left_out_and_told(storage: str, spoilt: Pat
 def test_another_format_gets_its_numbers_and_the_plan_warns(
     recipe: str, layout: str, storage: str, out: Path, tmp_path: Path
 ) -> None:
-    report = convert(out, Options(recipe, layout=layout, out=tmp_path / "out"))
+    report = convert(out, ConvertOptions(recipe, layout=layout, out=tmp_path / "out"))
     told = [each.message for each in report.findings if each.message.startswith(f"was {storage} block: that precision")]
     assert len(told) == 1
     assert told[0].endswith(", up to half a step")
-    assert failures(verify(tmp_path / "out", Check(against=out, client=layout))) == {}
+    assert failures(verify(tmp_path / "out", VerifyOptions(against=out, client=layout))) == {}
 
 
 def test_fp32_gets_the_same_numbers_exactly(storage: str, out: Path, tmp_path: Path) -> None:
-    convert(out, Options("fp32", layout="comfyui", out=tmp_path / "out"))
+    convert(out, ConvertOptions("fp32", layout="comfyui", out=tmp_path / "out"))
     plain, ours = comfyui.contents(tmp_path / "out" / HIGH), decoded(out, "expert.high")
     assert all(torch.equal(plain[name], values) for name, values in ours.items())
 
 
 def test_one_becomes_the_other_and_is_proven(storage: str, out: Path, tmp_path: Path) -> None:
     (other,) = set(FORMATS) - {storage}
-    convert(out, Options(other, layout="comfyui", out=tmp_path / "out"))
-    assert failures(verify(tmp_path / "out", Check(against=out, client="comfyui"))) == {}
+    convert(out, ConvertOptions(other, layout="comfyui", out=tmp_path / "out"))
+    assert failures(verify(tmp_path / "out", VerifyOptions(against=out, client="comfyui"))) == {}
 
 
 # broken
@@ -260,7 +259,7 @@ def test_one_wrong_scale_fails_the_proof_and_the_digest(storage: str, factor: fl
         step = 1 if storage == "mxfp8" else 8  # of a power of two
         stream.seek(tensor.scales.offset)
         stream.write(bytes([code + (step if factor > 1 else -step)]))
-    found = failures(verify(spoilt, Check(against=tiny(T2V))))
+    found = failures(verify(spoilt, VerifyOptions(against=tiny(T2V))))
     assert "more than" in found[UP]
     assert f"the scales of {UP}" in found
 
@@ -280,11 +279,11 @@ def test_a_wrong_scale_of_the_tensor_fails_the_proof_and_the_digest(
     tensor = identify(open_checkpoint(spoilt)).tensors[UP]
     assert tensor.whole is not None
     tools.poke(tensor.whole.file, tensor.whole.name, 0, scale)
-    found = failures(verify(spoilt, Check(against=tiny(T2V))))
+    found = failures(verify(spoilt, VerifyOptions(against=tiny(T2V))))
     assert message in found[UP]
     assert f"the scale of scales of {UP}" in found
     (spoilt / "wanconv.json").unlink()
-    assert verify(spoilt, Check(against=tiny(T2V))).exit_code == code
+    assert verify(spoilt, VerifyOptions(against=tiny(T2V))).exit_code == code
 
 
 def test_scales_that_are_missing_or_of_another_kind_are_told_with_the_reason(
@@ -318,7 +317,7 @@ def test_a_scale_that_is_nan_ends_a_conversion(storage: str, spoilt: Path, tmp_p
         stream.write(b"\xff")
     for recipe in ("keep", "bf16"):
         with pytest.raises(Exception, match=r"ffn\.up\.weight") as raised:
-            convert(spoilt, Options(recipe, layout="comfyui", out=tmp_path / recipe))
+            convert(spoilt, ConvertOptions(recipe, layout="comfyui", out=tmp_path / recipe))
         assert getattr(raised.value, "exit_code", None) == 5
 
 
@@ -332,7 +331,7 @@ def test_scales_below_zero_are_refused_whether_carried_or_decoded_and_leave_noth
     scale = turn(spoilt, turned)
     said = f"^{UP} has a scale of {scale:.9g}, and a scale is a positive number$"
     with pytest.raises(InputError, match=said) as raised:
-        convert(spoilt, Options(recipe, layout="comfyui", out=tmp_path / "out"))
+        convert(spoilt, ConvertOptions(recipe, layout="comfyui", out=tmp_path / "out"))
     assert raised.value.exit_code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
 
@@ -345,5 +344,5 @@ def test_scales_below_zero_fail_the_proof_on_either_side(
     whole = tools.copy(spoilt, tmp_path / "whole")
     scale = turn(spoilt, turned)
     for stored, source, where in ((spoilt, tiny(T2V), ""), (spoilt, whole, ""), (whole, spoilt, " in the source")):
-        said = failures(verify(stored, Check(against=source)))[UP]
+        said = failures(verify(stored, VerifyOptions(against=source)))[UP]
         assert said == f"has a scale of {scale:.9g}{where}, and a scale is a positive number"

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.commands.convert import EXISTING, WRITTEN, convert
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, NotFinite, Refused, Unrecognised, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.models import DENOISERS, FAMILIES, fingerprint, identify
@@ -90,7 +89,7 @@ def test_diffusers_and_torchao_decode_every_weight_as_we_do(
     recipe: str, shard_nbytes: int | None, tiny: Tiny, tmp_path: Path
 ) -> None:
     out, name = tmp_path / "out", mixed(tmp_path) if recipe == "mixed" else recipe
-    convert(tiny(A14B), Options(name, layout="diffusers", out=out, shard_nbytes=shard_nbytes))
+    convert(tiny(A14B), ConvertOptions(name, layout="diffusers", out=out, shard_nbytes=shard_nbytes))
     assert (len(list((out / "transformer").glob("*.safetensors"))) > 1) == (shard_nbytes is not None)
     dtype = torch.float16 if recipe == "int8-experts" else torch.bfloat16
     for component, folder in (("expert.high", "transformer"), ("expert.low", "transformer_2")):
@@ -112,7 +111,7 @@ def test_diffusers_and_torchao_decode_every_weight_as_we_do(
 
 
 def test_the_whole_pipeline_loads(tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(A14B), Options("fp8-scaled", layout="diffusers", out=tmp_path / "out"))
+    convert(tiny(A14B), ConvertOptions("fp8-scaled", layout="diffusers", out=tmp_path / "out"))
     pipeline = WanPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.bfloat16)
     assert type(pipeline.transformer.blocks[0].attn1.to_q.weight.data).__name__ == "Float8Tensor"
 
@@ -144,7 +143,7 @@ def test_comfy_kitchen_decodes_every_weight_as_we_do(
     rule: str, name: str, rank: int, tiny: Tiny, tmp_path: Path
 ) -> None:
     recipe, out = mine(tmp_path, ("{dit,expert.*}/blocks.**", rule)), tmp_path / "out"
-    convert(tiny(A14B), Options(recipe, layout="comfyui", out=out))
+    convert(tiny(A14B), ConvertOptions(recipe, layout="comfyui", out=out))
     for component, role in (("expert.high", "high_noise"), ("expert.low", "low_noise")):
         file = out / "diffusion_models" / f"{A14B}_{role}.safetensors"
         tensors, ours = contents([file]), decoded(out, component)
@@ -165,7 +164,7 @@ def test_comfy_kitchen_decodes_every_weight_as_we_do(
 
 
 def test_comfyui_finds_one_file_per_component_in_its_folders(tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(I2V), Options("int8-row", layout="comfyui", out=tmp_path / "out"))
+    convert(tiny(I2V), ConvertOptions("int8-row", layout="comfyui", out=tmp_path / "out"))
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.safetensors"))
     assert found == [
         "clip_vision/clip_vision_h.safetensors",
@@ -179,11 +178,11 @@ def test_comfyui_gets_the_sentencepiece_model_as_a_tensor(tiny: Tiny, tmp_path: 
     source, out = tmp_path / "source", tmp_path / "out"
     tools.copy(tiny(A14B), source)
     (source / "google" / "umt5-xxl" / "spiece.model").write_bytes(b"a model of pieces")
-    convert(source, Options("keep", layout="comfyui", out=out))
+    convert(source, ConvertOptions("keep", layout="comfyui", out=out))
     tensors = contents([out / "text_encoders" / "umt5_xxl.safetensors"])
     assert bytes(tensors["spiece_model"].tolist()) == b"a model of pieces"
     assert "encoder.block.0.layer.0.SelfAttention.q.weight" in tensors
-    assert verify(out, Check(against=source)).exit_code == 0
+    assert verify(out, VerifyOptions(against=source)).exit_code == 0
 
 
 # LightX2V: what mm_weight.py and transformer_weights.py ask of a quantized checkpoint
@@ -199,7 +198,7 @@ def test_lightx2v_finds_scales_of_rows_for_all_block_weights_and_no_others(
     release: str, recipe: str, dtype: torch.dtype, scheme: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    convert(tiny(release), Options(recipe, layout="lightx2v", out=out))
+    convert(tiny(release), ConvertOptions(recipe, layout="lightx2v", out=out))
     settings = json.loads((out / "lightx2v.json").read_bytes())
     assert (settings["dit_quantized"], settings["dit_quant_scheme"]) == (True, scheme)
     keys = ("high_noise_quantized_ckpt", "low_noise_quantized_ckpt") if release == A14B else ("dit_quantized_ckpt",)
@@ -232,7 +231,7 @@ def test_diffsynth_knows_plain_outputs_by_the_fingerprint_of_the_source(
     family: Family, recipe: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     source = tiny(family.releases[-1].name)
-    convert(source, Options(recipe, layout="diffsynth", out=tmp_path / "out"))
+    convert(source, ConvertOptions(recipe, layout="diffsynth", out=tmp_path / "out"))
     theirs, ours = denoisers(source), denoisers(tmp_path / "out")
     for name, component in ours.items():
         shapes: dict[str, Shape] = {key: tuple(value.shape) for key, value in _on_disk(tmp_path / "out", component)}
@@ -266,7 +265,7 @@ def test_what_a_client_does_not_read_is_refused_with_the_reason(
     layout: str, rules: list[tuple[str, str]], reason: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     with pytest.raises(Refused) as raised:
-        convert(tiny(A14B), Options(mine(tmp_path, *rules), layout=layout, out=tmp_path / "out"))
+        convert(tiny(A14B), ConvertOptions(mine(tmp_path, *rules), layout=layout, out=tmp_path / "out"))
     assert raised.value.exit_code == 2
     assert raised.value.message.startswith(f"the {layout} layout does not take this recipe: {reason}")
     assert not (tmp_path / "out").exists()
@@ -274,7 +273,7 @@ def test_what_a_client_does_not_read_is_refused_with_the_reason(
 
 def test_lightx2v_refuses_plain_fp8(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"every fp8 weight that LightX2V reads has scales: use fp8-scaled$"):
-        convert(tiny(A14B), Options("fp8-plain", layout="lightx2v", out=tmp_path / "out"))
+        convert(tiny(A14B), ConvertOptions("fp8-plain", layout="lightx2v", out=tmp_path / "out"))
 
 
 # read back
@@ -284,7 +283,7 @@ def test_lightx2v_refuses_plain_fp8(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", ["fp8-scaled", "int8-row"])
 def test_a_scaled_folder_is_known_again(layout: str, recipe: str, tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(tiny(A14B), Options(recipe, layout=layout, out=out))
+    convert(tiny(A14B), ConvertOptions(recipe, layout=layout, out=out))
     model = identify(open_checkpoint(out))
     packings = {tensor.packing for tensor in model.tensors.values()} - {None}
     assert [packing.client for packing in packings if packing] == [layout]
@@ -314,8 +313,8 @@ def test_another_client_gets_the_same_numbers(
     recipe: str, first: str, second: str, again: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    convert(tiny(A14B), Options(recipe, layout=first, out=one))
-    report = convert(one, Options("keep" if again == "keep" else recipe, layout=second, out=other))
+    convert(tiny(A14B), ConvertOptions(recipe, layout=first, out=one))
+    report = convert(one, ConvertOptions("keep" if again == "keep" else recipe, layout=second, out=other))
     assert [note.message for note in report.findings if "carried over" in note.message]
     assert not [note.message for note in report.findings if "lost already" in note.message]
     before, after = identify(open_checkpoint(one)), identify(open_checkpoint(other))
@@ -325,8 +324,8 @@ def test_another_client_gets_the_same_numbers(
             if tensor.packing:
                 component, _, path = name.partition("/")
                 assert torch.equal(*(each.tensors(component, path)[path] for each in (theirs, ours)))
-    assert verify(other, Check(against=one)).exit_code == 0
-    assert verify(other, Check(against=tiny(A14B))).exit_code == 0
+    assert verify(other, VerifyOptions(against=one)).exit_code == 0
+    assert verify(other, VerifyOptions(against=tiny(A14B))).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -334,21 +333,21 @@ def test_another_client_gets_the_same_numbers(
 )
 def test_a_second_rounding_is_told_and_proven(recipe: str, layout: str, tiny: Tiny, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    convert(tiny(A14B), Options("fp8-scaled", layout="diffusers", out=one))
-    report = convert(one, Options(recipe, layout=layout, out=other))
+    convert(tiny(A14B), ConvertOptions("fp8-scaled", layout="diffusers", out=one))
+    report = convert(one, ConvertOptions(recipe, layout=layout, out=other))
     told = [note.message for note in report.findings if "lost already" in note.message]
     assert len(told) == 1
     assert told[0].startswith("was fp8_e4m3fn row: that precision is lost already, and ")
-    assert verify(other, Check(against=one)).exit_code == 0
+    assert verify(other, VerifyOptions(against=one)).exit_code == 0
     configs = [json.loads(path.read_bytes()) for path in other.rglob("config.json")]
     assert not [config for config in configs if "quantization_config" in config]
 
 
 def test_rows_of_scales_do_not_become_one(tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(A14B), Options("fp8-scaled", layout="lightx2v", out=tmp_path / "one"))
+    convert(tiny(A14B), ConvertOptions("fp8-scaled", layout="lightx2v", out=tmp_path / "one"))
     with pytest.raises(Refused, match="comfyui does not read fp8_e4m3fn with a scale of each row: its kernels"):
-        convert(tmp_path / "one", Options("keep", layout="comfyui", out=tmp_path / "other"))
-    report = convert(tmp_path / "one", Options("fp8-scaled", layout="comfyui", out=tmp_path / "other"))
+        convert(tmp_path / "one", ConvertOptions("keep", layout="comfyui", out=tmp_path / "other"))
+    report = convert(tmp_path / "one", ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "other"))
     assert [note for note in report.findings if "fp8_e4m3fn tensor adds its own error" in note.message]
     (rules,) = [table for table in report.tables if table.title == "rules"]
     assert rules.rows[0][2:4] == ("fp8_e4m3fn row", "fp8_e4m3fn tensor")
@@ -357,12 +356,12 @@ def test_rows_of_scales_do_not_become_one(tiny: Tiny, tmp_path: Path) -> None:
 @covering(("layout", "factor"), ["comfyui", "lightx2v", "diffusers"], [2.0, 0.5], strength=1)
 def test_one_wrong_scale_fails_the_proof_and_the_digest(layout: str, factor: float, tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(tiny(A14B), Options("fp8-scaled", layout=layout, out=out))
+    convert(tiny(A14B), ConvertOptions("fp8-scaled", layout=layout, out=out))
     tensor = identify(open_checkpoint(out)).tensors["expert.low/blocks.1.ffn.up.weight"]
     assert tensor.scales is not None
     value = torch.frombuffer(bytearray(tensor.scales.read()), dtype=torch.float32)[0].item()
     tools.poke(tensor.scales.file, tensor.scales.name, 0, value * factor)
-    report = verify(out, Check(against=tiny(A14B)))
+    report = verify(out, VerifyOptions(against=tiny(A14B)))
     failed = {finding.where: finding.code for finding in report.findings if finding.severity == "failure"}
     assert failed["expert.low/blocks.1.ffn.up.weight"] == "check-failed"
     assert failed["the scales of expert.low/blocks.1.ffn.up.weight"] == "digest"
@@ -370,11 +369,11 @@ def test_one_wrong_scale_fails_the_proof_and_the_digest(layout: str, factor: flo
 
 def test_a_scale_that_is_none_is_named_as_such(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=out))
+    convert(tiny(T2V), ConvertOptions("fp8-scaled", layout="comfyui", out=out))
     (out / "wanconv.json").unlink()
     for scale, code in ((float("nan"), 5), (0.0, 1), (-1.0, 1)):
         tools.poke(out / "diffusion_models" / "wan2.1-t2v.safetensors", "blocks.1.ffn.0.weight_scale", 0, scale)
-        report = verify(out, Check(against=tiny(T2V)))
+        report = verify(out, VerifyOptions(against=tiny(T2V)))
         (failure,) = [finding for finding in report.findings if finding.severity == "failure"]
         assert (report.exit_code, failure.where) == (code, "dit/blocks.1.ffn.up.weight")
         assert failure.message == f"has a scale of {scale:.9g}, and a scale is a positive number"
@@ -392,37 +391,37 @@ def test_a_source_with_a_scale_that_is_none_is_refused_whether_carried_or_decode
     recipe: str, layout: str, scale: float, tiny: Tiny, tmp_path: Path
 ) -> None:
     error = InputError if isfinite(scale) else NotFinite
-    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "source"))
+    convert(tiny(T2V), ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "source"))
     file = tmp_path / "source" / "diffusion_models" / "wan2.1-t2v.safetensors"
     tools.poke(file, "blocks.1.ffn.0.weight_scale", 0, scale)
     said = f"^dit/blocks.1.ffn.up.weight has a scale of {scale:.9g}, and a scale is a positive number$"
     with pytest.raises(error, match=said) as raised:
-        convert(tmp_path / "source", Options(recipe, layout=layout, out=tmp_path / "out"))
+        convert(tmp_path / "source", ConvertOptions(recipe, layout=layout, out=tmp_path / "out"))
     assert raised.value.exit_code == (5 if error is NotFinite else 3)
     assert raised.value.hint.startswith("get the file again")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    report = verify(tmp_path / "source", Check(against=tmp_path / "source"))
+    report = verify(tmp_path / "source", VerifyOptions(against=tmp_path / "source"))
     assert "dit/blocks.1.ffn.up.weight" in {one.where for one in report.findings if one.severity == "failure"}
 
 
 def test_a_row_longer_than_what_is_read_at_a_time_is_decoded_and_compared(tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "tiny"))
+    convert(tiny(T2V), ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "tiny"))
     tensors, layer = contents([tmp_path / "tiny" / "diffusion_models" / "wan2.1-t2v.safetensors"]), "text_embedding.0"
     payload = torch.randn(128, RUN + 100, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
     tensors |= {f"{layer}.weight": payload, f"{layer}.weight_scale": torch.tensor(0.5)}
     tensors[f"{layer}.comfy_quant"] = tensors["blocks.0.ffn.0.comfy_quant"].clone()
     source, out = tmp_path / "source.safetensors", tmp_path / "out"
     save_file(tensors, source)
-    convert(source, Options("bf16", layout="comfyui", out=out))
+    convert(source, ConvertOptions("bf16", layout="comfyui", out=out))
     (file,) = tools.weight_files(out)
     assert torch.equal(contents([file])[f"{layer}.weight"], (payload.float() * 0.5).bfloat16())
-    assert verify(out, Check(against=source)).exit_code == 0
-    assert verify(source, Check(against=source)).exit_code == 0  # payload with payload, in parts of a row
+    assert verify(out, VerifyOptions(against=source)).exit_code == 0
+    assert verify(source, VerifyOptions(against=source)).exit_code == 0  # payload with payload, in parts of a row
     assert torch.equal(decoded(source, "dit")[f"{layer}.weight"], payload.float() * 0.5)
 
 
 def test_scales_that_are_none_are_told_with_the_reason(tiny: Tiny, tmp_path: Path) -> None:
-    convert(tiny(T2V), Options("fp8-scaled", layout="comfyui", out=tmp_path / "out"))
+    convert(tiny(T2V), ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "out"))
     whole = contents([tmp_path / "out" / "diffusion_models" / "wan2.1-t2v.safetensors"])
     weight, scale = "blocks.1.ffn.0.weight", "blocks.1.ffn.0.weight_scale"
     without_scale = {name: tensor for name, tensor in whole.items() if name != scale}
@@ -459,14 +458,14 @@ def test_numbers_that_a_plain_cast_makes_zero_are_told_and_scales_keep_them(tiny
         blocks = ("dit/blocks.**", f'format = "fp8_e4m3fn"\nscale = "{scale}"')
         recipe = mine(tmp_path, rule if scale == "none" else blocks)
         layout = "diffsynth" if scale == "none" else "lightx2v"
-        report = convert(source, Options(recipe, layout=layout, out=tmp_path / scale))
+        report = convert(source, ConvertOptions(recipe, layout=layout, out=tmp_path / scale))
         warned = {one.where: one.message for one in report.findings if "became zero" in one.message}
         assert ("dit/audio_injector.0.cross_attn.o.weight" in warned) == told
-    assert verify(tmp_path / "row", Check(against=source)).exit_code == 0
+    assert verify(tmp_path / "row", VerifyOptions(against=source)).exit_code == 0
 
 
 def test_a_finished_scaled_folder_is_left_and_a_changed_source_is_seen(tiny: Tiny, tmp_path: Path) -> None:
-    source, options = tools.copy(tiny(A14B), tmp_path / "source"), Options("int8-row", layout="comfyui")
+    source, options = tools.copy(tiny(A14B), tmp_path / "source"), ConvertOptions("int8-row", layout="comfyui")
     first = convert(source, replace(options, out=tmp_path / "out"))
     again = convert(source, replace(options, out=tmp_path / "out"))
     assert (first.figures["outcome"], again.figures["outcome"]) == (

@@ -20,7 +20,7 @@ from tiny import copy
 
 import wanconv as wc
 from wanconv.commands.convert import convert as command
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.samples import shipped
 from wanconv.weights.reader import Reader, Sources
 
@@ -139,7 +139,7 @@ wc.open_model("model", expert="middle")
 def test_a_plan_in_memory_writes_what_the_command_writes(source: Path, tmp_path: Path) -> None:
     made = wc.plan(wc.open_model(source, exclude=["*.txt"]), "fp8-scaled", "comfyui")
     done = wc.convert(made, tmp_path / "library", jobs=2)
-    command(source, Options("fp8-scaled", layout="comfyui", out=tmp_path / "command", exclude=("*.txt",)))
+    command(source, ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "command", exclude=("*.txt",)))
     assert (done.out, done.written) == (tmp_path / "library", True)
     assert done.plan.identity == made.identity
     assert files(tmp_path / "library") == files(tmp_path / "command")

@@ -23,7 +23,7 @@ from command import call_all
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wanconv.commands.validate import Options, judged, recheck
+from wanconv.commands.validate import ValidateOptions, judged, recheck
 from wanconv.errors import InputError, UsageError
 from wanconv.evaluation.backbone import ALEXNET, HEADS, Backbone
 from wanconv.evaluation.report.html import render
@@ -243,12 +243,12 @@ def model(tiny: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def options(model: Path) -> Options:
-    return Options(against=model, size=(32, 32), frames=5, steps=1)
+def options(model: Path) -> ValidateOptions:
+    return ValidateOptions(against=model, size=(32, 32), frames=5, steps=1)
 
 
 def test_the_results_and_the_page_hold_lpips_and_are_judged_again(
-    model: Path, options: Options, backbone: Backbone, tmp_path: Path
+    model: Path, options: ValidateOptions, backbone: Backbone, tmp_path: Path
 ) -> None:
     found = judged(model, replace(options, lpips=backbone, out=tmp_path))
     saved = json.loads((tmp_path / "results.json").read_bytes())
@@ -273,7 +273,7 @@ def test_the_results_and_the_page_hold_lpips_and_are_judged_again(
     ],
 )
 def test_lpips_of_no_clips_is_refused(
-    changes: dict[str, Any], message: str, hint: str, model: Path, options: Options, backbone: Backbone
+    changes: dict[str, Any], message: str, hint: str, model: Path, options: ValidateOptions, backbone: Backbone
 ) -> None:
     with pytest.raises(UsageError) as caught:
         judged(model, replace(options, lpips=backbone, **changes))

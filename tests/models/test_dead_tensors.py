@@ -12,9 +12,9 @@ from tiny import copy, digests, make
 
 from wanconv.commands.convert import convert
 from wanconv.commands.inspect import inspect
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Unrecognised
 from wanconv.models import ARCHITECTURES, expand, fill, identify
 from wanconv.models.match import fits
@@ -127,13 +127,13 @@ def test_they_are_in_no_output_and_change_nothing_else(layout: str, pair: tuple[
     outs = []
     for folder in pair:
         outs.append(tmp_path / f"{folder.name}-out")
-        report = convert(folder, Job("bf16", layout=layout, out=outs[-1]))
+        report = convert(folder, ConvertOptions("bf16", layout=layout, out=outs[-1]))
         notes = [one.message for one in report.findings if "left out: diffusers ignores it" in one.message]
         assert [note[:9] for note in notes] == (["3 tensors"] if folder is pair[1] else [])
     plain, released = map(digests, outs)
     assert plain.keys() == released.keys()
     assert {path for path in plain if plain[path] != released[path]} == {"wanconv.json"}
-    assert verify(outs[1], Options(against=pair[1])).exit_code == 0
+    assert verify(outs[1], VerifyOptions(against=pair[1])).exit_code == 0
 
 
 def test_inspect_counts_them_and_diffusers_still_reads_the_folder(pair: tuple[Path, Path]) -> None:
@@ -143,4 +143,4 @@ def test_inspect_counts_them_and_diffusers_still_reads_the_folder(pair: tuple[Pa
     assert "unread_tensors" not in inspect(pair[0]).figures
     (clients,) = [table for table in report.tables if table.title == "clients"]
     assert [row[1] for row in clients.rows if row[0] == "diffusers"] == ["yes"]
-    assert verify(pair[1], Options(client="diffusers")).exit_code == 0
+    assert verify(pair[1], VerifyOptions(client="diffusers")).exit_code == 0

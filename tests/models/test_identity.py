@@ -16,11 +16,10 @@ from tiny import copy
 
 from wanconv.commands.convert import convert, preview
 from wanconv.commands.inspect import inspect
-from wanconv.commands.validate import Options as Validation
-from wanconv.commands.validate import validate
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.validate import ValidateOptions, validate
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import expand, identify
@@ -63,7 +62,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if release not in made:
             folder = tmp_path_factory.mktemp("bare") / "folder"
             names = [name for name in synthetic.releases()[release][0].components if name.startswith(("dit", "expert"))]
-            synthetic.make(folder, synthetic.Options(release, components=tuple(names), layout="official"))
+            synthetic.make(folder, synthetic.SampleOptions(release, components=tuple(names), layout="official"))
             made[release] = folder
         return made[release]
 
@@ -135,7 +134,7 @@ def test_every_layout_whose_client_reads_it_keeps_it(
     recipe: str, layout: str, marked: Callable[..., Path], tmp_path: Path
 ) -> None:
     source, out = marked(I2V, ANIMATE2, training="4000 steps"), tmp_path / "out"
-    report = convert(source, Job(recipe, layout=layout, out=out))
+    report = convert(source, ConvertOptions(recipe, layout=layout, out=out))
     assert report.figures["family"] == "animate2, built on the tensors of wan2.1-i2v"
     assert (
         "ComfyUI of August 2026 reads that it is animate2; one that does not know it computes wan2.1-i2v, or stops"
@@ -147,22 +146,24 @@ def test_every_layout_whose_client_reads_it_keeps_it(
     found = mark(source)
     assert found is not None
     assert mark(out) == replace(found, path=str(file.relative_to(out)))
-    assert verify(out, Options(against=source, client=layout)).exit_code == 0
+    assert verify(out, VerifyOptions(against=source, client=layout)).exit_code == 0
     manifest = json.loads((out / "wanconv.json").read_bytes())
     assert (manifest["family"], manifest["release"], manifest["absent"]) == ("animate2", None, [])
     assert manifest["says"]["dit"]["said"] == {"model_type": '"animate2"'}
     card = (out / "README.md").read_text()
     assert card.startswith("---\ntags:\n- wanconv\n---\n\n# animate2, ")
     assert "its tensors are those of wan2.1-i2v as well" in card
-    again = convert(out, Job("keep", layout=layout, out=tmp_path / "again"))  # and so on, from GGUF too
+    again = convert(out, ConvertOptions("keep", layout=layout, out=tmp_path / "again"))  # and so on, from GGUF too
     assert again.figures["family"] == report.figures["family"]
 
 
 def test_the_header_of_a_gguf_file_goes_back_into_a_safetensors_file(
     marked: Callable[..., Path], tmp_path: Path
 ) -> None:
-    convert(marked(T2V, '{"transformer":{"causal_ar":true}}'), Job("bf16", layout="gguf", out=tmp_path / "gguf"))
-    convert(tmp_path / "gguf", Job("bf16", layout="comfyui", out=tmp_path / "out"))
+    convert(
+        marked(T2V, '{"transformer":{"causal_ar":true}}'), ConvertOptions("bf16", layout="gguf", out=tmp_path / "gguf")
+    )
+    convert(tmp_path / "gguf", ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     assert metadata(weights(tmp_path / "out")[0]) == {"format": "pt", "config": '{"transformer":{"causal_ar":true}}'}
 
 
@@ -173,7 +174,7 @@ def test_a_client_that_does_not_read_it_is_refused(
 ) -> None:
     source = marked(release, config)
     with pytest.raises(Refused) as caught:
-        convert(source, Job("bf16", layout=layout, out=tmp_path / "out"))
+        convert(source, ConvertOptions("bf16", layout=layout, out=tmp_path / "out"))
     assert caught.value.exit_code == 2
     assert caught.value.message.startswith(f"{name} has no {layout} layout: it says of itself that it is {name}, by {{")
     assert caught.value.message.endswith(
@@ -181,7 +182,7 @@ def test_a_client_that_does_not_read_it_is_refused(
     )
     assert caught.value.hint == "choose another `layout`: comfyui, comfyui-legacy, gguf"
     assert not (tmp_path / "out").exists()
-    report = verify(source, Options(client=layout))
+    report = verify(source, VerifyOptions(client=layout))
     assert report.exit_code == 1
     assert any("says of itself" in one.message for one in report.findings if one.severity == "failure")
 
@@ -191,14 +192,14 @@ def without_config(file: Path) -> None:
 
 
 def failures(path: Path, **options: Any) -> list[str]:
-    report = verify(path, Options(**options))
+    report = verify(path, VerifyOptions(**options))
     assert report.exit_code
     return [one.message for one in report.findings if one.severity == "failure"]
 
 
 def test_verify_finds_an_output_that_lost_what_it_is(marked: Callable[..., Path], tmp_path: Path) -> None:
     source, out = marked(I2V, ANIMATE2), tmp_path / "out"
-    convert(source, Job("keep", layout="comfyui", out=out))
+    convert(source, ConvertOptions("keep", layout="comfyui", out=out))
     without_config(weights(out)[0])
     lost = "says of itself that it is what its tensors show, and by {} it is animate2 (header)"
     assert lost.format("wanconv.json") in failures(out, client="comfyui")
@@ -216,7 +217,7 @@ def test_a_config_that_says_what_the_tensors_do_refuses_nothing_and_goes_along(
 ) -> None:
     source = marked(T2V, config)
     assert mark(source) is None
-    convert(source, Job("bf16", layout="official", out=tmp_path / "out"))
+    convert(source, ConvertOptions("bf16", layout="official", out=tmp_path / "out"))
     assert metadata(weights(tmp_path / "out")[0]) == {"format": "pt", "config": config}
 
 
@@ -252,10 +253,10 @@ def test_a_config_that_no_client_can_read_is_told_and_left_out(
     sentence = f"the config of its header {told}: ComfyUI stops at it, and it is left out"
     assert [one.message for one in inspect(source).findings if one.severity == "warning"] == [sentence]
     assert sentence in failures(source, client="comfyui")
-    report = convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out"))
+    report = convert(source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     assert sentence in [one.message for one in report.findings]
     assert metadata(weights(tmp_path / "out")[0]) == {"format": "pt"}
-    assert verify(tmp_path / "out", Options(client="comfyui", against=source)).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions(client="comfyui", against=source)).exit_code == 0
 
 
 def test_what_a_header_says_is_bounded_where_it_is_shown_and_where_it_is_carried(
@@ -272,7 +273,7 @@ def test_what_a_header_says_is_bounded_where_it_is_shown_and_where_it_is_carried
     ]
     assert all(len(text) < 1000 and "\x1b" not in text for text in texts)
     with pytest.raises(Refused, match=r"the config of its header names its network and has \d+ characters; at most"):
-        convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out"))
+        convert(source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     deep = marked(T2V, '{"transformer": {"model_type": ' + '{"a":' * 400 + "1" + "}" * 400 + "}}")
     assert mark(deep) is not None
 
@@ -288,7 +289,7 @@ def test_notes_of_a_header_go_along_and_what_is_no_longer_so_does_not(
     source = marked(T2V, **notes, **stale, **{"general.alignment": "64", "head.modulation": "{}"})
     for layout in ("official", "comfyui", "gguf"):
         out = tmp_path / layout
-        report = convert(source, Job("bf16", layout=layout, out=out))
+        report = convert(source, ConvertOptions("bf16", layout=layout, out=out))
         found = {key: text for key, text in metadata(weights(out)[0]).items() if not key.startswith("general.")}
         assert {key: text for key, text in found.items() if key not in ("format", "GGUF.version")} == {
             "modelspec.title": "mine",
@@ -308,12 +309,12 @@ def test_a_note_that_names_the_other_expert_than_the_caller_does_is_left_out(
     source = tmp_path / "low_noise.safetensors"
     save_file(load_file(expert), source, {"model_type": "Wan2_2-T2V-A14B-HIGH", "modelspec.title": "mine"})
     recipe = "gguf-q8_0" if layout == "gguf" else "bf16"
-    report = convert(source, Job(recipe, layout=layout, out=tmp_path / "out", expert="low"))
+    report = convert(source, ConvertOptions(recipe, layout=layout, out=tmp_path / "out", expert="low"))
     told = "model_type of its header says high, against the role that it was given, and is left out"
     assert told in [one.message for one in report.findings]
     (written,) = weights(tmp_path / "out")
     assert (metadata(written).get("model_type"), metadata(written)["modelspec.title"]) == (None, "mine")
-    assert verify(tmp_path / "out", Options()).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions()).exit_code == 0
 
 
 def test_a_config_that_names_the_other_expert_than_the_caller_does_goes_along_without_that(
@@ -322,30 +323,30 @@ def test_a_config_that_names_the_other_expert_than_the_caller_does_goes_along_wi
     source = copy(tiny("wan2.2-t2v-a14b", "diffusers") / "transformer", tmp_path / "low_noise_transformer")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "me/high_noise_model/"}))
-    report = convert(source, Job("keep", layout="diffusers", out=tmp_path / "out", expert="low"))
+    report = convert(source, ConvertOptions("keep", layout="diffusers", out=tmp_path / "out", expert="low"))
     told = "its _name_or_path says high, against the role that it was given, and is left out"
     assert told in [one.message for one in report.findings]
     assert json.loads((tmp_path / "out" / "transformer_2" / "config.json").read_text()) == config
-    assert verify(tmp_path / "out", Options()).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions()).exit_code == 0
 
 
 def test_a_note_without_a_name_is_left_out_of_gguf_which_has_none_such(
     marked: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = marked(T2V, **{"": "nameless", "author": "me"})
-    report = convert(source, Job("gguf-q8_0", out=tmp_path / "out"))
+    report = convert(source, ConvertOptions("gguf-q8_0", out=tmp_path / "out"))
     assert "what its header says under no name has no place in GGUF and is left out" in [
         one.message for one in report.findings
     ]
     assert metadata(weights(tmp_path / "out")[0])["author"] == "me"
-    assert verify(tmp_path / "out", Options(against=source)).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions(against=source)).exit_code == 0
 
 
 def test_notes_that_a_pth_file_has_no_room_for_are_told(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source = copy(tiny(T2V, "diffusers"), tmp_path / "source")
     (file,) = (source / "vae").glob("*.safetensors")
     save_file(load_file(file), file, {"format": "pt", "author": "me"})
-    report = preview(source, Job("fp32", layout="official", out=tmp_path / "out"))
+    report = preview(source, ConvertOptions("fp32", layout="official", out=tmp_path / "out"))
     assert "author of its header has no place in a .pth file and is left out" in [
         one.message for one in report.findings
     ]
@@ -385,7 +386,7 @@ def test_what_a_single_shard_says_counts_for_all(
     configs: tuple[str | None, ...], marked: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = sharded(tmp_path / "shards", marked(I2V), *configs)
-    convert(source, Job("bf16", layout="comfyui", out=tmp_path / "out"))
+    convert(source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     assert metadata(weights(tmp_path / "out")[0])["config"] == ANIMATE2
 
 
@@ -414,7 +415,7 @@ def test_experts_that_say_two_different_things_are_an_error_that_quotes_both(
         '{"causal_ar": true}', "nothing" if low is None else '{"model_type": "other"}',
     ]  # fmt: skip
     save_file(load_file(low_file), low_file, {"config": '{"transformer": {"causal_ar": true}}'})
-    report = convert(folder, Job("bf16", layout="comfyui", out=tmp_path / "out"))
+    report = convert(folder, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     assert report.figures["family"] == "causal_ar, built on the tensors of wan2.2-t2v-a14b"
     assert [file.stem for file in weights(tmp_path / "out")] == ["causal_ar_high_noise", "causal_ar_low_noise"]
 
@@ -437,17 +438,17 @@ def test_a_diffusers_folder_is_called_what_its_config_says(
     assert inspect(source).figures["family"] == f"{name}, built on the tensors of wan2.1-t2v"
     assert clients(source)["diffusers"] == ""
     out = tmp_path / "out"
-    convert(source, Job("bf16", layout="diffusers", out=out))
+    convert(source, ConvertOptions("bf16", layout="diffusers", out=out))
     assert json.loads((out / "transformer" / "config.json").read_bytes())["_class_name"] == name
     assert f"# {name}, bf16, diffusers layout" in (out / "README.md").read_text()
-    assert verify(out, Options(against=source, client="diffusers")).exit_code == 0
+    assert verify(out, VerifyOptions(against=source, client="diffusers")).exit_code == 0
     with pytest.raises(Refused) as caught:
-        convert(source, Job("bf16", layout="comfyui", out=tmp_path / "other"))
+        convert(source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "other"))
     assert f"it says of itself that it is {name}" in caught.value.message
     hint = 'choose another `layout`: diffusers; or `exclude=["transformer/config.json"]`, which makes it wan2.1-t2v'
     assert caught.value.hint == hint
     report = convert(
-        source, Job("bf16", layout="comfyui", out=tmp_path / "other", exclude=("transformer/config.json",))
+        source, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "other", exclude=("transformer/config.json",))
     )
     assert report.figures["family"] == "wan2.1-t2v"
 
@@ -458,7 +459,7 @@ def test_a_lone_denoiser_of_another_class_gets_no_pipeline_that_it_is_not_of(
     whole = of_class(tmp_path / "whole", tiny(T2V, "diffusers"), "SkyReelsV2Transformer3DModel")
     for path in [path for path in whole.iterdir() if path.name != "transformer"]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    convert(whole, Job("bf16", layout="diffusers", out=tmp_path / "out"))
+    convert(whole, ConvertOptions("bf16", layout="diffusers", out=tmp_path / "out"))
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json")}
     assert found == {"wanconv.json", "transformer/config.json"}
 
@@ -469,8 +470,8 @@ def test_an_official_config_of_an_unheard_type_is_named_too(tiny: Callable[..., 
     (source / "config.json").write_text(json.dumps({**config, "model_type": "t2v_causal"}))
     assert inspect(source).figures["family"] == "t2v_causal, built on the tensors of wan2.1-t2v"
     with pytest.raises(Refused, match="t2v_causal has no lightx2v layout"):
-        preview(source, Job("bf16", layout="lightx2v", out=tmp_path / "out"))
-    convert(source, Job("bf16", layout="official", out=tmp_path / "out"))
+        preview(source, ConvertOptions("bf16", layout="lightx2v", out=tmp_path / "out"))
+    convert(source, ConvertOptions("bf16", layout="official", out=tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "config.json").read_bytes())["model_type"] == "t2v_causal"
 
 
@@ -487,13 +488,13 @@ def test_a_header_and_a_config_that_say_two_different_things_are_an_error(
 def test_validate_says_that_it_cannot_judge_a_network_of_another_name(
     marked: Callable[..., Path], tmp_path: Path
 ) -> None:
-    report = validate(marked(T2V, MARKS[1][1]), Validation(profile="quick"))
+    report = validate(marked(T2V, MARKS[1][1]), ValidateOptions(profile="quick"))
     assert report.exit_code == 1
     assert "the candidate says of itself that it is causal_ar, which the engine does not compute" in str(report)
 
 
 def test_a_manifest_whose_record_of_a_name_is_none_is_not_trusted(marked: Callable[..., Path], tmp_path: Path) -> None:
-    convert(marked(I2V, ANIMATE2), Job("keep", layout="comfyui", out=tmp_path / "out"))
+    convert(marked(I2V, ANIMATE2), ConvertOptions("keep", layout="comfyui", out=tmp_path / "out"))
     path = tmp_path / "out" / "wanconv.json"
     odd: tuple[object, ...] = (
         [],
@@ -503,7 +504,7 @@ def test_a_manifest_whose_record_of_a_name_is_none_is_not_trusted(marked: Callab
     for says in odd:
         path.write_text(json.dumps({**json.loads(path.read_bytes()), "says": says}))
         with pytest.raises(InputError, match="its record of the model's own name"):
-            verify(tmp_path / "out", Options())
+            verify(tmp_path / "out", VerifyOptions())
 
 
 def test_a_file_of_a_released_size_is_of_no_release_where_it_says_that_it_is_another() -> None:

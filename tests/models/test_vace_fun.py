@@ -8,10 +8,9 @@ from pathlib import Path
 from header_lists import RELEASES, architecture, part, tiny_part
 
 from wanconv.commands.convert import convert
-from wanconv.commands.verify import Options as Verified
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.models import expand, expert_unless_dense, identify
 from wanconv.types.tensors import Checkpoint, Part
 
@@ -64,12 +63,12 @@ def test_a_pair_of_vace_experts_converts_as_one_job_into_files_of_their_own(tiny
     found = {}
     for layout in ("comfyui", "gguf", "diffusers-single", "official", "lightx2v", "diffusers"):
         out = tmp_path / layout
-        convert(source, Options("bf16", layout=layout, out=out))
+        convert(source, ConvertOptions("bf16", layout=layout, out=out))
         paths = (
             path.relative_to(out).as_posix() for path in out.rglob("*") if path.suffix in (".safetensors", ".gguf")
         )
         found[layout] = sorted(path for path in paths if "noise" in path or "transformer" in path)
-        assert verify(out, Verified(against=source)).exit_code == 0
+        assert verify(out, VerifyOptions(against=source)).exit_code == 0
     single = [f"{NAME}_high_noise.safetensors", f"{NAME}_low_noise.safetensors"]
     assert found["comfyui"] == [f"diffusion_models/{name}" for name in single]
     assert found["gguf"] == [f"diffusion_models/{name.replace('safetensors', 'gguf')}" for name in single]
@@ -86,5 +85,5 @@ def test_a_pair_of_vace_experts_converts_as_one_job_into_files_of_their_own(tiny
 def test_a_lone_vace_expert_keeps_its_name(tiny: Tiny, tmp_path: Path) -> None:
     lone = tmp_path / "wan2.2_fun_vace_low_noise_14B_bf16.safetensors"
     shutil.copy(tiny(NAME) / LOW, lone)
-    convert(lone, Options("bf16", layout="comfyui", out=tmp_path / "out"))
+    convert(lone, ConvertOptions("bf16", layout="comfyui", out=tmp_path / "out"))
     assert (tmp_path / "out" / "diffusion_models" / f"{NAME}_low_noise.safetensors").exists()

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.errors import Refused
 from wanconv.layouts import LAYOUTS
 from wanconv.models import FAMILIES, identify
@@ -156,7 +156,7 @@ def test_an_override_is_told_with_its_reason(tiny: Callable[..., Path]) -> None:
 
 def test_keep_is_never_overridden_but_warned_of(tiny: Callable[..., Path], tmp_path: Path) -> None:
     narrow = tmp_path / "narrow"
-    convert(tiny(A14B, "diffusers"), Options("fp16", out=narrow))
+    convert(tiny(A14B, "diffusers"), ConvertOptions("fp16", out=narrow))
     made = plan(model_of(narrow), load("keep"), OFFICIAL)
     assert {step.format for step in made.steps} == {"keep"}
     warnings = [finding for finding in made.findings if finding.severity == "warning"]
@@ -208,7 +208,7 @@ def test_roles_without_a_home_are_counted(tiny: Callable[..., Path]) -> None:
 def test_the_bytes_of_a_plan_are_the_bytes_written(
     release: str, recipe: str, layout: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    options = Options(recipe, layout=layout, out=tmp_path / "out", shard_nbytes=500_000)
+    options = ConvertOptions(recipe, layout=layout, out=tmp_path / "out", shard_nbytes=500_000)
     made = prepare(tiny(release), options)
     convert(tiny(release), options)
     written = open_checkpoint(tmp_path / "out")
@@ -228,7 +228,7 @@ def test_the_bytes_of_a_plan_are_the_bytes_written(
 
 def test_shards_are_as_large_as_asked_and_the_index_is_right(tiny: Callable[..., Path], tmp_path: Path) -> None:
     limit = 300_000
-    convert(tiny(A14B), Options("bf16", layout="diffusers", out=tmp_path / "out", shard_nbytes=limit))
+    convert(tiny(A14B), ConvertOptions("bf16", layout="diffusers", out=tmp_path / "out", shard_nbytes=limit))
     folder = tmp_path / "out" / "transformer"
     index = json.loads((folder / "diffusion_pytorch_model.safetensors.index.json").read_bytes())
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -249,7 +249,7 @@ def test_shards_are_as_large_as_asked_and_the_index_is_right(tiny: Callable[...,
 
 
 def test_every_tensor_starts_at_a_multiple_of_its_element_size(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    convert(tiny(A14B), Options("fp8-plain", layout="diffusers", out=tmp_path / "out"))
+    convert(tiny(A14B), ConvertOptions("fp8-plain", layout="diffusers", out=tmp_path / "out"))
     refs = [ref for part in open_checkpoint(tmp_path / "out").parts for ref in part.tensors.values()]
     assert len({ref.dtype for ref in refs}) >= 3
     assert [ref.name for ref in refs if ref.offset % DTYPES[ref.dtype].itemsize] == []
@@ -277,13 +277,13 @@ def test_the_files_of_a_source_are_needed_one_after_the_other(
 
 def test_a_lone_file_takes_its_config_along(tiny: Callable[..., Path]) -> None:
     high = tiny(A14B) / "high_noise_model" / "diffusion_pytorch_model.safetensors"
-    made = prepare(high, Options("keep"))
+    made = prepare(high, ConvertOptions("keep"))
     assert made.copies == {"high_noise_model/config.json": high.parent / "config.json"}
     assert not made.documents
 
 
 def test_a_config_that_belongs_to_another_component_stays_behind(tiny: Callable[..., Path]) -> None:
-    made = prepare(tiny("wan2.1-t2v-1.3b") / "Wan2.1_VAE.pth", Options("keep"))
+    made = prepare(tiny("wan2.1-t2v-1.3b") / "Wan2.1_VAE.pth", ConvertOptions("keep"))
     assert (made.copies, made.documents) == ({}, {})
     assert messages(made, "config.json") == ["belongs to none of the weights and is left out"]
 
@@ -294,13 +294,13 @@ def test_sidecars_go_where_the_client_looks(tiny: Callable[..., Path], tmp_path:
     (source / "xlm-roberta-large").mkdir()
     for path in ("README.md", "wanconv.json", "LICENSE.txt", "xlm-roberta-large/tokenizer.json", "model_index.json"):
         (source / path).write_text("{}")
-    there = prepare(source, Options("keep", layout="diffusers"))
+    there = prepare(source, ConvertOptions("keep", layout="diffusers"))
     assert sorted(there.copies) == [
         "LICENSE.txt", "README.source.md", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
     ]  # fmt: skip
     assert messages(there, "xlm-roberta-large") == ["has no place in the diffusers layout and is left out"]
     assert json.loads(there.documents["model_index.json"])["_class_name"] == "WanImageToVideoPipeline"
-    here = prepare(source, Options("keep"))
+    here = prepare(source, ConvertOptions("keep"))
     assert "xlm-roberta-large/tokenizer.json" in here.copies
     assert "wanconv.json" not in here.copies
 

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import save_file
 
 from wanconv.commands.convert import convert
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.provenance.card import model_card
 from wanconv.provenance.markdown import inline, line
 from wanconv.provenance.markdown import yaml as yaml_string
@@ -25,7 +25,7 @@ def card(
     source: Path, recipe: str, layout: str = "official", base_model: str | None = None
 ) -> tuple[dict[str, Any], str]:
     """Returns the front matter as Hugging Face reads it, and the text below."""
-    made = ModelCard(model_card(prepare(source, Options(recipe, layout=layout)), base_model).decode())
+    made = ModelCard(model_card(prepare(source, ConvertOptions(recipe, layout=layout)), base_model).decode())
     data: dict[str, Any] = made.data.to_dict()  # type: ignore[no-untyped-call]  # theirs
     return data, made.text.lstrip()
 
@@ -141,7 +141,7 @@ def front_matter(card: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_recipe_cannot_write_markup_into_a_card(text: str, tiny: Callable[..., Path]) -> None:
-    made = prepare(tiny("wan2.1-t2v-1.3b"), Options("bf16"))
+    made = prepare(tiny("wan2.1-t2v-1.3b"), ConvertOptions("bf16"))
     before = model_card(made, None).decode()
     summary = f"{text}\n---\nbase_model: evil/evil\n---\n# owned"
     after = model_card(replace(made, recipe=replace(made.recipe, name=text, summary=summary)), text).decode()
@@ -157,12 +157,17 @@ def test_a_recipe_cannot_write_markup_into_a_card(text: str, tiny: Callable[...,
 def test_a_lora_named_as_markup_is_a_cell_of_its_table(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source, name = tiny("wan2.1-t2v-1.3b"), "a | b <img src=x onerror=alert(1)> `c` [d](e).safetensors"
     key = "blocks.0.self_attn.q"
-    width = prepare(source, Options("bf16")).model.components["dit"].tensors["dit/blocks.0.self_attn.q.weight"].shape[0]
+    width = (
+        prepare(source, ConvertOptions("bf16"))
+        .model.components["dit"]
+        .tensors["dit/blocks.0.self_attn.q.weight"]
+        .shape[0]
+    )
     factors = {f"{key}.lora_A.weight": torch.zeros(1, width), f"{key}.lora_B.weight": torch.zeros(width, 1)}
     save_file(factors, tmp_path / name)
     recipe = tmp_path / "# <b>mine.toml"
     recipe.write_text('schema = 1\nsummary = "<b>x\\n\\n# y"\n[[rule]]\nmatch = "**"\nformat = "bf16"\n')
-    convert(source, Options(str(recipe), out=tmp_path / "out", loras=(str(tmp_path / name),)))
+    convert(source, ConvertOptions(str(recipe), out=tmp_path / "out", loras=(str(tmp_path / name),)))
     tokens = MARKDOWN.parse(ModelCard.load(tmp_path / "out" / "README.md").text)
     cells = ["".join(one.content for one in token.children or ()) for token in tokens if token.type == "inline"]
     assert name in cells

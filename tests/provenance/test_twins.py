@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from wanconv.commands.convert import convert, convert_remote, preview, preview_remote
 from wanconv.commands.inspect import inspect, inspect_remote
-from wanconv.commands.verify import Options as Verified
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError
 from wanconv.models import identify
 from wanconv.provenance import twins
@@ -49,7 +48,7 @@ def test_one_file_under_both_names_is_an_error_before_anything_is_written(
     source, out = pair(tiny(release), tmp_path / "twice"), tmp_path / "out"
     for run in (preview, convert):
         with pytest.raises(InputError) as refused:
-            run(source, Options("bf16", out=out))
+            run(source, ConvertOptions("bf16", out=out))
         assert (refused.value.message, refused.value.exit_code) == (MESSAGE, 3)
         assert refused.value.details[0].endswith(
             "tensors that are not zero is the same in both, as samples of them show"
@@ -60,7 +59,7 @@ def test_one_file_under_both_names_is_an_error_before_anything_is_written(
 def test_inspect_warns_of_it_and_verify_fails(twice: Path) -> None:
     (warning,) = [each for each in inspect(twice).findings if each.where == "expert.low" and each.severity == "warning"]
     assert warning.message.startswith(MESSAGE)
-    report = verify(twice, Verified())
+    report = verify(twice, VerifyOptions())
     assert report.exit_code == 1
     assert [each.message.startswith(MESSAGE) for each in report.findings if each.severity == "failure"] == [True]
 
@@ -70,9 +69,9 @@ def test_the_same_numbers_in_other_shards_and_a_wider_dtype_are_the_same(twice: 
     save_file(weights, twice / HIGH)
     save_file({name: tensor.float() for name, tensor in weights.items()}, twice / LOW)
     with pytest.raises(InputError, match="are the same expert"):
-        preview(twice, Options("keep", out=tmp_path / "out"))
+        preview(twice, ConvertOptions("keep", out=tmp_path / "out"))
     save_file({name: (tensor * 1.01).float() for name, tensor in weights.items()}, twice / LOW)
-    preview(twice, Options("keep", out=tmp_path / "out"))
+    preview(twice, ConvertOptions("keep", out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("changed", ["blocks.1.ffn.0.weight", "head.head.bias"])
@@ -80,7 +79,7 @@ def test_experts_that_share_all_weights_but_one_are_two(changed: str, twice: Pat
     weights = load_file(twice / LOW)
     weights[changed] = weights[changed] * 1.5
     save_file(weights, twice / LOW)
-    assert convert(twice, Options("fp8-scaled", layout="comfyui", out=tmp_path / "out")).exit_code == 0
+    assert convert(twice, ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "out")).exit_code == 0
 
 
 def test_files_of_zeros_are_not_compared(twice: Path) -> None:
@@ -96,7 +95,7 @@ def test_what_was_written_is_compared_digest_by_digest(
     monkeypatch.setattr(twins, "sampled", lambda model: None)
     for recipe, layout in (("bf16", "official"), ("fp8-scaled", "comfyui"), ("gguf-q8_0", "gguf")):
         with pytest.raises(InputError) as refused:
-            convert(twice, Options(recipe, layout=layout, out=tmp_path / "out"))
+            convert(twice, ConvertOptions(recipe, layout=layout, out=tmp_path / "out"))
         assert refused.value.message == MESSAGE
         assert "tensors are the same in both" in refused.value.details[0]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["twice"]
@@ -113,7 +112,7 @@ def hub(twice: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 @pytest.mark.parametrize("name", ["hf", "ms"])
 def test_a_hub_that_lists_one_digest_for_both_is_told_from_its_list(hub: Hub, name: str, tmp_path: Path) -> None:
-    options = Options("bf16", out=tmp_path / "out")
+    options = ConvertOptions("bf16", out=tmp_path / "out")
     for run in (preview_remote, convert_remote):
         with pytest.raises(InputError) as refused:
             run(f"{name}://owner/name", options)
@@ -130,6 +129,6 @@ def test_the_same_numbers_in_another_file_are_told_when_they_have_come(
     hub.commit(files_below(twice))
     out, patience = tmp_path / "out", Patience(attempts=1)
     with pytest.raises(InputError, match="are the same expert") as refused:
-        convert_remote("hf://owner/name", replace(Options("bf16"), out=out), patience=patience)
+        convert_remote("hf://owner/name", replace(ConvertOptions("bf16"), out=out), patience=patience)
     assert "tensors are the same in both" in refused.value.details[0]
     assert not out.exists()

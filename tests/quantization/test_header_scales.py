@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wanconv.commands.convert import convert
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, Unrecognised
 from wanconv.layouts import source_layout
 from wanconv.models import identify
@@ -32,7 +31,7 @@ LAYER = "blocks.1.ffn.0"
 def ours(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a file of ComfyUI with scales of rows, not to be changed."""
     out = tmp_path_factory.mktemp("ours") / "out"
-    convert(tiny(T2V), Options("int8-row", layout="comfyui", out=out, exclude=("*.pth",)))
+    convert(tiny(T2V), ConvertOptions("int8-row", layout="comfyui", out=out, exclude=("*.pth",)))
     return out / FILE
 
 
@@ -70,11 +69,11 @@ def test_layers_that_the_header_alone_speaks_of_are_read_as_comfyui_reads_them(o
     before, after = decoded(ours), decoded(file)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert verify(file, Check(client="comfyui")).exit_code == 0
-    convert(file, Options("keep", layout="comfyui", out=tmp_path / "out"))
+    assert verify(file, VerifyOptions(client="comfyui")).exit_code == 0
+    convert(file, ConvertOptions("keep", layout="comfyui", out=tmp_path / "out"))
     again = comfyui.contents(tmp_path / "out" / FILE)
     assert again.keys() == comfyui.contents(ours).keys()
-    assert verify(tmp_path / "out", Check(against=ours, client="comfyui")).exit_code == 0
+    assert verify(tmp_path / "out", VerifyOptions(against=ours, client="comfyui")).exit_code == 0
 
 
 @pytest.mark.parametrize("where", ["header", "tensors", "both"])
@@ -152,7 +151,7 @@ def test_a_header_that_lists_no_layers_is_one_sentence(header: str, ours: Path, 
 
 
 def test_a_weight_that_stands_there_plain_as_well_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    options = Options("int8-row", layout="diffusers", out=tmp_path / "out", exclude=("*.pth",))
+    options = ConvertOptions("int8-row", layout="diffusers", out=tmp_path / "out", exclude=("*.pth",))
     convert(tiny(T2V), options)
     (file,) = (tmp_path / "out" / "transformer").glob("*.safetensors")
     tensors = comfyui.contents(file)

@@ -11,10 +11,9 @@ import torch
 
 from wanconv.commands.convert import convert, preview
 from wanconv.commands.recipes import explain
-from wanconv.commands.verify import Options as Check
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.models import identify
 from wanconv.quantization import scaled
 from wanconv.quantization.codecs import Codecs
@@ -43,7 +42,7 @@ def source(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def out(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounding")
-    convert(source, Options(tools.searched(folder), layout="comfyui", out=folder / "out", block_nbytes=1 << 16))
+    convert(source, ConvertOptions(tools.searched(folder), layout="comfyui", out=folder / "out", block_nbytes=1 << 16))
     return folder / "out"
 
 
@@ -69,7 +68,7 @@ def failed(report: Report) -> set[str]:
 
 def test_the_plan_and_the_recipe_explained_say_mse(source: Path, tmp_path: Path) -> None:
     recipe = tools.searched(tmp_path)
-    plan = preview(source, Options(recipe, layout="comfyui", out=tmp_path / "out"))
+    plan = preview(source, ConvertOptions(recipe, layout="comfyui", out=tmp_path / "out"))
     for report in (plan, explain(recipe, source, "comfyui")):
         (rules,) = (table for table in report.tables if table.title == "rules")
         assert [row[3] for row in rules.rows[:4]] == list(LABELS.values())
@@ -101,7 +100,7 @@ def test_every_number_is_proven_with_the_manifest_and_without(
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
     if not manifest:
         (folder / "wanconv.json").unlink()
-    report = verify(folder, Check(against=source))
+    report = verify(folder, VerifyOptions(against=source))
     assert report.exit_code == 0
     worst = {row[1]: row[4].value for row in report.tables[0].rows if row[1] != "bf16" and isinstance(row[4], Cell)}
     assert len(worst) == 4
@@ -116,22 +115,22 @@ def test_a_wrong_scale_is_found(name: str, factor: float, source: Path, out: Pat
     ref = identify(open_checkpoint(folder)).tensors[name].scales
     assert ref is not None
     tools.poke(ref.file, ref.name, 0, scales(folder, name)[0].item() * factor)
-    assert failed(verify(folder, Check(against=source))) == {name}
+    assert failed(verify(folder, VerifyOptions(against=source))) == {name}
 
 
 def test_what_the_manifest_calls_nearest_may_not_be_clipped(source: Path, out: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
     text = (folder / "wanconv.json").read_text()
     (folder / "wanconv.json").write_text(text.replace('"rounding": "mse"', '"rounding": "nearest"'))
-    found = failed(verify(folder, Check(against=source)))
+    found = failed(verify(folder, VerifyOptions(against=source)))
     assert UP in found
     assert not {K, V} & found
 
 
 def test_a_quantized_source_stays_as_it_is(source: Path, tmp_path: Path) -> None:
-    convert(source, Options("int8-row", layout="lightx2v", out=tmp_path / "one"))
+    convert(source, ConvertOptions("int8-row", layout="lightx2v", out=tmp_path / "one"))
     recipe = tools.searched(tmp_path)
-    report = convert(tmp_path / "one", Options(recipe, layout="comfyui", out=tmp_path / "other"))
+    report = convert(tmp_path / "one", ConvertOptions(recipe, layout="comfyui", out=tmp_path / "other"))
     (rules,) = (table for table in report.tables if table.title == "rules")
     assert [row[3] for row in rules.rows[:2]] == ["int8 tensor mse", "int8 row"]
     assert torch.equal(values(tmp_path / "one", Q), values(tmp_path / "other", Q))
@@ -140,7 +139,7 @@ def test_a_quantized_source_stays_as_it_is(source: Path, tmp_path: Path) -> None
     assert [
         note.message for note in report.findings if "int8 tensor mse adds its own error, up to half" in note.message
     ]
-    assert verify(tmp_path / "other", Check(against=tmp_path / "one")).exit_code == 0
+    assert verify(tmp_path / "other", VerifyOptions(against=tmp_path / "one")).exit_code == 0
 
 
 def test_weights_that_follow_others_are_searched_as_those_are(tiny: Tiny, tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_weights_that_follow_others_are_searched_as_those_are(tiny: Tiny, tmp_pa
     text += 'scale = "row"\nrounding = "mse"\n[[rule]]\nmatch = "**"\nformat = "bf16"\n'
     (tmp_path / "mine.toml").write_text(text)
     out = tmp_path / "out"
-    convert(tiny(S2V), Options(str(tmp_path / "mine.toml"), layout="lightx2v", out=out))
+    convert(tiny(S2V), ConvertOptions(str(tmp_path / "mine.toml"), layout="lightx2v", out=out))
     tensors = json.loads((out / "wanconv.json").read_bytes())["tensors"]
     assert tensors["dit/audio_injector.0.cross_attn.o.weight"]["rounding"] == "mse"
-    assert verify(out, Check(against=tiny(S2V))).exit_code == 0
+    assert verify(out, VerifyOptions(against=tiny(S2V))).exit_code == 0

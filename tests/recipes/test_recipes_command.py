@@ -11,7 +11,7 @@ import pytest
 from wanconv import recipe as recipes
 from wanconv.cli.run import run
 from wanconv.commands.recipes import explain, list_recipes
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.errors import UsageError
 from wanconv.planning import by_component, by_rule
 
@@ -35,7 +35,7 @@ def test_a_recipe_is_explained_rule_by_rule() -> None:
 def test_on_a_model_it_says_which_rule_takes_what(tiny: Callable[..., Path]) -> None:
     source = tiny("wan2.2-t2v-a14b")
     report = explain("experts-bf16-rest-fp16", source, "diffusers")
-    planned = prepare(source, Options("experts-bf16-rest-fp16", layout="diffusers"))
+    planned = prepare(source, ConvertOptions("experts-bf16-rest-fp16", layout="diffusers"))
     assert report.tables == (by_rule(planned), by_component(planned))
     assert report.findings == planned.findings
     rules = {row[1]: row for row in report.tables[0].rows}

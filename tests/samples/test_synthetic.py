@@ -16,7 +16,7 @@ from wanconv.containers import open_checkpoint
 from wanconv.errors import UsageError
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, FAMILIES, identify
-from wanconv.samples.synthetic import PUBLISHED, Options, make, releases
+from wanconv.samples.synthetic import PUBLISHED, SampleOptions, make, releases
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_checkpoint"
 MADE = [
@@ -46,7 +46,7 @@ def test_every_family_can_be_made() -> None:
 
 def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     first, again, other = (
-        make(tmp_path / name, Options("wan2.2-t2v-a14b", seed=seed, jobs=jobs))
+        make(tmp_path / name, SampleOptions("wan2.2-t2v-a14b", seed=seed, jobs=jobs))
         for name, seed, jobs in (("first", 0, 2), ("again", 0, 1), ("other", 1, 2))
     )
     assert tools.digests(first) == tools.digests(again)
@@ -56,7 +56,7 @@ def test_the_same_options_give_the_same_bytes_and_another_seed_others(tmp_path: 
 
 def test_dtype_blocks_and_components_are_as_asked(tmp_path: Path) -> None:
     folder = make(
-        tmp_path / "made", Options("wan2.2-i2v-a14b", dtype="fp16", blocks=5, components=("expert.low", "vae"))
+        tmp_path / "made", SampleOptions("wan2.2-i2v-a14b", dtype="fp16", blocks=5, components=("expert.low", "vae"))
     )
     model = identify(open_checkpoint(folder))
     assert list(model.components) == ["expert.low", "vae"]
@@ -69,7 +69,7 @@ def test_dtype_blocks_and_components_are_as_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("expert", ["expert.high", "expert.low"])
 def test_a_lone_expert_keeps_its_role_in_every_layout(release: str, expert: str, tmp_path: Path) -> None:
     for layout in PUBLISHED:
-        folder = make(tmp_path / layout, Options(release, components=(expert,), layout=layout))
+        folder = make(tmp_path / layout, SampleOptions(release, components=(expert,), layout=layout))
         model = identify(open_checkpoint(folder))
         assert (model.family.name, list(model.components)) == (release, [expert])
 
@@ -77,25 +77,29 @@ def test_a_lone_expert_keeps_its_role_in_every_layout(release: str, expert: str,
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        (Options("wan2.2-t2v-a41b"), "there is no release 'wan2.2-t2v-a41b'", "did you mean wan2.2-t2v-a14b?"),
-        (Options("zzz"), "there is no release 'zzz'", "known: wan2.1-t2v-1.3b, "),
-        (Options("wan2.1-t2v-14b", layout="difusers"), "there is no layout 'difusers'", "did you mean diffusers?"),
-        (Options("wan2.1-t2v-14b", dtype="float16"), "there is no dtype 'float16'", "did you mean fp16?"),
-        (Options("wan2.1-t2v-14b", dtype="int8"), "there is no dtype 'int8'", "known: fp32, bf16, "),
+        (SampleOptions("wan2.2-t2v-a41b"), "there is no release 'wan2.2-t2v-a41b'", "did you mean wan2.2-t2v-a14b?"),
+        (SampleOptions("zzz"), "there is no release 'zzz'", "known: wan2.1-t2v-1.3b, "),
         (
-            Options("wan2.1-t2v-14b", components=("dit", "expert.high")),
+            SampleOptions("wan2.1-t2v-14b", layout="difusers"),
+            "there is no layout 'difusers'",
+            "did you mean diffusers?",
+        ),
+        (SampleOptions("wan2.1-t2v-14b", dtype="float16"), "there is no dtype 'float16'", "did you mean fp16?"),
+        (SampleOptions("wan2.1-t2v-14b", dtype="int8"), "there is no dtype 'int8'", "known: fp32, bf16, "),
+        (
+            SampleOptions("wan2.1-t2v-14b", components=("dit", "expert.high")),
             "there is no component of wan2.1-t2v 'expert.high'",
             "known: dit, text_encoder, vae",
         ),
         (
-            Options("wan2.2-s2v-14b", layout="diffusers"),
+            SampleOptions("wan2.2-s2v-14b", layout="diffusers"),
             "wan2.2-s2v-14b has no diffusers layout: diffusers has no model ",
             "name another one",
         ),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_nothing_written(
-    options: Options, message: str, hint: str, tmp_path: Path
+    options: SampleOptions, message: str, hint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError) as raised:
         make(tmp_path / "made", options)
@@ -108,7 +112,7 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(UsageError, match="is there already"):
-            make(path, Options("wan2.1-t2v-14b"))
+            make(path, SampleOptions("wan2.1-t2v-14b"))
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 from hub.server import Hub, running
 
-from wanconv.commands.download import Options, download
+from wanconv.commands.download import DownloadOptions, download
 from wanconv.errors import InputError, UsageError
 from wanconv.storage.hubs import parse
 from wanconv.storage.hubs.names import check_names
@@ -97,7 +97,7 @@ def test_an_unsafe_name_is_refused_before_anything_is_written(hub: Hub, canary: 
     hub.commit({"config.json": b"{}", name: PAYLOAD})
     hub.log.clear()
     with pytest.raises(InputError, match="under names that are not safe to write") as caught:
-        download("owner/name", Options(local_dir=canary.parent / "target"))
+        download("owner/name", DownloadOptions(local_dir=canary.parent / "target"))
     assert caught.value.details
     assert all(line.isprintable() for line in caught.value.details)
     assert hub.payload_requests() == []
@@ -116,14 +116,14 @@ def test_modelscopes_list_is_trusted_no_more(
     monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
     hub.commit({"config.json": b"{}", "../canary/file": PAYLOAD})
     with pytest.raises(InputError, match="not safe to write"):
-        download("ms://owner/name", Options(local_dir=tmp_path / "target"))
+        download("ms://owner/name", DownloadOptions(local_dir=tmp_path / "target"))
 
 
 def test_an_unsafe_name_that_is_not_wanted_does_no_harm(hub: Hub, canary: Path) -> None:
     from wanconv.downloads.selection import Wish
 
     hub.commit({"config.json": b"{}", "../canary/file": PAYLOAD})
-    download("owner/name", Options(wish=Wish(include=("config.json",)), local_dir=canary.parent / "target"))
+    download("owner/name", DownloadOptions(wish=Wish(include=("config.json",)), local_dir=canary.parent / "target"))
     assert (canary.parent / "target" / "config.json").read_bytes() == b"{}"
 
 
@@ -144,7 +144,7 @@ def test_a_link_in_place_of_a_folder_is_not_followed(hub: Hub, canary: Path) -> 
     (target / "vae").symlink_to(canary)
     hub.commit({"vae/file": PAYLOAD})
     with pytest.raises(UsageError, match="is a link"):
-        download("owner/name", Options(local_dir=target, force=True))
+        download("owner/name", DownloadOptions(local_dir=target, force=True))
 
 
 @pytest.mark.parametrize("where", ["file", "nowhere"])
@@ -154,7 +154,7 @@ def test_a_link_in_place_of_a_file_is_not_followed(hub: Hub, canary: Path, where
     (target / "file").symlink_to(canary / where)
     hub.commit({"file": PAYLOAD})
     with pytest.raises(UsageError, match="is a link"):
-        download("owner/name", Options(local_dir=target, force=True))
+        download("owner/name", DownloadOptions(local_dir=target, force=True))
 
 
 def part_of(hub: Hub, path: Path) -> Path:
@@ -170,7 +170,7 @@ def test_a_link_in_place_of_a_beginning_is_not_written_through(hub: Hub, canary:
     hub.commit({"file": PAYLOAD})
     assert callable(make)
     make(canary / "file", part_of(hub, target / "file"))
-    download("owner/name", Options(local_dir=target))
+    download("owner/name", DownloadOptions(local_dir=target))
     assert (target / "file").read_bytes() == PAYLOAD
     assert not (target / "file").is_symlink()
 
@@ -180,11 +180,11 @@ def test_a_fifo_in_place_of_a_file_or_a_beginning_hangs_nobody(hub: Hub, canary:
     target.mkdir()
     hub.commit({"file": PAYLOAD})
     os.mkfifo(part_of(hub, target / "file"))
-    download("owner/name", Options(local_dir=target))
+    download("owner/name", DownloadOptions(local_dir=target))
     (target / "file").unlink()
     os.mkfifo(target / "file")
     with pytest.raises(UsageError, match="is in the way"):
-        download("owner/name", Options(local_dir=target))
+        download("owner/name", DownloadOptions(local_dir=target))
 
 
 def test_a_hard_linked_file_elsewhere_keeps_its_bytes(hub: Hub, canary: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_hard_linked_file_elsewhere_keeps_its_bytes(hub: Hub, canary: Path) ->
     target.mkdir()
     hub.commit({"file": PAYLOAD})
     os.link(canary / "file", target / "file")
-    download("owner/name", Options(local_dir=target, force=True))
+    download("owner/name", DownloadOptions(local_dir=target, force=True))
     assert (target / "file").read_bytes() == PAYLOAD
 
 
@@ -201,7 +201,7 @@ def test_the_record_is_not_written_through_a_link(hub: Hub, canary: Path) -> Non
     target.mkdir()
     hub.commit({"file": PAYLOAD})
     (target / ".wanconv-download.json.tmp").symlink_to(canary / "file")
-    download("owner/name", Options(local_dir=target))
+    download("owner/name", DownloadOptions(local_dir=target))
 
 
 # How a repository is named

@@ -20,7 +20,7 @@ from wanconv.commands import publish as publishing
 from wanconv.commands import verify as verifying
 from wanconv.commands.convert import convert, convert_remote
 from wanconv.commands.inspect import inspect_remote
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, WanconvError
 from wanconv.report import Report
 from wanconv.samples import synthetic
@@ -36,7 +36,7 @@ TOKEN = "hf_secret"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a small model: one of the kinds of file that a hub gives, each."""
     folder = tmp_path_factory.mktemp("lying") / "model"
-    return synthetic.make(folder, synthetic.Options("wan2.1-t2v-1.3b", layout="diffusers", components=("vae",)))
+    return synthetic.make(folder, synthetic.SampleOptions("wan2.1-t2v-1.3b", layout="diffusers", components=("vae",)))
 
 
 @pytest.fixture
@@ -109,7 +109,9 @@ def test_a_download_from_a_liar_ends_in_the_right_bytes_or_a_sentence(
     def run(name: str, seed: int) -> Report:
         shutil.rmtree(in_memory / "target", ignore_errors=True)
         source = {"hf": "hf", "ms": "modelscope"}[name]
-        wanted = downloading.Options(source, local_dir=in_memory / "target", jobs=1, patience=PATIENCE, token=TOKEN)
+        wanted = downloading.DownloadOptions(
+            source, local_dir=in_memory / "target", jobs=1, patience=PATIENCE, token=TOKEN
+        )
         return downloading.download("owner/name", wanted)
 
     def check(report: Report, name: str) -> None:
@@ -145,7 +147,7 @@ def test_a_folder_is_held_against_a_liars_list_or_told_in_a_sentence(
     folder = Path(shutil.copytree(model, in_memory / "model"))
 
     def run(name: str, seed: int) -> Report:
-        return verifying.verify(folder, verifying.Options(hub=f"{name}://owner/name", patience=PATIENCE, jobs=1))
+        return verifying.verify(folder, verifying.VerifyOptions(hub=f"{name}://owner/name", patience=PATIENCE, jobs=1))
 
     tried(hub, range(number), run, lambda report, name: None)
     record_property("cases", number)
@@ -156,8 +158,8 @@ def test_a_liar_is_converted_to_the_right_bytes_or_told_in_a_sentence(
     hub: Hub, scale: Scale, model: Path, in_memory: Path, record_property: Callable[[str, object], None]
 ) -> None:
     number = scale.hub_mutants // 10
-    wanted = Options("fp16", layout="diffusers", out=in_memory / "out", jobs=1)
-    convert(model, Options("fp16", layout="diffusers", out=in_memory / "right", jobs=1))
+    wanted = ConvertOptions("fp16", layout="diffusers", out=in_memory / "out", jobs=1)
+    convert(model, ConvertOptions("fp16", layout="diffusers", out=in_memory / "right", jobs=1))
     weights = "vae/diffusion_pytorch_model.safetensors"
     right = (in_memory / "right" / weights).read_bytes()
 
@@ -178,7 +180,7 @@ def test_a_liar_is_converted_to_the_right_bytes_or_told_in_a_sentence(
 
 @pytest.fixture
 def baked(model: Path, in_memory: Path) -> Path:
-    convert(model, Options("fp16", layout="diffusers", out=in_memory / "baked", jobs=1))
+    convert(model, ConvertOptions("fp16", layout="diffusers", out=in_memory / "baked", jobs=1))
     return in_memory / "baked"
 
 
@@ -191,7 +193,9 @@ def store(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def published(folder: Path, name: str) -> Report:
-    return publishing.publish(folder, f"{name}://owner/name", publishing.Options(TOKEN, jobs=1, patience=PATIENCE))
+    return publishing.publish(
+        folder, f"{name}://owner/name", publishing.PublishOptions(TOKEN, jobs=1, patience=PATIENCE)
+    )
 
 
 @pytest.mark.parametrize("name", ["hf", "ms"])

@@ -11,11 +11,10 @@ import pytest
 import tiny as tinies
 
 from wanconv.commands.convert import convert
-from wanconv.commands.verify import Options as Verified
-from wanconv.commands.verify import verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint, writer
 from wanconv.conversion import fp16_gate
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, UsageError
 from wanconv.models import identify
 from wanconv.storage.reading import opened, read_at, read_small
@@ -33,7 +32,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path])
     made = {"official": tiny(T2V)}
     for layout in LAYOUTS[1:]:
         made[layout] = root / layout
-        convert(tiny(T2V), Options("bf16", layout=layout, out=made[layout]))
+        convert(tiny(T2V), ConvertOptions("bf16", layout=layout, out=made[layout]))
     return made
 
 
@@ -68,11 +67,11 @@ def halved() -> Iterator[list[int]]:
 def test_short_reads_change_nothing(layout: str, sources: dict[str, Path], tmp_path: Path) -> None:
     source = sources[layout]
     model = identify(open_checkpoint(source))
-    a, b = (Options("fp16", layout=layout, out=tmp_path / name, block_nbytes=1 << 16) for name in "ab")
+    a, b = (ConvertOptions("fp16", layout=layout, out=tmp_path / name, block_nbytes=1 << 16) for name in "ab")
     with halving() as cut:
         sample = fp16_gate.sample(model)
         convert(source, a)
-        report = verify(tmp_path / "a", Verified(against=source))
+        report = verify(tmp_path / "a", VerifyOptions(against=source))
     assert (report.exit_code, cut[0] > 100, sample) == (0, True, fp16_gate.sample(model))
     convert(source, b)
     assert tinies.digests(tmp_path / "a") == tinies.digests(tmp_path / "b")
@@ -90,7 +89,7 @@ def test_blocks_of_an_earlier_run_are_read_back_whole(
         if step.done > step.total // 2:
             raise Stop
 
-    options = Options("bf16", out=tmp_path / "out", jobs=1, block_nbytes=1 << 16)
+    options = ConvertOptions("bf16", out=tmp_path / "out", jobs=1, block_nbytes=1 << 16)
     with pytest.raises(Stop):
         convert(sources["official"], options, stop)
     written: list[int] = []
@@ -134,7 +133,7 @@ def test_a_file_that_is_cut_off_while_it_is_converted_says_where(
             os.truncate(file, 100_000)
 
     with pytest.raises((InputError, UsageError), match=r"ends inside|changed"):
-        convert(source, Options("fp16", out=tmp_path / "out", jobs=1, block_nbytes=1 << 16), cut)
+        convert(source, ConvertOptions("fp16", out=tmp_path / "out", jobs=1, block_nbytes=1 << 16), cut)
 
 
 def test_results_and_recipes_come_whole(tmp_path: Path, halved: list[int]) -> None:

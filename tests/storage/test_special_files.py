@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 
 from wanconv.commands.validate import recheck
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion import fp16_gate
 from wanconv.engine import audio
@@ -121,7 +121,7 @@ def opened(folder: Path) -> object:
 
 def by_lists(folder: Path) -> None:
     """Verifies a folder by the lists in it, and raises what the first failure says."""
-    for finding in verify(folder, Options()).findings:
+    for finding in verify(folder, VerifyOptions()).findings:
         if finding.severity == "failure":
             raise InputError(finding.message, finding.fix)
 
@@ -139,7 +139,7 @@ PLACES: Mapping[str, tuple[Callable[[Path, Make], object], type[WanconvError]]] 
     "report":        (by_name("results.json",
                               lambda path, folder: next(fp16_gate._doubts(path, identify(open_checkpoint(folder))))),
                       InputError),
-    "list":          (by_name("LIST", lambda path, folder: verify(folder, Options(sums=(path,)))), InputError),
+    "list":          (by_name("LIST", lambda path, folder: verify(folder, VerifyOptions(sums=(path,)))), InputError),
     "list found":    (in_place_of("SHA256SUMS", by_lists), InputError),
     "manifest":      (in_place_of(manifest.NAME, manifest.read), InputError),
     "record":        (in_place_of(download_record.NAME, download_record.read), InputError),

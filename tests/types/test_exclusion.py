@@ -15,7 +15,7 @@ from wanconv.cli.flags import as_flags
 from wanconv.commands import convert, verify
 from wanconv.commands.inspect import inspect
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options, prepare
+from wanconv.conversion.options import ConvertOptions, prepare
 from wanconv.downloads.selection import Wish, select
 from wanconv.errors import InputError, Unrecognised
 from wanconv.models import identify
@@ -85,9 +85,9 @@ def test_a_glob_that_matches_nothing_is_warned_of(tiny: Callable[..., Path], tmp
     source, globs = tiny(T2V), ("*.onnx", "*VAE*")
     idle = ("*.onnx", "excludes nothing: no path or name matches")
     assert warnings(inspect(source, exclude=globs)) == [idle]
-    assert idle in warnings(convert.preview(source, Options("bf16", exclude=globs, out=tmp_path / "out")))
-    assert idle in warnings(convert.convert(source, Options("bf16", exclude=globs, out=tmp_path / "out")))
-    assert idle in warnings(verify.verify(source, verify.Options(exclude=globs)))
+    assert idle in warnings(convert.preview(source, ConvertOptions("bf16", exclude=globs, out=tmp_path / "out")))
+    assert idle in warnings(convert.convert(source, ConvertOptions("bf16", exclude=globs, out=tmp_path / "out")))
+    assert idle in warnings(verify.verify(source, verify.VerifyOptions(exclude=globs)))
     file = source / "diffusion_pytorch_model.safetensors"
     assert [one.where for one in inspect(file, exclude=("*.pth",)).findings if one.severity == "warning"] == ["*.pth"]
 
@@ -95,7 +95,7 @@ def test_a_glob_that_matches_nothing_is_warned_of(tiny: Callable[..., Path], tmp
 @pytest.fixture(scope="module")
 def comfyui(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("comfyui") / "out"
-    convert.convert(tiny(T2V), Options("keep", layout="comfyui", out=out))
+    convert.convert(tiny(T2V), ConvertOptions("keep", layout="comfyui", out=out))
     (out / "wanconv.json").unlink()
     return out
 
@@ -124,10 +124,10 @@ def test_files_of_others_beside_a_model_are_left_out_with_a_note(models: Path, t
     found = [(one.severity, one.where, one.message) for one in inspect(models).findings]
     assert [one for one in found if one[2].startswith("left out")] == expected
     out = tmp_path / "out"
-    made = convert.convert(models, Options("bf16", out=out))
+    made = convert.convert(models, ConvertOptions("bf16", out=out))
     found = [(one.severity, one.where, one.message) for one in made.findings]
     assert [one for one in found if one[2].startswith("left out")] == expected
-    assert verify.verify(out, verify.Options(against=models)).exit_code == 0
+    assert verify.verify(out, verify.VerifyOptions(against=models)).exit_code == 0
     text = (out / "wanconv.json").read_text()
     assert "canny" not in text
     assert not (out / "loras").exists()
@@ -178,7 +178,7 @@ def test_a_file_beside_a_model_that_cannot_be_read_is_named_with_the_way_to_leav
     words = shlex.split(as_flags(raised.value.hint))
     glob = words[words.index("--exclude") + 1]
     assert glob == "upscale_models/broken.safetensors"
-    assert prepare(models, Options("bf16", exclude=(glob,))).images
+    assert prepare(models, ConvertOptions("bf16", exclude=(glob,))).images
 
 
 def test_two_of_a_kind_are_told_apart_by_the_options_that_leave_one_out(models: Path) -> None:

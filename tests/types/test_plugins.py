@@ -16,9 +16,8 @@ from tiny import make
 from wanconv import testing
 from wanconv.commands.convert import convert
 from wanconv.commands.inspect import inspect, inspect_remote
-from wanconv.commands.verify import Options as Wanted
-from wanconv.commands.verify import verify
-from wanconv.conversion.options import Options
+from wanconv.commands.verify import VerifyOptions, verify
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import PluginError, UsageError
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import ARCHITECTURE_TABLE, FAMILIES, FAMILY_TABLE, family_named, match
@@ -110,11 +109,11 @@ def test_a_layout_and_a_model_of_a_plugin_are_used_as_our_own_and_named_in_the_m
     source = make(tmp_path / "source", "wan-gated-14b", layout="official")
     assert inspect(source).figures["family"] == "wan-gated"
     out = tmp_path / "out"
-    convert(source, Options("bf16", layout="mine", out=out))
+    convert(source, ConvertOptions("bf16", layout="mine", out=out))
     manifest = json.loads((out / "wanconv.json").read_bytes())
     assert (manifest["family"], manifest["layout"]) == ("wan-gated", "mine")
     assert manifest["plugins"] == [{"name": "wanconv-mine", "version": "1.2"}]
-    assert verify(out, Wanted(against=source, client="mine")).exit_code == 0
+    assert verify(out, VerifyOptions(against=source, client="mine")).exit_code == 0
     for value in (LAYOUTS["mine"], family_named("wan-gated"), family_named("wan-gated").components["dit"]):
         assert len(pickle.dumps(value)) < 150
         assert pickle.loads(pickle.dumps(value)) is value
@@ -122,9 +121,9 @@ def test_a_layout_and_a_model_of_a_plugin_are_used_as_our_own_and_named_in_the_m
 
 def test_what_no_plugin_has_a_part_in_stays_the_same_to_the_byte(install: Install, tmp_path: Path) -> None:
     source = make(tmp_path / "source", "wan2.1-t2v-1.3b")
-    convert(source, Options("bf16", out=tmp_path / "without"))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "without"))
     install()
-    convert(source, Options("bf16", out=tmp_path / "with"))
+    convert(source, ConvertOptions("bf16", out=tmp_path / "with"))
     for path in sorted(file for file in (tmp_path / "without").rglob("*") if file.is_file()):
         assert (tmp_path / "with" / path.relative_to(tmp_path / "without")).read_bytes() == path.read_bytes()
 
@@ -132,12 +131,12 @@ def test_what_no_plugin_has_a_part_in_stays_the_same_to_the_byte(install: Instal
 def test_another_version_of_a_plugin_makes_another_conversion(install: Install, tmp_path: Path) -> None:
     install()
     source, out = make(tmp_path / "source", "wan-gated-14b", layout="official"), tmp_path / "out"
-    convert(source, Options("bf16", layout="mine", out=out))
+    convert(source, ConvertOptions("bf16", layout="mine", out=out))
     metadata = tmp_path / "site" / "wanconv_mine-1.2.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("1.2", "1.3"))
     forget()
     with pytest.raises(UsageError, match="holds another conversion"):
-        convert(source, Options("bf16", layout="mine", out=out))
+        convert(source, ConvertOptions("bf16", layout="mine", out=out))
 
 
 def test_a_hub_of_a_plugin_is_read_by_its_scheme(

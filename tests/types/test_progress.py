@@ -79,7 +79,7 @@ def test_what_an_earlier_run_fetched_is_told_as_kept(
             root.mkdir()
             part = root / f".vae.safetensors.{sha256(content)[:16]}.part"
             part.write_bytes(content[:begun])
-        downloading.download("hf://owner/name", downloading.Options(local_dir=root), steps.append)
+        downloading.download("hf://owner/name", downloading.DownloadOptions(local_dir=root), steps.append)
     last = [step for step in steps if step.what == "downloading"][-1]
     assert last == Step("downloading", len(content), len(content), "bytes", begun)
 

@@ -17,9 +17,9 @@ from tiny import copy
 
 from wanconv import recipe
 from wanconv.commands import convert as converting
-from wanconv.commands.verify import Options, verify
+from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options as Job
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, WanconvError
 from wanconv.layouts import LAYOUTS
 from wanconv.quantization.plain import TORCH_DTYPES
@@ -39,7 +39,7 @@ Make = Callable[..., Path]
 def converted(tmp_path_factory: pytest.TempPathFactory, tiny: Make) -> Path:
     """Returns a conversion of the tiny A14B to diffusers; not to be changed."""
     out = tmp_path_factory.mktemp("verify") / "converted"
-    converting.convert(tiny(A14B), Job("experts-bf16-rest-fp16", layout="diffusers", out=out))
+    converting.convert(tiny(A14B), ConvertOptions("experts-bf16-rest-fp16", layout="diffusers", out=out))
     return out
 
 
@@ -72,7 +72,7 @@ def rewrite(out: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 
 def test_an_untouched_conversion_passes(converted: Path) -> None:
-    report = verify(converted, Options())
+    report = verify(converted, VerifyOptions())
     assert (report.exit_code, report.findings) == (0, [])
     assert report.text("cover") == "408 tensors, every one known and none missing"
     assert str(report.figures["digests"]).endswith("files by wanconv.json")
@@ -83,7 +83,7 @@ def test_a_flipped_bit_in_any_file_is_found(converted: Path, out: Path) -> None:
     assert {path.suffix for path in paths} == {".safetensors", ".json", ".md"}
     for path in paths:
         flip(out / path, -1)
-        report = verify(out, Options())
+        report = verify(out, VerifyOptions())
         found = {(finding.where, finding.code) for finding in failures(report)}
         assert (str(path), "digest") in found
         assert report.exit_code == 4
@@ -92,19 +92,19 @@ def test_a_flipped_bit_in_any_file_is_found(converted: Path, out: Path) -> None:
 
 def test_a_changed_tensor_is_named(out: Path) -> None:
     flip(out / TRANSFORMER, ref_of(out / TRANSFORMER, "blocks.1.attn2.to_q.weight").offset)
-    _, tensor = failures(verify(out, Options()))
+    _, tensor = failures(verify(out, VerifyOptions()))
     assert tensor.where == "expert.high/blocks.1.cross_attn.q.weight"
     assert tensor.message == f"its bytes in {TRANSFORMER} have changed"
 
 
 def test_a_changed_tensor_is_named_in_a_shard_and_in_a_pth(tiny: Make, tmp_path: Path) -> None:
     out = tmp_path / "sharded"
-    converting.convert(tiny(A14B), Job("keep", out=out, shard_nbytes=10**6))
+    converting.convert(tiny(A14B), ConvertOptions("keep", out=out, shard_nbytes=10**6))
     shard = next(path for path in sorted(out.rglob("*-of-*.safetensors")) if "00002" in path.name)
     flip(shard, -1)
     vae = out / "Wan2.1_VAE.pth"
     flip(vae, ref_of(vae, "conv1.weight").offset)
-    named = [finding.where for finding in failures(verify(out, Options()))]
+    named = [finding.where for finding in failures(verify(out, VerifyOptions()))]
     assert named[:2] == sorted([str(shard.relative_to(out)), vae.name])
     assert any(name.startswith("vae/") for name in named)
     assert any(name.startswith("expert.") for name in named)
@@ -112,7 +112,7 @@ def test_a_changed_tensor_is_named_in_a_shard_and_in_a_pth(tiny: Make, tmp_path:
 
 def test_a_missing_file_is_a_failed_check(out: Path) -> None:
     (out / "model_index.json").unlink()
-    report = verify(out, Options())
+    report = verify(out, VerifyOptions())
     assert [(one.where, one.message, one.code) for one in failures(report)] == [
         ("model_index.json", "is missing", "check-failed")
     ]
@@ -121,14 +121,14 @@ def test_a_missing_file_is_a_failed_check(out: Path) -> None:
 
 def test_a_shorter_file_is_told_by_its_length(out: Path) -> None:
     os.truncate(out / TRANSFORMER, 1000)
-    report = verify(out, Options())
+    report = verify(out, VerifyOptions())
     assert failures(report)[0].message.startswith("is 1 kB (1,000 bytes) long, not ")
     assert report.exit_code == 4
 
 
 def test_a_file_that_the_manifest_does_not_list_is_a_warning(out: Path) -> None:
     (out / "notes.txt").write_text("mine")
-    report = verify(out, Options())
+    report = verify(out, VerifyOptions())
     assert [(one.severity, one.where) for one in report.findings] == [("warning", "notes.txt")]
     assert report.exit_code == 0
 
@@ -138,7 +138,7 @@ def test_an_edited_digest_is_found(out: Path) -> None:
         value["files"][0]["sha256"] = "0" * 64  # type: ignore[index]  # the manifest's own form
 
     rewrite(out, edit)
-    assert verify(out, Options()).exit_code == 4
+    assert verify(out, VerifyOptions()).exit_code == 4
 
 
 def test_a_manifest_that_says_anything_else_than_it_did_is_found(out: Path) -> None:
@@ -150,18 +150,18 @@ def test_a_manifest_that_says_anything_else_than_it_did_is_found(out: Path) -> N
     for change in changes:
         before = (out / "wanconv.json").read_bytes()
         rewrite(out, change)
-        (found,) = failures(verify(out, Options()))
+        (found,) = failures(verify(out, VerifyOptions()))
         assert found.where == "wanconv.json"
         assert found.message == "is not what was written: its self_sha256 does not fit the rest of it"
         (out / "wanconv.json").write_bytes(before)
     rewrite(out, lambda value: None)  # the spacing alone
-    assert failures(verify(out, Options())) == []
+    assert failures(verify(out, VerifyOptions())) == []
 
 
 def test_a_tensor_that_left_its_file_is_named(out: Path) -> None:
     header = (out / TRANSFORMER).read_bytes()
     (out / TRANSFORMER).write_bytes(header.replace(b'"scale_shift_table"', b'"scale_shift_tablE"', 1))
-    gone = [one.where for one in failures(verify(out, Options())) if "is missing from" in one.message]
+    gone = [one.where for one in failures(verify(out, VerifyOptions())) if "is missing from" in one.message]
     assert gone == ["expert.high/head.modulation"]
 
 
@@ -202,14 +202,14 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(kind: str, out: Path) -> N
     else:
         rewrite(out, lambda value: value.update(broken))
     with pytest.raises(InputError) as caught:
-        verify(out, Options())
+        verify(out, VerifyOptions())
     assert message in caught.value.message
     assert "wanconv.json" in caught.value.message
 
 
 def test_a_listed_size_beyond_everything_is_a_wrong_size(out: Path) -> None:
     rewrite(out, lambda value: value["files"].append(FILE | {"path": "README.md", "nbytes": 10**40}))  # type: ignore[attr-defined]  # a list
-    assert "not over a million TB" in failures(verify(out, Options()))[0].message
+    assert "not over a million TB" in failures(verify(out, VerifyOptions()))[0].message
 
 
 @pytest.mark.parametrize("kind", ["link", "folder-link", "fifo"])
@@ -226,7 +226,7 @@ def test_a_listed_file_is_never_read_outside_of_the_folder(kind: str, out: Path,
         (out / "vae").symlink_to(victim.parent)
     else:
         os.mkfifo(listed)
-    report = verify(out, Options())
+    report = verify(out, VerifyOptions())
     assert report.exit_code == 3
     assert any("outside of the checkpoint" in one.message or "is a FIFO" in one.message for one in failures(report))
     assert not any("sha256" in one.message for one in failures(report))
@@ -236,11 +236,11 @@ def test_the_manifest_itself_is_no_link_to_elsewhere_and_no_fifo(out: Path, tmp_
     (out / "wanconv.json").rename(tmp_path / "wanconv.json")
     (out / "wanconv.json").symlink_to(tmp_path / "wanconv.json")
     with pytest.raises(InputError, match="outside of the checkpoint"):
-        verify(out, Options())
+        verify(out, VerifyOptions())
     (out / "wanconv.json").unlink()
     os.mkfifo(out / "wanconv.json")
     with pytest.raises(InputError, match="is a FIFO"):
-        verify(out, Options())
+        verify(out, VerifyOptions())
 
 
 # Digest lists
@@ -291,7 +291,7 @@ def test_a_list_says_what_its_own_tool_says(style: str, damage: bool, tiny: Make
     tool = "cksum" if style == "dots" else next(word for word in command.split() if word.endswith("sum"))
     if style not in ("crlf", "dots"):  # which sha256sum takes for part of the name; and cksum needs a newer coreutils
         assert (shell(f"{tool} -c LIST", folder).returncode != 0) == damage
-    report = verify(folder, Options(sums=(folder / "LIST",), expert="high"))
+    report = verify(folder, VerifyOptions(sums=(folder / "LIST",), expert="high"))
     assert report.exit_code == (4 if damage else 0)
     assert report.figures["digests"] == "2 files by LIST"
     assert [one.where for one in failures(report)] == ["configuration.json"] * damage
@@ -326,15 +326,15 @@ def test_escaped_names_are_read_as_sha256sum_writes_them(tmp_path: Path) -> None
 def test_what_is_no_list_is_refused(text: bytes, message: str, converted: Path, tmp_path: Path) -> None:
     (tmp_path / "LIST").write_bytes(text)
     with pytest.raises(InputError, match=message):
-        verify(converted, Options(sums=(tmp_path / "LIST",)))
+        verify(converted, VerifyOptions(sums=(tmp_path / "LIST",)))
     with pytest.raises(InputError, match="does not exist"):
-        verify(converted, Options(sums=(tmp_path / "none",)))
+        verify(converted, VerifyOptions(sums=(tmp_path / "none",)))
 
 
 def test_a_listed_file_that_is_missing_or_elsewhere_is_a_failed_check(converted: Path, tmp_path: Path) -> None:
     names = ("gone.safetensors", "../secret", "/etc/hostname")
     (tmp_path / "LIST").write_text("".join(f"{'0' * 64}  {name}\n" for name in names))
-    report = verify(converted, Options(sums=(tmp_path / "LIST",)))
+    report = verify(converted, VerifyOptions(sums=(tmp_path / "LIST",)))
     assert {one.where: one.message for one in failures(report)} == {
         "gone.safetensors": "is missing",
         "../secret": "LIST lists it, and its path is not inside this folder",
@@ -346,7 +346,7 @@ def test_a_listed_file_that_is_missing_or_elsewhere_is_a_failed_check(converted:
 def test_lists_in_the_folder_are_found_and_one_that_is_damaged_is_a_failure(downloaded: Path) -> None:
     (downloaded / "SHA256SUMS").write_text(shell("sha256sum *.json *.pth", downloaded).stdout)
     (downloaded / "Wan2.1_VAE.pth.sha256").write_text("?")
-    report = verify(downloaded, Options())
+    report = verify(downloaded, VerifyOptions())
     assert report.figures["digests"] == "2 files by SHA256SUMS"
     damaged = downloaded / "Wan2.1_VAE.pth.sha256"
     said = f"{damaged} is not a list of digests: line 1 is not a digest and a file name: '?'"
@@ -354,16 +354,16 @@ def test_lists_in_the_folder_are_found_and_one_that_is_damaged_is_a_failure(down
     assert report.exit_code == 3
     damaged.unlink()
     flip(downloaded / "configuration.json", 0)
-    assert verify(downloaded, Options()).exit_code == 4
+    assert verify(downloaded, VerifyOptions()).exit_code == 4
 
 
 def test_a_lone_file_is_checked_by_its_own_line(downloaded: Path) -> None:
     (downloaded / "LIST").write_text(shell("sha256sum *.json *.pth", downloaded).stdout + "0" * 64 + "  gone\n")
     vae = downloaded / "Wan2.1_VAE.pth"
-    assert verify(vae, Options(sums=(downloaded / "LIST",))).exit_code == 0
+    assert verify(vae, VerifyOptions(sums=(downloaded / "LIST",))).exit_code == 0
     (downloaded / "OTHER").write_text("0" * 64 + "  other.pth\n")
     with pytest.raises(InputError, match=r"no line of .*OTHER is about Wan2.1_VAE.pth"):
-        verify(vae, Options(sums=(downloaded / "OTHER",)))
+        verify(vae, VerifyOptions(sums=(downloaded / "OTHER",)))
 
 
 def test_a_damaged_line_is_a_failure_and_the_good_ones_are_checked_all_the_same(downloaded: Path) -> None:
@@ -372,11 +372,11 @@ def test_a_damaged_line_is_a_failure_and_the_good_ones_are_checked_all_the_same(
     digests = [hashlib.sha256((downloaded / name).read_bytes()).hexdigest() for name in names]
     lines = f"g{digests[0][1:]}  {names[0]}\n{digests[1]}  {names[1]}\n"
     (downloaded / "SHA256SUMS").write_text(lines)
-    report = verify(downloaded, Options())
+    report = verify(downloaded, VerifyOptions())
     assert failures(report)[0].message.startswith("line 1 is not a digest and a file name: 'g")
     assert (len(failures(report)), report.exit_code, report.figures["digests"]) == (1, 3, "1 file by SHA256SUMS")
     flip(downloaded / "Wan2.1_VAE.pth", -1)
-    report = verify(downloaded, Options())
+    report = verify(downloaded, VerifyOptions())
     assert [one.where for one in failures(report)] == [str(downloaded / "SHA256SUMS"), "Wan2.1_VAE.pth"]
     assert report.exit_code == 4
 
@@ -386,29 +386,31 @@ def test_weight_files_that_a_list_does_not_cover_are_named(tiny: Make, tmp_path:
     weights = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in CONTAINERS)
     assert len(weights) == 4
     (folder / "SHA256SUMS").write_text(shell(f"sha256sum {weights[0]} {weights[3]}", folder).stdout)
-    report = verify(folder, Options())
+    report = verify(folder, VerifyOptions())
     assert report.exit_code == 0
     assert {one.where: one.message for one in warnings(report)} == dict.fromkeys(
         weights[1:3], "no digest of it is known"
     )
     (folder / "MD5SUMS").write_text(shell(f"md5sum {weights[1]} {weights[2]}", folder).stdout)
-    assert warnings(verify(folder, Options())) == []
+    assert warnings(verify(folder, VerifyOptions())) == []
 
 
 def test_a_list_made_further_up_is_about_the_folder_that_it_names(tiny: Make, tmp_path: Path) -> None:
     folder = copy(tiny(A14B), tmp_path / "checkpoints" / "wan")
     (tmp_path / "LIST").write_text(shell("md5sum checkpoints/*/*/*.safetensors checkpoints/wan/*.pth", tmp_path).stdout)
-    report = verify(folder, Options(sums=(tmp_path / "LIST",)))
+    report = verify(folder, VerifyOptions(sums=(tmp_path / "LIST",)))
     assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, "4 files by LIST", [])
     flip(folder / "Wan2.1_VAE.pth", -1)
-    assert [one.where for one in failures(verify(folder, Options(sums=(tmp_path / "LIST",))))] == ["Wan2.1_VAE.pth"]
+    assert [one.where for one in failures(verify(folder, VerifyOptions(sums=(tmp_path / "LIST",))))] == [
+        "Wan2.1_VAE.pth"
+    ]
 
 
 def test_an_expert_alone_is_found_in_a_list_of_both(tiny: Make, tmp_path: Path) -> None:
     folder = copy(tiny(A14B), tmp_path / "wan")
     (tmp_path / "LIST").write_text(shell("sha256sum wan/*/*.safetensors", tmp_path).stdout)
     file = folder / "low_noise_model" / "diffusion_pytorch_model.safetensors"
-    lone = Options(sums=(tmp_path / "LIST",), expert="low")
+    lone = VerifyOptions(sums=(tmp_path / "LIST",), expert="low")
     for path in (file, file.parent):
         assert verify(path, lone).exit_code == 0
     file.parent.rename(folder / "renamed")  # now nothing tells which of the two it is
@@ -424,10 +426,10 @@ def test_a_digest_without_a_name_is_of_the_file_that_has_it(downloaded: Path) ->
     digest = hashlib.sha256(vae.read_bytes()).hexdigest()
     for name in ("Wan2.1_VAE.pth.sha256", "vae.sha256"):
         (downloaded / name).write_text(f"{digest}\n")
-        report = verify(downloaded, Options())
+        report = verify(downloaded, VerifyOptions())
         assert (report.exit_code, report.figures["digests"], warnings(report)) == (0, f"1 file by {name}", [])
         flip(vae, -1)
-        (failure,) = failures(verify(downloaded, Options()))
+        (failure,) = failures(verify(downloaded, VerifyOptions()))
         expected = "sha256 is " if name.startswith("Wan") else f"no file of this folder has the sha256 {digest}"
         assert failure.message.startswith(expected)
         flip(vae, -1)
@@ -445,7 +447,7 @@ def test_a_file_that_is_listed_often_is_read_once(downloaded: Path, monkeypatch:
         return chunks(path)
 
     monkeypatch.setattr(digests, "read_chunks", noted)
-    assert verify(downloaded, Options()).exit_code == 0
+    assert verify(downloaded, VerifyOptions()).exit_code == 0
     assert sorted(read) == ["Wan2.1_VAE.pth", "configuration.json"]
 
 
@@ -461,12 +463,12 @@ def test_what_a_manifest_and_a_list_say_is_read_once(
         return chunks(path)
 
     monkeypatch.setattr(digests, "read_chunks", noted)
-    assert verify(converted, Options(sums=(tmp_path / "LIST",))).exit_code == 0
+    assert verify(converted, VerifyOptions(sums=(tmp_path / "LIST",))).exit_code == 0
     assert len(read) == len(set(read)) > 3
 
 
 def test_without_any_digest_there_is_a_warning(tiny: Make) -> None:
-    report = verify(tiny(A14B), Options())
+    report = verify(tiny(A14B), VerifyOptions())
     assert [one.message for one in warnings(report)] == [
         "no digest is known: headers and cover are all that is checked"
     ]
@@ -485,12 +487,12 @@ def test_digests_that_hugging_face_left_are_used(downloaded: Path, tmp_path: Pat
     shutil.copy(downloaded / "Wan2.1_VAE.pth", cache / "blobs" / digest)
     (snapshot / "Wan2.1_VAE.pth").symlink_to(f"../../blobs/{digest}")
     for folder in (downloaded, snapshot, snapshot / "Wan2.1_VAE.pth"):
-        report = verify(folder, Options())
+        report = verify(folder, VerifyOptions())
         assert (report.exit_code, report.figures["digests"]) == (0, "1 file by Hugging Face's client")
     flip(downloaded / "Wan2.1_VAE.pth", -1)
     flip(cache / "blobs" / digest, -1)
     for folder in (downloaded, snapshot):
-        report = verify(folder, Options())
+        report = verify(folder, VerifyOptions())
         assert (report.exit_code, failures(report)[0].where) == (4, "Wan2.1_VAE.pth")
 
 
@@ -510,8 +512,8 @@ def matching(one: recipe.Recipe) -> bool:
 )
 def test_every_recipe_is_proven_within_its_bound(name: str, layout: str, tiny: Make, tmp_path: Path) -> None:
     source, out = tiny(A14B), tmp_path / "out"
-    converting.convert(source, Job(name, layout=layout, out=out))
-    report = verify(out, Options(against=source))
+    converting.convert(source, ConvertOptions(name, layout=layout, out=out))
+    report = verify(out, VerifyOptions(against=source))
     assert (report.exit_code, failures(report)) == (0, [])
     worst = {(row[0], row[1]): row[4].value for row in report.tables[0].rows if isinstance(row[4], Cell)}
     for (before, after), ratio in worst.items():
@@ -525,7 +527,7 @@ def test_one_flipped_low_bit_is_found_and_located(converted: Path, out: Path, ti
     row, column = 3, 5
     flip(out / TRANSFORMER, ref.offset + 2 * (row * ref.shape[1] + column))
     (out / "wanconv.json").unlink()
-    report = verify(out, Options(against=tiny(A14B)))
+    report = verify(out, VerifyOptions(against=tiny(A14B)))
     (finding,) = failures(report)
     assert finding.where == "expert.high/blocks.1.ffn.down.weight"
     stored = value_of(ref, row * ref.shape[1] + column)
@@ -549,7 +551,7 @@ def test_a_value_that_is_no_number_is_found(bits: bytes, out: Path, tiny: Make) 
         stream.seek(ref.offset)
         stream.write(bits)
     (out / "wanconv.json").unlink()
-    report = verify(out, Options(against=tiny(A14B)))
+    report = verify(out, VerifyOptions(against=tiny(A14B)))
     (finding,) = failures(report)
     assert finding.where == "expert.high/blocks.0.self_attn.k.weight"
     assert "in the source: not finite" in finding.message
@@ -563,7 +565,7 @@ def test_a_tensor_in_the_place_of_another_is_found(out: Path, tiny: Make) -> Non
         stream.seek(first.offset)
         stream.write(payload)
     (out / "wanconv.json").unlink()
-    named = [one.where for one in failures(verify(out, Options(against=tiny(A14B))))]
+    named = [one.where for one in failures(verify(out, VerifyOptions(against=tiny(A14B))))]
     assert named == ["expert.high/blocks.0.self_attn.q.weight"]
 
 
@@ -572,30 +574,30 @@ def test_swapped_experts_are_found(out: Path, tiny: Make) -> None:
     (out / "transformer_2").rename(out / "transformer")
     (out / "third").rename(out / "transformer_2")
     (out / "wanconv.json").unlink()
-    report = verify(out, Options(against=tiny(A14B)))
+    report = verify(out, VerifyOptions(against=tiny(A14B)))
     assert report.exit_code == 1
     assert {one.where.partition("/")[0] for one in failures(report)} == {"expert.high", "expert.low"}
 
 
 def test_two_layouts_of_one_model_are_compared(converted: Path, tiny: Make, tmp_path: Path) -> None:
     back = tmp_path / "back"
-    converting.convert(converted, Job("keep", layout="official", out=back))
-    assert verify(back, Options(against=converted)).exit_code == 0
-    assert verify(back, Options(against=tiny(A14B))).exit_code == 0
+    converting.convert(converted, ConvertOptions("keep", layout="official", out=back))
+    assert verify(back, VerifyOptions(against=converted)).exit_code == 0
+    assert verify(back, VerifyOptions(against=tiny(A14B))).exit_code == 0
 
 
 def test_a_source_with_fewer_components_is_a_failure_for_each(converted: Path, tiny: Make, tmp_path: Path) -> None:
     part = Path(shutil.copytree(tiny(A14B), tmp_path / "part"))
     shutil.rmtree(part / "low_noise_model")
     (part / "Wan2.1_VAE.pth").unlink()
-    told = [(one.where, one.message) for one in failures(verify(converted, Options(against=part)))]
+    told = [(one.where, one.message) for one in failures(verify(converted, VerifyOptions(against=part)))]
     assert told == [("expert.low", "is here and not in the source"), ("vae", "is here and not in the source")]
 
 
 def test_a_component_that_was_lost_is_a_failure(out: Path, tiny: Make) -> None:
     shutil.rmtree(out / "vae")
     (out / "wanconv.json").unlink()
-    report = verify(out, Options(against=tiny(A14B)))
+    report = verify(out, VerifyOptions(against=tiny(A14B)))
     assert [(one.where, one.message) for one in failures(report)] == [("vae", "is in the source and not here")]
     assert report.exit_code == 1
 
@@ -604,26 +606,26 @@ def test_a_component_that_was_lost_is_a_failure(out: Path, tiny: Make) -> None:
 def test_what_another_naming_does_without_is_not_missed(layout: str, tiny: Make, tmp_path: Path) -> None:
     """CLIP's text half and its projection: nothing that runs Wan looks at them."""
     source = tiny("wan2.1-i2v-14b")
-    converting.convert(source, Job("bf16", layout=layout, out=tmp_path / "out"))
-    assert verify(tmp_path / "out", Options(against=source)).exit_code == 0
+    converting.convert(source, ConvertOptions("bf16", layout=layout, out=tmp_path / "out"))
+    assert verify(tmp_path / "out", VerifyOptions(against=source)).exit_code == 0
 
 
 def test_what_the_conversion_excluded_is_not_missed(tiny: Make, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    converting.convert(tiny(A14B), Job("bf16", layout="diffusers", out=out, exclude=("*.pth", "google/*")))
-    assert verify(out, Options(against=tiny(A14B))).exit_code == 0
+    converting.convert(tiny(A14B), ConvertOptions("bf16", layout="diffusers", out=out, exclude=("*.pth", "google/*")))
+    assert verify(out, VerifyOptions(against=tiny(A14B))).exit_code == 0
 
 
 def test_a_lone_expert_is_compared_with_the_role_it_was_given(tiny: Make, tmp_path: Path) -> None:
     lone = tmp_path / "model.safetensors"
     shutil.copy(tiny(A14B) / "low_noise_model" / "diffusion_pytorch_model.safetensors", lone)
-    converting.convert(lone, Job("bf16", out=tmp_path / "out", expert="low"))
-    assert verify(tmp_path / "out", Options(against=lone)).exit_code == 0
+    converting.convert(lone, ConvertOptions("bf16", out=tmp_path / "out", expert="low"))
+    assert verify(tmp_path / "out", VerifyOptions(against=lone)).exit_code == 0
 
 
 @pytest.mark.parametrize("other", ["wan2.1-t2v-1.3b", "wan2.2-ti2v-5b"])
 def test_a_source_of_another_family_is_told_in_one_sentence(other: str, converted: Path, tiny: Make) -> None:
-    report = verify(converted, Options(against=tiny(other)))
+    report = verify(converted, VerifyOptions(against=tiny(other)))
     (finding,) = failures(report)
     assert finding.message.startswith("is not the source of this model: it is wan2.")
     assert "and this is wan2.2-t2v-a14b (expert.high, expert.low, text_encoder, vae)" in finding.message
@@ -633,7 +635,7 @@ def test_a_source_of_another_family_is_told_in_one_sentence(other: str, converte
 def test_a_source_that_cannot_be_read_is_told_before_anything_is_hashed(converted: Path, tmp_path: Path) -> None:
     told: list[Step] = []
     with pytest.raises(WanconvError, match="does not exist"):
-        verify(converted, Options(against=tmp_path / "none"), told.append)
+        verify(converted, VerifyOptions(against=tmp_path / "none"), told.append)
     assert told == []
 
 

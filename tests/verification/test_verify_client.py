@@ -9,8 +9,8 @@ from covering import covering, takes
 
 from wanconv.commands.convert import convert
 from wanconv.commands.inspect import inspect
-from wanconv.commands.verify import Options, verify
-from wanconv.conversion.options import Options as Job
+from wanconv.commands.verify import VerifyOptions, verify
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import Refused, UsageError
 from wanconv.layouts import LAYOUTS
 from wanconv.report import Cell
@@ -28,7 +28,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
         if (recipe, layout) not in found:
             out = tmp_path_factory.mktemp("client") / "out"
             try:
-                convert(tiny(A14B), Job(recipe, layout=layout, out=out))
+                convert(tiny(A14B), ConvertOptions(recipe, layout=layout, out=out))
             except Refused:
                 found[recipe, layout] = None
             else:
@@ -39,7 +39,7 @@ def made(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def failures(folder: Path, client: str) -> dict[str, str]:
-    report = verify(folder, Options(client=client))
+    report = verify(folder, VerifyOptions(client=client))
     found = {finding.where: finding.message for finding in report.findings if finding.severity == "failure"}
     assert report.exit_code == (1 if found else 0)
     return found
@@ -91,7 +91,7 @@ def test_a_header_or_config_that_does_not_say_it_is_found(made: Callable[[str, s
 
 
 def failures_of_client(folder: Path) -> dict[str, str]:
-    report = verify(folder, Options(client="diffusers"))
+    report = verify(folder, VerifyOptions(client="diffusers"))
     return {finding.where: finding.message for finding in report.findings if finding.code == "check-failed"}
 
 
@@ -99,7 +99,7 @@ def test_an_unknown_client_is_named(made: Callable[[str, str], Path | None]) -> 
     folder = made("bf16", "official")
     assert folder is not None
     with pytest.raises(UsageError, match="there is no layout 'comfy'"):
-        verify(folder, Options(client="comfy"))
+        verify(folder, VerifyOptions(client="comfy"))
 
 
 # what inspect says of it
@@ -142,7 +142,7 @@ def test_the_first_version_that_reads_it_is_named(made: Callable[[str, str], Pat
         folder = made(recipe, layout)
         assert folder is not None
         assert clients(folder)[layout] == (version, "")
-        assert verify(folder, Options(client=layout)).figures.get("since", "") == version
+        assert verify(folder, VerifyOptions(client=layout)).figures.get("since", "") == version
 
 
 def test_a_client_that_cannot_has_a_short_reason(made: Callable[[str, str], Path | None]) -> None:

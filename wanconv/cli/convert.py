@@ -97,9 +97,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint by a recipe: streamed, resumable, and whole or not there at all."""
     from wanconv.commands import convert as commands
-    from wanconv.conversion.options import Options, default_jobs
+    from wanconv.conversion.options import ConvertOptions, default_jobs
 
-    options = Options(
+    options = ConvertOptions(
         recipe=recipe,
         layout=layout,
         comfyui_generation=comfyui_generation,

@@ -54,7 +54,7 @@ def download(
     from wanconv.downloads.selection import Wish
 
     words = tuple(word for one in only or () for word in one.split(",") if word)
-    options = commands.Options(
+    options = commands.DownloadOptions(
         source=source,
         revision=revision,
         wish=Wish(tuple(include or ()), tuple(exclude or ()), words),

@@ -26,7 +26,7 @@ def publish(
     from wanconv.commands import publish as commands
     from wanconv.conversion.options import default_jobs
 
-    options = commands.Options(
+    options = commands.PublishOptions(
         token, private, bars=bars_of_others() if mode() == "bars" else None, jobs=jobs or default_jobs()
     )
     with telling() as tell:

@@ -91,7 +91,7 @@ def validate(
 
     if recheck is not None:
         show(commands.recheck(recheck, profile))
-    options = commands.Options(
+    options = commands.ValidateOptions(
         against=against,
         profile=profile,
         numerics=numerics,

@@ -46,11 +46,11 @@ def verify(
     progress: Shown = "auto",
 ) -> None:
     """Check headers, cover and digests; with --against, each element within its format's bound."""
-    from wanconv.commands.verify import Options
+    from wanconv.commands.verify import VerifyOptions
     from wanconv.commands.verify import verify as command
     from wanconv.conversion.options import default_jobs
 
-    options = Options(
+    options = VerifyOptions(
         against,
         tuple(sums or ()),
         expert,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wanconv import __version__
 from wanconv.containers.writer import write_images
 from wanconv.conversion import replacing
-from wanconv.conversion.options import Options, prepare, target_folder
+from wanconv.conversion.options import ConvertOptions, prepare, target_folder
 from wanconv.conversion.sources import Here, Origin
 from wanconv.conversion.workspace import Workspace, open_workspace, partial_folder, writing
 from wanconv.downloads.selection import Wish
@@ -67,7 +67,7 @@ class Conversion:
         return self.report.findings
 
 
-def preview(source: Path, options: Options) -> Report:
+def preview(source: Path, options: ConvertOptions) -> Report:
     """Returns the plan as a report, with disk and memory; writes nothing."""
     made = prepare(source, options)
     out = target_folder(source, options)
@@ -77,7 +77,7 @@ def preview(source: Path, options: Options) -> Report:
 
 def preview_remote(
     repository: str,
-    options: Options,
+    options: ConvertOptions,
     token: str | None = None,
     keep: bool = False,
     patience: "Patience | None" = None,
@@ -97,7 +97,7 @@ def preview_remote(
         )
 
 
-def _check_remote(repository: str, options: Options) -> None:
+def _check_remote(repository: str, options: ConvertOptions) -> None:
     """Raises UsageError for errors that are known before a request to the hub."""
     if options.report is not None:
         message = f"`report` is held against the source's numbers, and {repository} is not here"
@@ -107,7 +107,7 @@ def _check_remote(repository: str, options: Options) -> None:
         replacing.check_place(target_folder(Path(), options))
 
 
-def _prepared(mirror: "Mirror", options: Options) -> Plan:
+def _prepared(mirror: "Mirror", options: ConvertOptions) -> Plan:
     """Returns the plan of a mirror's files: excluded files are not in it."""
     made = prepare(mirror.root, replace(options, exclude=()))
     opened = Opened(mirror.root, options.expert, options.exclude)
@@ -115,12 +115,14 @@ def _prepared(mirror: "Mirror", options: Options) -> Plan:
     return replace(made, model=model, notes=(*without_match(mirror.unmatched), *made.notes))
 
 
-def _remote_target(name: str, options: Options) -> Path:
+def _remote_target(name: str, options: ConvertOptions) -> Path:
     """Returns OUT as an absolute path: `--out`, or `<NAME>-<recipe>` in the current folder."""
     return target_folder(Path(name), replace(options, out=options.out or Path(f"{name}-{Path(options.recipe).stem}")))
 
 
-def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Options, key: str | None = None) -> Report:
+def _preview(
+    made: Plan, origin: Origin, source: str, out: Path, options: ConvertOptions, key: str | None = None
+) -> Report:
     """Returns the plan as a report; `key` is None if the sidecars, which are part of it, are not downloaded."""
     _refuse_same_experts(origin.same_experts(made.model))
     findings = [*made.notes, *made.findings]
@@ -147,13 +149,13 @@ def _preview(made: Plan, origin: Origin, source: str, out: Path, options: Option
     )
 
 
-def convert(source: Path, options: Options, progress: Progress = silent) -> Report:
+def convert(source: Path, options: ConvertOptions, progress: Progress = silent) -> Report:
     """Writes the converted model and returns the result; if it raises WanconvError, there is no OUT."""
     return carry_out(prepare(source, options), target_folder(source, options), options, progress).report
 
 
 def carry_out(
-    made: Plan, out: Path, options: Options, progress: Progress = silent, origin: Origin | None = None
+    made: Plan, out: Path, options: ConvertOptions, progress: Progress = silent, origin: Origin | None = None
 ) -> Conversion:
     """Carries out a plan into the folder `out`; if it raises WanconvError, there is no OUT.
 
@@ -170,7 +172,7 @@ def carry_out(
 
 def convert_remote(
     repository: str,
-    options: Options,
+    options: ConvertOptions,
     progress: Progress = silent,
     token: str | None = None,
     keep: bool = False,
@@ -191,7 +193,7 @@ def convert_remote(
             return replace(report, figures={**report.figures, "source": mirror.uri})
 
 
-def _convert(made: Plan, origin: Origin, out: Path, options: Options, progress: Progress) -> Conversion:
+def _convert(made: Plan, origin: Origin, out: Path, options: ConvertOptions, progress: Progress) -> Conversion:
     with writing(out):
         _check_target(made, out, options)
     _refuse_same_experts(origin.same_experts(made.model))
@@ -226,7 +228,7 @@ def _refuse_same_experts(error: InputError | None) -> None:
 
 
 def _write_all(
-    made: Plan, origin: Origin, key: str, workspace: Workspace, options: Options, progress: Progress
+    made: Plan, origin: Origin, key: str, workspace: Workspace, options: ConvertOptions, progress: Progress
 ) -> Plan:
     """Writes weights, sidecars, card and manifest; returns the plan with the fallbacks that the values needed."""
     folder = workspace.folder
@@ -261,7 +263,7 @@ def _write_all(
 
 
 def _write_weights(
-    made: Plan, origin: Origin, workspace: Workspace, options: Options, progress: Progress
+    made: Plan, origin: Origin, workspace: Workspace, options: ConvertOptions, progress: Progress
 ) -> tuple[Plan, list[Written]]:
     """Writes every weight file. An overflow that has a fallback ends the attempt: the plan is made again with the
     fallbacks of every tensor that needs one, and files written under the same header are kept."""
@@ -316,7 +318,7 @@ def _sidecar(path: Path) -> Iterator[memoryview]:
         raise InputError(f"{path} cannot be read: {error.strerror}", "check the file") from None
 
 
-def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: Options) -> None:
+def _check_space(made: Plan, origin: Origin, workspace: Workspace, options: ConvertOptions) -> None:
     """Raises OutputError if the disk has less free space than the rest of the output needs."""
     folder = workspace.folder
     with closing(workspace.journal()) as journal:
@@ -374,7 +376,7 @@ def _reads(made: Plan) -> list[Path]:
     ]
 
 
-def _check_target(made: Plan, out: Path, options: Options) -> None:
+def _check_target(made: Plan, out: Path, options: ConvertOptions) -> None:
     """Raises UsageError if OUT cannot be written or, with `force`, replaced; this is checked again before replacing."""
     if options.out is not None:
         check_target(options.out)
@@ -387,7 +389,9 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises at a loop of links
 
 
-def _finished(made: Plan, origin: Origin, out: Path, key: str, options: Options, progress: Progress) -> Plan | None:
+def _finished(
+    made: Plan, origin: Origin, out: Path, key: str, options: ConvertOptions, progress: Progress
+) -> Plan | None:
     """Returns the plan of a verified OUT that holds it, or None if OUT is to be written. Else raises."""
     with writing(out):
         if out.is_symlink():
@@ -444,7 +448,7 @@ def _recipe_name(known: manifest.Json) -> object:
     return recipe.get("name") if isinstance(recipe, dict) else None
 
 
-def _state_key(made: Plan, origin: Origin, key: str, options: Options) -> str:
+def _state_key(made: Plan, origin: Origin, key: str, options: ConvertOptions) -> str:
     """Returns what a resumed run must share with the run that it resumes: the same source files and LoRAs, unchanged.
 
     Raises InputError for a LoRA that is missing.

@@ -16,7 +16,7 @@ import numpy as np
 from wanconv.commands import validate, verify
 from wanconv.commands.convert import convert
 from wanconv.containers import open_checkpoint
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.conversion.replacing import entries
 from wanconv.errors import CheckFailed, UsageError
 from wanconv.models import identify
@@ -71,7 +71,7 @@ def demo(folder: Path, progress: Progress = silent) -> Report:
     from wanconv.evaluation.report.comparison import render  # imports torch
 
     _refuse_others(folder)
-    cover = verify.verify(shipped.make(folder / "source", progress), verify.Options(), progress)
+    cover = verify.verify(shipped.make(folder / "source", progress), verify.VerifyOptions(), progress)
     kept: Kept = {}
     sides: list[Side] = []
     clips: Clips = {}
@@ -127,7 +127,7 @@ def _made(folder: Path, baked: Baked, progress: Progress) -> Path:
     """Returns the folder of a conversion; a spoilt one is a copy of its weights, as another tool might leave it."""
     source, out = folder / "source", folder / "converted" / baked.name
     if not baked.spoilt:
-        convert(source, Options(baked.recipe, layout=baked.layout, out=out, force=True), progress)
+        convert(source, ConvertOptions(baked.recipe, layout=baked.layout, out=out, force=True), progress)
         return out
     out = folder / baked.name
     whole = next(one for one in CONVERSIONS if (one.recipe, one.layout, one.spoilt) == (baked.recipe, baked.layout, ""))
@@ -164,12 +164,12 @@ def _judged(folder: Path, baked: Baked, made: Path, kept: "Kept", progress: Prog
     from wanconv.evaluation.report.comparison import Side
 
     source, report = folder / "source", folder / "reports" / baked.name
-    proof = verify.verify(made, verify.Options(against=source), progress)
+    proof = verify.verify(made, verify.VerifyOptions(against=source), progress)
     settings = {"--size": "x".join(map(str, shipped.SIZE)), "--frames": shipped.FRAMES, "--steps": shipped.STEPS}
     words = [
         str(word) for pair in {**settings, "--prompt": shipped.PROMPT, "--numerics": _NUMERICS}.items() for word in pair
     ]
-    asked = validate.Options(
+    asked = validate.ValidateOptions(
         against=source,
         numerics=_NUMERICS,
         steps=shipped.STEPS,

@@ -29,7 +29,7 @@ _MAX_SHOWN = 200  # most characters of an unchecked name
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DownloadOptions:
     """The options of `download`. `force` replaces files that hold other bytes and were not downloaded."""
 
     source: str | None = None
@@ -54,7 +54,7 @@ class _Job:
     unmatched: tuple[str, ...] = ()
 
 
-def preview(repository: str, options: Options) -> Report:
+def preview(repository: str, options: DownloadOptions) -> Report:
     """Returns what would be downloaded and whether it fits on the disk; requests only the list and writes nothing."""
     job = _prepare(repository, options)
     here = {file for file in job.snapshot.files if _size(job.root / file.path) == file.nbytes}
@@ -69,7 +69,7 @@ def preview(repository: str, options: Options) -> Report:
     return Report("download", title, figures, (_table(job, here),), findings, exit_code=exit_code)
 
 
-def download(repository: str, options: Options, progress: Progress = silent) -> Report:
+def download(repository: str, options: DownloadOptions, progress: Progress = silent) -> Report:
     """Downloads the wanted files that are missing; returns the result. If it raises WanconvError, complete and partial
     files stay."""
     job = _prepare(repository, options)
@@ -98,7 +98,7 @@ def download(repository: str, options: Options, progress: Progress = silent) -> 
     return Report("download", title, figures, (_table(job, here),), _skipped(job), tone="success")
 
 
-def _prepare(repository: str, options: Options) -> _Job:
+def _prepare(repository: str, options: DownloadOptions) -> _Job:
     """Returns the job; raises before anything is written, for an invalid name."""
     reference = parse(repository, options.source, options.revision)
     folder = options.local_dir if options.local_dir is not None else Path(reference.repository.split("/")[1])
@@ -137,7 +137,7 @@ def _merged(job: _Job, before: Snapshot | None) -> Snapshot:
     return replace(job.snapshot, files=tuple(sorted((*job.snapshot.files, *kept), key=lambda file: file.path)))
 
 
-def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progress) -> set[RemoteFile]:
+def _found(job: _Job, before: Snapshot | None, options: DownloadOptions, progress: Progress) -> set[RemoteFile]:
     """Returns the wanted files that exist already, by their digests; raises UsageError if other files are in the way
     that no earlier download wrote."""
     there = [file for file in job.snapshot.files if _size(job.root / file.path) is not None]
@@ -158,7 +158,7 @@ def _found(job: _Job, before: Snapshot | None, options: Options, progress: Progr
     return right
 
 
-def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: Options, tell: Advance) -> None:
+def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: DownloadOptions, tell: Advance) -> None:
     """Fetches files on several threads, the largest first; raises the first error when the others have stopped."""
     stop, lock = threading.Event(), threading.Lock()
     queue = iter(sorted(files, key=lambda file: -file.nbytes))

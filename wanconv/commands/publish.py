@@ -19,7 +19,7 @@ _MAX_SHOWN = 200  # most characters of an unchecked name
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PublishOptions:
     """The options of `publish`; `private` applies to a new repository. Within `bars` the hub's client draws its
     progress; without them the upload is one step of `progress`."""
 
@@ -33,7 +33,7 @@ class Options:
 def publish(
     folder: Path,
     repository: str,
-    options: Options,
+    options: PublishOptions,
     progress: Progress = silent,
 ) -> Report:
     """Uploads the files of the folder's manifest, and the manifest; returns their address. Raises CheckFailed for a
@@ -82,8 +82,8 @@ def _others(snapshot: Snapshot, files: Collection[str]) -> list[Finding]:
     return [Finding("warning", snapshot.uri, message, "delete there what is not of this model")]
 
 
-def _check(folder: Path, options: Options, progress: Progress) -> None:
-    report = verifying.verify(folder, verifying.Options(jobs=options.jobs), progress)
+def _check(folder: Path, options: PublishOptions, progress: Progress) -> None:
+    report = verifying.verify(folder, verifying.VerifyOptions(jobs=options.jobs), progress)
     if report.exit_code:
         failures = [f"{one.where}: {one.message}" for one in report.findings if one.severity == "failure"]
         raise CheckFailed(

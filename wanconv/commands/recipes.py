@@ -37,10 +37,10 @@ def explain(
         "families": Cell(list(one.families), ", ".join(one.families)),
     }
     if on is not None:
-        from wanconv.conversion.options import Options, prepare
+        from wanconv.conversion.options import ConvertOptions, prepare
         from wanconv.planning import by_component, by_rule, family_in_words
 
-        made = prepare(on, Options(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))
+        made = prepare(on, ConvertOptions(name, layout, comfyui_generation, expert=expert, allow_unsafe_fp16=True))
         figures |= {"on": str(on), "family": family_in_words(made.model), "layout": made.layout.name}
         return Report("recipes", one.name, figures, (by_rule(made), by_component(made)), (*made.notes, *made.findings))
     rows = tuple(

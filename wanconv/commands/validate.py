@@ -42,7 +42,7 @@ PROMPT = "A cat walks on the grass, realistic style."
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ValidateOptions:
     """What `validate` is asked for; None leaves the choice to the profile or the model.
 
     `kept` is handed from one validation to the next of several with the same reference and the same settings.
@@ -91,12 +91,12 @@ def recheck(path: Path, profile_name: str) -> Report:
     return summary.report(results, judge(results, profile), profile, None, ())
 
 
-def validate(path: Path, options: Options, progress: Progress = silent) -> Report:
+def validate(path: Path, options: ValidateOptions, progress: Progress = silent) -> Report:
     """Returns the verdict on a model; raises InputError and UsageError where it cannot even be asked for."""
     return judged(path, options, progress).report()
 
 
-def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
+def judged(path: Path, options: ValidateOptions, progress: Progress = silent) -> Judged:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
     need("validate", "validate")
     from wanconv.evaluation.measure import cannot_judge, measure  # imports torch
@@ -132,7 +132,7 @@ def judged(path: Path, options: Options, progress: Progress = silent) -> Judged:
     return Judged(results, found, profile, clips, options.out)
 
 
-def _check(options: Options) -> None:
+def _check(options: ValidateOptions) -> None:
     """Raises UsageError and OutputError for what would otherwise be found out after an hour."""
     import torch
 
@@ -186,7 +186,7 @@ def _reference(path: Path, expert: Expert | None) -> Model:
     return identify(checkpoint, expert) if expert is not None and "dit" in model.components else model
 
 
-def _perceptual(options: Options, profile: Profile) -> "Perceptual | None":
+def _perceptual(options: ValidateOptions, profile: Profile) -> "Perceptual | None":
     """Returns LPIPS' network where it is handed over; raises UsageError where there will be no clips to compare."""
     if options.lpips is None:
         return None
@@ -197,7 +197,7 @@ def _perceptual(options: Options, profile: Profile) -> "Perceptual | None":
     return options.lpips.read()
 
 
-def _wanted(options: Options, perceptual: "Perceptual | None") -> "Wanted":
+def _wanted(options: ValidateOptions, perceptual: "Perceptual | None") -> "Wanted":
     from wanconv.evaluation.measure import Wanted
 
     return Wanted(
@@ -216,7 +216,7 @@ def _wanted(options: Options, perceptual: "Perceptual | None") -> "Wanted":
     )
 
 
-def _files(options: Options) -> "Mapping[Input, Path]":
+def _files(options: ValidateOptions) -> "Mapping[Input, Path]":
     """Returns the files that a generation is to be given."""
     handed: dict[Input, Path | None] = {
         "image": options.image,

@@ -25,7 +25,7 @@ _BOUND = Cell(1, "1 is the most that rounding to a format can do: errors up to i
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class VerifyOptions:
     """The options of `verify`: `sums` are digest lists (none: those in the folder).
 
     `expert` and `exclude` apply to the verified folder; its manifest says how its source was read. `hub` names a
@@ -45,7 +45,7 @@ class Options:
     patience: Patience = field(default_factory=Patience)
 
 
-def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
+def verify(path: Path, options: VerifyOptions, progress: Progress = silent) -> Report:
     """Returns the checks and every failure; raises InputError if headers or cover are already invalid."""
     client = None if options.client is None else named_layout(options.client)
     known = manifest.read(path) if path.is_dir() else None
@@ -91,7 +91,7 @@ def verify(path: Path, options: Options, progress: Progress = silent) -> Report:
     return _report(path, figures, (table,), findings + failures)
 
 
-def _source(path: Path, options: Options, known: manifest.Json | None) -> Model | None:
+def _source(path: Path, options: VerifyOptions, known: manifest.Json | None) -> Model | None:
     """Returns --against as a model, read as the conversion read it: with the expert and the globs of its manifest, and
     with the same LoRAs merged. Raises UsageError if they differ."""
     if options.against is None:
@@ -131,7 +131,7 @@ class _Digests:
     compared: set[str]
 
 
-def _check_digests(path: Path, known: manifest.Json | None, options: Options, progress: Progress) -> _Digests:
+def _check_digests(path: Path, known: manifest.Json | None, options: VerifyOptions, progress: Progress) -> _Digests:
     """Compares the manifest's digests and those of lists."""
     findings: list[Finding] = []
     files: dict[str, int] = {}  # by the origin of the list
@@ -172,7 +172,7 @@ def _without_digest(checkpoint: Checkpoint, digests: _Digests) -> list[Finding]:
     ]
 
 
-def _listed(path: Path, options: Options) -> checksums.DigestList:
+def _listed(path: Path, options: VerifyOptions) -> checksums.DigestList:
     """Returns the lines of the named lists, including the hub's; without any, those of the lists in the folder and of
     the record of its download, wanconv's or Hugging Face's."""
     named = checksums.DigestList()

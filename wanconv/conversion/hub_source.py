@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanconv.containers.writer import Fill, Journal
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.conversion.prefetch import Arrivals
 from wanconv.conversion.replacing import check_not_home
 from wanconv.conversion.schedule import Known, needs, peak_nbytes, ties
@@ -56,13 +56,13 @@ class Streamed:
     def identity(self, made: Plan) -> object:
         return [[path, self._remote[path].digest] for path in made.model.checkpoint.weight_files]
 
-    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+    def disk_nbytes(self, made: Plan, options: ConvertOptions, journal: Journal | None) -> int:
         if self._keep:
             return sum(file.nbytes - self._here(file) for file in self._remote.values())
         known: Known = journal.known if journal is not None else lambda image, block: None
         return peak_nbytes(needs(made, options.block_nbytes, known), lambda file: self._of(file).nbytes)
 
-    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
+    def files(self, made: Plan, options: ConvertOptions, journal: Journal, progress: Progress) -> Files:
         needed = needs(made, options.block_nbytes, journal.known)
         tell = total(progress, "downloading", sum(self._of(need.file).nbytes for need in needed))
         parts = {file: part.part for part in made.model.components.values() for file in part.part.files}
@@ -125,7 +125,7 @@ class Streamed:
             if digests[path] != self._remote[path].digest:
                 raise other_numbers(folder, f"for instance in {path}")
 
-    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
         """The digests are the hub's, which every file was checked against: nothing is hashed again."""
         return manifest.source_files(made.model.checkpoint)
 

@@ -27,7 +27,7 @@ def default_jobs() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ConvertOptions:
     """The options of `convert`; None leaves the choice to the source."""
 
     recipe: str
@@ -55,7 +55,7 @@ def named_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def _wanted_layout(options: Options) -> Layout | None:
+def _wanted_layout(options: ConvertOptions) -> Layout | None:
     if options.comfyui_generation is None:
         return None if options.layout is None else named_layout(options.layout)
     if options.layout != COMFYUI.name:
@@ -66,7 +66,7 @@ def _wanted_layout(options: Options) -> Layout | None:
     return COMFYUI_GENERATIONS[options.comfyui_generation]
 
 
-def prepare(source: Path, options: Options) -> Plan:
+def prepare(source: Path, options: ConvertOptions) -> Plan:
     """Returns the plan of a conversion; raises all errors that headers can show."""
     recipe = load(options.recipe)
     wanted = _wanted_layout(options)
@@ -148,7 +148,7 @@ def _takes(model: Model, recipe: Recipe, layout: Layout) -> bool:
     return True
 
 
-def target_folder(source: Path, options: Options) -> Path:
+def target_folder(source: Path, options: ConvertOptions) -> Path:
     """Returns OUT as an absolute path: `--out`, or `<SRC>-<recipe>` next to the source."""
     if options.out is not None:
         out = Path.cwd() / options.out

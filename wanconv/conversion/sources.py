@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from wanconv.containers.writer import Fill, Journal
-from wanconv.conversion.options import Options
+from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, UsageError
 from wanconv.planning import Plan
 from wanconv.provenance import manifest, twins
@@ -40,10 +40,10 @@ class Origin(Protocol):
     def identity(self, made: Plan) -> object:
         """Returns, as JSON values, the state that a resumed run must find unchanged."""
 
-    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+    def disk_nbytes(self, made: Plan, options: ConvertOptions, journal: Journal | None) -> int:
         """Returns the disk space in bytes that the source needs besides the output, for blocks not in a journal."""
 
-    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
+    def files(self, made: Plan, options: ConvertOptions, journal: Journal, progress: Progress) -> Files:
         """Returns the source's files for those blocks that the journal does not know."""
 
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
@@ -54,7 +54,7 @@ class Origin(Protocol):
     def prove(self, made: Plan, folder: Path) -> None:
         """Raises UsageError if a finished folder was made from other values than this source's."""
 
-    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
         """Returns the source's files for the manifest."""
 
     def end(self, progress: Progress) -> None:
@@ -87,10 +87,10 @@ class Here:
             stats.append([file, known.st_size, known.st_mtime_ns])
         return stats
 
-    def disk_nbytes(self, made: Plan, options: Options, journal: Journal | None) -> int:
+    def disk_nbytes(self, made: Plan, options: ConvertOptions, journal: Journal | None) -> int:
         return 0
 
-    def files(self, made: Plan, options: Options, journal: Journal, progress: Progress) -> Files:
+    def files(self, made: Plan, options: ConvertOptions, journal: Journal, progress: Progress) -> Files:
         return FilesHere()
 
     def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
@@ -119,7 +119,7 @@ class Here:
                         if not same:
                             raise other_numbers(folder, f"for instance in {made.outputs[payload.key].step.tensor.name}")
 
-    def listed(self, made: Plan, options: Options, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
         """`hash_source` reads them whole."""
         checkpoint = made.model.checkpoint
         if not options.hash_source:

@@ -77,7 +77,7 @@ def verify(
         >>> wc.verify(checkpoint).ok
         True
     """
-    options = verifying.Options(
+    options = verifying.VerifyOptions(
         given_or_none(against, "against"),
         tuple(given(one, "checksums") for one in checksums),
         expert,
@@ -210,7 +210,7 @@ def validate(
 
     asked = settings or RunSettings()
     opened = _opened(candidate, "candidate")
-    options = validating.Options(
+    options = validating.ValidateOptions(
         against=None if reference is None else _opened(reference, "reference").source,
         profile=profile,
         numerics=numerics,

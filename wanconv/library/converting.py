@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from typing import overload
 
 from wanconv.commands.convert import Conversion, carry_out
-from wanconv.conversion.options import Options, check_base_model, default_jobs, named_layout, planned, target_folder
+from wanconv.conversion.options import (
+    ConvertOptions,
+    check_base_model,
+    default_jobs,
+    named_layout,
+    planned,
+    target_folder,
+)
 from wanconv.errors import UsageError
 from wanconv.layouts import Layout
 from wanconv.library.paths import given, given_or_none
@@ -138,7 +145,7 @@ def convert(
         raise UsageError(f"{len(plans)} plans cannot go to {len(outs)} folders", "give a folder for each plan as `out`")
     done = []
     for one, place in zip(plans, outs, strict=True):
-        options = Options(
+        options = ConvertOptions(
             recipe=one.recipe.name,
             out=given(place, "out"),
             base_model=base_model,

@@ -35,7 +35,7 @@ _STORED = {"text_encoder": "bf16", "vae": "fp32", "image_encoder": "fp16", "audi
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SampleOptions:
     """What to make. Without `components`: all of a tiny model, the denoisers of a full one. Without `layout`: the first
     of PUBLISHED that the family has."""
 
@@ -59,7 +59,7 @@ def home(family: Family) -> str:
     return next(name for name in PUBLISHED if family.name not in (LAYOUTS[name].refused or {}))
 
 
-def make(folder: Path, options: Options, progress: Progress = silent) -> Path:
+def make(folder: Path, options: SampleOptions, progress: Progress = silent) -> Path:
     """Writes a checkpoint, streamed: the same options give the same bytes. Raises UsageError for unknown names."""
     _check_known("release", options.release, releases())
     family, release = releases()[options.release]
@@ -113,7 +113,7 @@ def _lone_expert(components: Sequence[str]) -> Expert | None:
     return found[0] if len(found) == 1 else None
 
 
-def _dims(name: str, architecture: Architecture, release: Release, options: Options) -> dict[str, int]:
+def _dims(name: str, architecture: Architecture, release: Release, options: SampleOptions) -> dict[str, int]:
     full = release.dims if name in DENOISERS else architecture.full
     dims = dict(architecture.tiny if options.scale == "tiny" else full)
     if name in DENOISERS and options.blocks is not None:
@@ -126,7 +126,7 @@ def _dims(name: str, architecture: Architecture, release: Release, options: Opti
 
 
 def _files(
-    family: Family, layout: Layout, dims: Mapping[str, Mapping[str, int]], options: Options
+    family: Family, layout: Layout, dims: Mapping[str, Mapping[str, int]], options: SampleOptions
 ) -> tuple[list[Image], dict[str, Slot], dict[str, Kind], dict[str, bytes]]:
     """Returns the weight files, their tensors and kinds by key, and the indexes."""
     images: list[Image] = []
