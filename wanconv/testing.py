@@ -83,7 +83,7 @@ def check_family(family: Family, folder: Path) -> None:
     Raises:
         AssertionError: if a promise is broken.
     """
-    from wanconv.samples.synthetic import home, make
+    from wanconv.samples.synthetic import SampleOptions, home, make
 
     assert family in FAMILIES, f"{family.name} is in no table: is its plugin installed?"
     assert family.releases, f"{family.name} has no release, whose sizes a checkpoint could be made of"
@@ -104,7 +104,7 @@ def check_layout(layout: Layout, folder: Path, families: Iterable[Family] | None
     Raises:
         AssertionError: if a promise is broken.
     """
-    from wanconv.samples.synthetic import make
+    from wanconv.samples.synthetic import SampleOptions, make
 
     assert layout.name in LAYOUTS, f"{layout.name} is in no table: is its plugin installed?"
     assert layout.loader, f"{layout.name} does not say which code reads it"
