@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from wanconv.recipe import Recipe, Rule
     from wanconv.report import Finding, Report
     from wanconv.types.model import Model
-    from wanconv.types.progress import Progress, Step
+    from wanconv.types.progress import Progress, ProgressStep
     from wanconv.verdict import Profile
     from wanconv.weights.lazy import LazyTensor
 
@@ -66,7 +66,7 @@ _HOMES = {
     "recipe": ("Recipe", "Rule"),
     "report": ("Finding", "Report"),
     "types.model": ("Model",),
-    "types.progress": ("Progress", "Step"),
+    "types.progress": ("Progress", "ProgressStep"),
     "verdict": ("Profile",),
     "weights.lazy": ("LazyTensor",),
 }
@@ -88,12 +88,12 @@ __all__ = [
     "Plan",
     "Profile",
     "Progress",
+    "ProgressStep",
     "Recipe",
     "Refused",
     "Report",
     "Rule",
     "RunSettings",
-    "Step",
     "Unrecognised",
     "UsageError",
     "Validation",

@@ -148,13 +148,13 @@ def check_hub(hub: Hub, repository: str, folder: Path) -> None:
     from threading import Event
 
     from wanconv.downloads.fetch import fetch
-    from wanconv.storage.hubs.ranges import Reader
+    from wanconv.storage.hubs.ranges import RangeReader
     from wanconv.types.progress import unheard
 
     first, second = (hub.snapshot(repository, None) for _ in range(2))
     assert first == second, f"{repository} is listed as two different things, one after the other"
     assert first.files, f"{repository} lists no files"
-    reader = Reader(Patience(), Event())
+    reader = RangeReader(Patience(), Event())
     for file in first.files:
         address = hub.address(first, file.path)
         fetch(reader, address, file, folder, unheard)  # raises where size or digest are not those of the list

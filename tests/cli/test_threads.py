@@ -10,7 +10,7 @@ import torch
 from wanconv.commands import convert, validate, verify
 from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import WanconvError
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 from wanconv.weights.threads import single_threaded
 
 
@@ -46,7 +46,7 @@ def test_convert_and_verify_and_validate_restore_it(tiny: Callable[..., Path], t
 def test_a_conversion_that_fails_restores_it(tiny: Callable[..., Path], tmp_path: Path) -> None:
     source, seen = tiny("wan2.1-t2v-1.3b"), []
 
-    def stop(step: Step) -> None:
+    def stop(step: ProgressStep) -> None:
         seen.append(torch.get_num_threads())
         raise WanconvError("stopped", "")
 

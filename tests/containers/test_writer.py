@@ -20,7 +20,7 @@ import xxhash
 from wanconv.containers.writer import Image, Journal, Payload, write_images
 from wanconv.errors import Interrupted, OutputError
 from wanconv.storage.local import Written, publish, write_file
-from wanconv.types.progress import Step, total
+from wanconv.types.progress import ProgressStep, total
 
 BLOCK = 1 << 14
 SIZES = {"a": 3 * BLOCK + 4, "b": 0, "c": 8, "d": BLOCK, "e": 2 * BLOCK - 100}
@@ -123,12 +123,12 @@ def test_nothing_to_write_is_written_at_once(tmp_path: Path) -> None:
 
 
 def test_progress_ends_at_the_sum_of_the_files(tmp_path: Path) -> None:
-    steps: list[Step] = []
+    steps: list[ProgressStep] = []
     whole = sum(one.nbytes for one in IMAGES)
     for kept in (0, whole):  # the second time the journal knows every block
         with closing(Journal(tmp_path / "journal")) as journal:
             write_images(tmp_path, IMAGES, fill, journal, total(steps.append, "converting", whole), 5, 4096)
-        assert steps[-1] == Step("converting", whole, whole, "bytes", kept)
+        assert steps[-1] == ProgressStep("converting", whole, whole, "bytes", kept)
 
 
 class Filled:

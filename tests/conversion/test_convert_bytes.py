@@ -13,7 +13,7 @@ from covering import covering
 
 from wanconv.commands.convert import convert
 from wanconv.conversion.options import ConvertOptions
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_stops_do_not_show_in_the_bytes_and_cost_nothing_that_was_done(
     expected = contents(source, tmp_path / "whole", options)
     for share in stops:
 
-        def stop(step: Step, share: float = share) -> None:
+        def stop(step: ProgressStep, share: float = share) -> None:
             if step.done > share * step.total:
                 raise KeyboardInterrupt
 

@@ -26,7 +26,7 @@ from wanconv.commands.convert import convert
 from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import OutputError
 from wanconv.samples import synthetic
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 _LINE_NBYTES = len(json.dumps(["0" * 32, 100, "0" * 32])) + 1
 OPTIONS: dict[str, Any] = {"recipe": "fp16", "jobs": 2, "block_nbytes": 1 << 18}
@@ -279,7 +279,7 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(server: Server, sm
 def test_a_disk_that_fills_up_during_the_run_ends_it_and_the_same_command_goes_on(
     server: Server, small: Case, little_disk: Path, spare: int
 ) -> None:
-    def fill_up(step: Step) -> None:
+    def fill_up(step: ProgressStep) -> None:
         if step.done and not (little_disk / "filler").exists():
             with (little_disk / "filler").open("wb", buffering=0) as filler:
                 with suppress(OSError):

@@ -22,7 +22,7 @@ from wanconv.recipe import load
 from wanconv.recipe import names as recipe_names
 from wanconv.report import Report
 from wanconv.types.names import matches
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 FAMILY = "wan2.2-t2v-a14b"
 RECIPES = [name for name in recipe_names() if any(matches(glob, FAMILY) for glob in load(name).families)]
@@ -146,7 +146,7 @@ def test_a_run_stopped_when_the_fallback_was_found_goes_on_from_there(
     convert(source, replace(options, out=tmp_path / "undisturbed"))
     counts: list[int] = []
 
-    def stop(step: Step) -> None:
+    def stop(step: ProgressStep) -> None:
         if step.done and counts and step.done < max(counts):  # the second attempt has begun
             raise KeyboardInterrupt
         counts.append(step.done)
@@ -208,7 +208,7 @@ def test_a_source_that_changes_during_the_run_is_an_input_error(
 ) -> None:
     changed: list[Path] = []
 
-    def later(step: Step) -> None:
+    def later(step: ProgressStep) -> None:
         if step.done and not changed:
             changed.append(source / HIGH)
             change(source / HIGH)

@@ -19,7 +19,7 @@ from wanconv.models import identify
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Report
 from wanconv.storage.local import publish
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -63,7 +63,7 @@ def stopped(source: Path, options: ConvertOptions) -> Path:
     """Returns an OUT.partial whose run was stopped after the first block."""
     assert options.out is not None
 
-    def stop(step: Step) -> None:
+    def stop(step: ProgressStep) -> None:
         if step.done:
             raise KeyboardInterrupt
 
@@ -223,7 +223,7 @@ def test_an_empty_out_is_filled(source: Path, options: ConvertOptions, tmp_path:
 def test_an_out_that_appears_during_the_run_is_not_touched(
     source: Path, options: ConvertOptions, tmp_path: Path
 ) -> None:
-    def appear(step: Step) -> None:
+    def appear(step: ProgressStep) -> None:
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "precious").write_text("precious")
 
@@ -251,7 +251,7 @@ def test_an_out_that_another_run_has_just_finished_is_seen_before_anything_is_wr
 def test_a_partial_that_others_take_away_while_it_is_written_never_becomes_out(
     source: Path, options: ConvertOptions, tmp_path: Path, lost: str
 ) -> None:
-    def take_away(step: Step) -> None:
+    def take_away(step: ProgressStep) -> None:
         path = tmp_path / "out.partial" / lost
         if step.done == step.total:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -478,7 +478,7 @@ def test_a_second_run_is_refused_while_the_first_one_writes(
     """The lock belongs to the opened folder, so a run in this process meets what one in another process would."""
     said: list[str] = []
 
-    def second(step: Step) -> None:
+    def second(step: ProgressStep) -> None:
         for force in (False, True):
             with pytest.raises(UsageError, match=r"another wanconv is writing .*out\.partial"):
                 convert(source, replace(options, force=force))

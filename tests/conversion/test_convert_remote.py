@@ -35,7 +35,7 @@ from wanconv.errors import DigestMismatch, InputError, NotFinite, OutputError, U
 from wanconv.provenance import download_record
 from wanconv.report import Report
 from wanconv.storage.hubs import Patience, Snapshot
-from wanconv.types.progress import Progress, Step
+from wanconv.types.progress import Progress, ProgressStep
 
 Tiny = Callable[..., Path]
 
@@ -166,7 +166,7 @@ def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(
     assert options.out is not None
     home, most = private_folder(partial_folder(options.out)) / "source", [0, 0]
 
-    def look(step: Step) -> None:
+    def look(step: ProgressStep) -> None:
         if step.what != "downloading":  # only that thread makes files
             return
         sizes = []
@@ -193,7 +193,7 @@ def test_at_most_two_files_of_the_source_are_here_and_the_plan_knows_their_size(
 def fault_later(hub: Hub, **faults: object) -> Progress:
     """Returns a progress that sets faults when the first weights have come: the headers are right."""
 
-    def tell(step: Step) -> None:
+    def tell(step: ProgressStep) -> None:
         if step.what == "downloading" and step.done and faults:
             for name, value in faults.items():
                 setattr(hub.faults, name, value)
@@ -479,7 +479,7 @@ def test_a_block_that_has_changed_since_is_made_again_from_files_that_were_gone(
 ) -> None:
     wanted = expected(options, tmp_path)
 
-    def stop(step: Step) -> None:
+    def stop(step: ProgressStep) -> None:
         if step.what == "converting" and step.done > 0.7 * step.total:
             raise KeyboardInterrupt
 

@@ -28,7 +28,7 @@ from wanconv.downloads.headers import Mirror
 from wanconv.errors import NotFinite, UsageError
 from wanconv.storage.hubs import Patience, Snapshot, open_hub
 from wanconv.storage.local import publish
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 BY_HAND = "choose another folder for the output, or move it away by hand"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -350,7 +350,7 @@ def test_a_real_bind_mount_is_refused(out: Path, place: str, said: str) -> None:
 def test_a_folder_that_others_write_to_during_the_run_is_left_and_the_work_is_not_lost(out: Path) -> None:
     before = tiny.digests(out)
 
-    def put(step: Step) -> None:
+    def put(step: ProgressStep) -> None:
         (out / "precious").write_text("precious")
 
     with pytest.raises(UsageError, match="out holds what wanconv did not write") as refused:
@@ -439,7 +439,7 @@ def test_a_folder_that_becomes_a_link_is_not_removed_through(out: Path) -> None:
 # OUT.partial
 
 
-def stop(step: Step) -> None:
+def stop(step: ProgressStep) -> None:
     if step.done:
         raise KeyboardInterrupt
 
@@ -471,7 +471,7 @@ def test_a_file_of_others_in_a_partial_is_refused_and_stays(partial: Path, name:
 def test_a_file_that_others_put_into_a_partial_during_the_run_is_not_published_and_not_removed(partial: Path) -> None:
     options, source = other(partial.with_name("out")), partial.with_name("source")
 
-    def put(step: Step) -> None:
+    def put(step: ProgressStep) -> None:
         (partial / "precious").write_text("precious")
 
     with pytest.raises(UsageError, match=r"out\.partial holds what wanconv did not write"):
@@ -486,7 +486,7 @@ def test_what_others_put_into_a_partial_outlives_a_refusal_of_the_source(partial
     source = partial.with_name("source")
     tiny.poke(next(source.rglob("*.safetensors")), "blocks.1.ffn.0.weight", -1, float("nan"))
 
-    def put(step: Step) -> None:
+    def put(step: ProgressStep) -> None:
         (partial / "precious").write_text("precious")
 
     with pytest.raises(NotFinite):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wanconv.engine.numerics import PRESETS, Imitation
 from wanconv.engine.ranges import accumulator, small_shares
 from wanconv.engine.recorder import Recorder
-from wanconv.engine.wan import Condition, Wan, WanSizes
+from wanconv.engine.wan import Wan, WanCondition, WanSizes
 from wanconv.models.wan import T2V
 
 HALF = torch.float16
@@ -43,7 +43,7 @@ def test_the_preset_rounds_where_diffusers_does(preset: str, variant: str) -> No
     latents, context = inputs(variant, (2, 3, 2))
     weights, dtype = Weights(VARIANTS[variant], SIZES[variant]), PRESETS[preset].linear
     tokens = seen(variant, 2)
-    condition = Condition(tokens=tokens)
+    condition = WanCondition(tokens=tokens)
     exact = build("fp32", variant).denoise(weights, latents, TIMES, context, condition)
     model = copy.deepcopy(in_diffusers(variant))
     for name, parameter in model.named_parameters():

@@ -24,7 +24,7 @@ from wanconv.engine.sampling import (
     official_grid,
     task_of,
 )
-from wanconv.engine.wan import Condition, first_frame_clean
+from wanconv.engine.wan import WanCondition, first_frame_clean
 from wanconv.evaluation.results import timesteps
 from wanconv.models import FAMILIES
 from wanconv.verdict import load_profile
@@ -328,7 +328,7 @@ def test_what_image_to_video_encodes_is_the_images_and_grey_between_them() -> No
 
 def test_a_given_frame_stays_put_and_its_tokens_are_at_time_zero() -> None:
     latents, given = noise(2, 48, 3, 4, 6), noise(1, 48, 1, 4, 6) + 5
-    kept = Condition(first=given).of(2).pinned(latents)
+    kept = WanCondition(first=given).of(2).pinned(latents)
     assert torch.equal(kept[:, :, :1], given.expand(2, -1, -1, -1, -1))
     assert torch.equal(kept[:, :, 1:], latents[:, :, 1:])
     mask = torch.ones(3, 4, 6)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wanconv.engine.layers import rotations
-from wanconv.engine.wan import Condition, Wan, WanSizes, first_frame_clean
+from wanconv.engine.wan import Wan, WanCondition, WanSizes, first_frame_clean
 from wanconv.models import FAMILIES, fill, targets
 from wanconv.models.names import numbered, shape_of
 from wanconv.models.wan import FLF2V, I2V, I2V_CLIP, T2V, TI2V
@@ -118,7 +118,7 @@ def theirs(variant: str, latents: Tensor, timestep: Tensor, context: Tensor) -> 
 
 def ours(variant: str, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
     network, dims = VARIANTS[variant], SIZES[variant]
-    condition = Condition(tokens=seen(variant, len(latents)))
+    condition = WanCondition(tokens=seen(variant, len(latents)))
     return build(network, dims).denoise(Weights(network, dims), latents, timestep, context, condition)
 
 
@@ -153,7 +153,7 @@ def test_a_condition_is_further_channels_of_the_latents() -> None:
     latents, context = inputs("i2v-a14b", (2, 2, 2))
     network, dims, times = I2V, SIZES["i2v-a14b"], torch.tensor([999, 1])
     wan, fetch = build(network, dims), Weights(network, dims)
-    split = wan.denoise(fetch, latents[:, :16], times, context, Condition(latents[:, 16:]))
+    split = wan.denoise(fetch, latents[:, :16], times, context, WanCondition(latents[:, 16:]))
     assert torch.equal(split, wan.denoise(fetch, latents, times, context))
     assert split.shape == (2, 16, 2, 4, 4)
 
@@ -165,7 +165,7 @@ def test_image_tokens_are_looked_at_and_embedded_once(variant: str) -> None:
     wan, fetch, tokens = build(network, dims), Weights(network, dims), seen(variant, 2)
     assert tokens is not None
     forth, back = (
-        wan.denoise(fetch, latents, times, context, Condition(tokens=one)) for one in (tokens, tokens.flip(1))
+        wan.denoise(fetch, latents, times, context, WanCondition(tokens=one)) for one in (tokens, tokens.flip(1))
     )
     assert fetch.fetched.count("image_embedding") == 2
     difference = float((forth - back).abs().max())  # attention has no order but what positions give

@@ -25,7 +25,7 @@ from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.generation.pictures import drawn
 from wanconv.report import Report
 from wanconv.results import SCHEMA
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 
 SMALL = ("--profile", "quick", "--size", "64x64")
 
@@ -313,7 +313,7 @@ def looking(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_what_only_one_layout_of_clip_has_is_a_note(looking: tuple[Path, Path]) -> None:
     source, converted = looking
-    steps: list[Step] = []
+    steps: list[ProgressStep] = []
     report = validate(converted, small(source), steps.append)
     assert {(step.what, step.total, step.unit) for step in steps if step.done == step.total} == {
         ("encoding the prompt", 3, "runs"),

@@ -14,7 +14,7 @@ from tiny import strengthened
 from wanconv.containers import open_checkpoint
 from wanconv.engine.sampling import Grid, exercised, task_of
 from wanconv.engine.text import tokenize
-from wanconv.engine.wan import Condition
+from wanconv.engine.wan import WanCondition
 from wanconv.generation import sampling, tasks
 from wanconv.generation.pictures import drawn
 from wanconv.generation.types import Material, Picture
@@ -89,7 +89,7 @@ def test_a_generation_from_images_is_the_pipelines(release: str, tiny: Callable[
         condition = tasks.judged(model).condition(Material(setting, given, seen, vae))
         run = sampling.generate(weights, setting, contexts, noise, condition=condition)
         video = vae.decode(run.latents)
-        assert isinstance(condition, Condition)
+        assert isinstance(condition, WanCondition)
         for part in ("channels", "tokens", "first"):  # each of them matters
             if (value := getattr(condition, part)) is not None:
                 other = replace(condition, **{part: torch.zeros_like(value)})

@@ -304,3 +304,20 @@ def test_no_modules_import_each_other_in_a_circle_not_even_for_types() -> None:
     while free := {module for module, needs in left.items() if not needs & left.keys()}:
         left = {module: needs for module, needs in left.items() if module not in free}
     assert {module: needs & left.keys() for module, needs in left.items()} == {}
+
+
+# Aliases of plain types, each room's own; pages of results, tables and JSON come and go with the edges that read them.
+OF_SEVERAL_ROOMS = {"Clock", "Fetch", "Frames", "Json", "State"}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) or (
+                isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)
+            ):
+                name = node.name if isinstance(node, ast.ClassDef) else ast.unparse(node.targets[0])
+                if name[0].isupper() and not name.isupper():
+                    rooms.setdefault(name, set()).add(room_of(module_name(path)))
+    assert {name for name, found in rooms.items() if len(found) > 1} <= OF_SEVERAL_ROOMS

@@ -220,7 +220,10 @@ def planned(source: Path) -> wc.Plan:
         (lambda source: wc.open_model(""), "`source`: the path is empty"),
         (lambda source: wc.convert(planned(source), "s3://bucket/out"), "`out`: s3:// is not supported yet"),
         (lambda source: wc.convert(planned(source), source), "is, holds or lies in the source"),
-        (lambda source: wc.convert(planned(source), "out", base_model="x"), "`base_model` 'x' is no repository"),
+        (
+            lambda source: wc.convert(planned(source), "out", base_model="x"),
+            "`base_model` 'x' is not a valid repository name",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named_as_python_names_it(
@@ -327,7 +330,7 @@ def test_an_interrupted_call_leaves_the_process_as_it_was(call: str, source: Pat
     if call == "verify":
         wc.convert(made, tmp_path / "out")
 
-    def stop(step: wc.Step) -> None:
+    def stop(step: wc.ProgressStep) -> None:
         if not stopped and step.done:
             stopped.append(step.what)
             _thread.interrupt_main()

@@ -22,7 +22,7 @@ from wanconv.storage.hubs.huggingface import HuggingFace
 from wanconv.storage.hubs.modelscope import ModelScope
 from wanconv.storage.hubs.names import check_names
 from wanconv.storage.hubs.patience import retry_after
-from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.hubs.types import Address, Snapshot
 
 FILES = {"README.md": b"# A model\n", "vae/weights.safetensors": bytes(20_000)}
@@ -190,7 +190,7 @@ def test_a_hub_that_asks_for_too_long_a_wait_is_told_no(hub: Hub, name: str) -> 
 
 def read_at(hub: Hub, patience: Patience = PATIENCE, nbytes: int = 20_000) -> bytes:
     """Returns bytes 1,000 and on of the weights, read by a range."""
-    reader = Reader(patience, threading.Event())
+    reader = RangeReader(patience, threading.Event())
     address = Address(f"{hub.payload}/{hub.head}/vae/weights.safetensors")
     return b"".join(chunk for _, chunk in reader.stream(address, "weights", nbytes, 1000))
 
@@ -434,7 +434,9 @@ def test_the_token_stays_at_home_when_a_file_lies_on_another_host(hub: Hub) -> N
     hub.lie = lie
     source = open_hub("hf", "hf_secret", PATIENCE)
     address = source.address(Snapshot("hf", "owner/name", "main", hub.head, ()), "a")
-    assert b"".join(chunk for _, chunk in Reader(PATIENCE, threading.Event()).stream(address, "a", 100)) == b"x" * 100
+    assert (
+        b"".join(chunk for _, chunk in RangeReader(PATIENCE, threading.Event()).stream(address, "a", 100)) == b"x" * 100
+    )
     assert ["hf_secret" in str(one.headers) for one in hub.log] == [True, False]
 
 

@@ -18,7 +18,7 @@ from wanconv.conversion.options import ConvertOptions
 from wanconv.errors import InputError, UsageError
 from wanconv.models import identify
 from wanconv.storage.reading import opened, read_at, read_small
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 from wanconv.types.tensors import CONTAINERS
 
 T2V = "wan2.1-t2v-1.3b"
@@ -85,7 +85,7 @@ def test_blocks_of_an_earlier_run_are_read_back_whole(
     class Stop(Exception):
         pass
 
-    def stop(step: Step) -> None:
+    def stop(step: ProgressStep) -> None:
         if step.done > step.total // 2:
             raise Stop
 
@@ -128,7 +128,7 @@ def test_a_file_that_is_cut_off_while_it_is_converted_says_where(
     source = tinies.copy(tiny(T2V), tmp_path / "source")
     file = source / "diffusion_pytorch_model.safetensors"
 
-    def cut(step: Step) -> None:
+    def cut(step: ProgressStep) -> None:
         if file.stat().st_size > 100_000:
             os.truncate(file, 100_000)
 

@@ -105,7 +105,7 @@ def test_a_layout_and_a_model_of_a_plugin_are_used_as_our_own_and_named_in_the_m
     install: Install, tmp_path: Path
 ) -> None:
     install()
-    assert LAYOUTS.origin("mine") == FAMILY_TABLE.origin("wan-gated") == registry.Origin("wanconv-mine", "1.2")
+    assert LAYOUTS.origin("mine") == FAMILY_TABLE.origin("wan-gated") == registry.Distribution("wanconv-mine", "1.2")
     source = make(tmp_path / "source", "wan-gated-14b", layout="official")
     assert inspect(source).figures["family"] == "wan-gated"
     out = tmp_path / "out"

@@ -21,7 +21,7 @@ from rich.progress import Progress as RichProgress
 
 from wanconv.cli.progress import Bars, Lines, begin, json_line, plain_line
 from wanconv.commands import download as downloading
-from wanconv.types.progress import Step, silent, total
+from wanconv.types.progress import ProgressStep, silent, total
 
 
 class Clock:
@@ -43,7 +43,7 @@ def lines(
 
 
 def test_threads_that_race_count_every_unit_and_are_told_in_order() -> None:
-    steps: list[Step] = []
+    steps: list[ProgressStep] = []
     advance = total(steps.append, "converting", 4000)
     together = threading.Barrier(4)
 
@@ -61,10 +61,10 @@ def test_threads_that_race_count_every_unit_and_are_told_in_order() -> None:
 
 
 def test_a_task_of_nothing_is_none() -> None:
-    steps: list[Step] = []
+    steps: list[ProgressStep] = []
     total(steps.append, "downloading", 0)
     assert steps == []
-    silent(Step("downloading", 1, 2))
+    silent(ProgressStep("downloading", 1, 2))
 
 
 @pytest.mark.parametrize("begun", [0, 300_000])
@@ -72,7 +72,7 @@ def test_what_an_earlier_run_fetched_is_told_as_kept(
     begun: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = os.urandom(1_000_000)
-    steps: list[Step] = []
+    steps: list[ProgressStep] = []
     with leading({"vae.safetensors": content}, monkeypatch, tmp_path / "home"):
         root = tmp_path / "here"
         if begun:
@@ -81,7 +81,7 @@ def test_what_an_earlier_run_fetched_is_told_as_kept(
             part.write_bytes(content[:begun])
         downloading.download("hf://owner/name", downloading.DownloadOptions(local_dir=root), steps.append)
     last = [step for step in steps if step.what == "downloading"][-1]
-    assert last == Step("downloading", len(content), len(content), "bytes", begun)
+    assert last == ProgressStep("downloading", len(content), len(content), "bytes", begun)
 
 
 # Lines
@@ -91,7 +91,7 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds_with_what_done_total_
     tell, clock, written = lines()
     for second in range(61):
         clock.now_s = float(second)
-        tell(Step("converting", second * 100_000_000, 6_000_000_000))
+        tell(ProgressStep("converting", second * 100_000_000, 6_000_000_000))
         tell.tick()
     assert written == [
         "converting: 200 MB of 6 GB (3 %), 100 MB/s, 0:58 left\n",
@@ -106,12 +106,12 @@ def test_without_a_terminal_a_line_comes_every_ten_seconds_with_what_done_total_
 
 def test_a_step_that_takes_minutes_has_its_lines_meanwhile() -> None:
     tell, clock, written = lines()
-    tell(Step("probing", 0, 2, "denoisers"))
+    tell(ProgressStep("probing", 0, 2, "denoisers"))
     for second in (1, 2, 5, 12, 13, 22):
         clock.now_s = float(second)
         tell.tick()
     clock.now_s = 30.0
-    tell(Step("probing", 1, 2, "denoisers"))
+    tell(ProgressStep("probing", 1, 2, "denoisers"))
     clock.now_s = 32.0
     tell.tick()
     assert written == [
@@ -124,10 +124,10 @@ def test_a_step_that_takes_minutes_has_its_lines_meanwhile() -> None:
 
 def test_a_short_task_has_no_line() -> None:
     tell, clock, written = lines()
-    tell(Step("checking digests", 0, 10))
+    tell(ProgressStep("checking digests", 0, 10))
     clock.now_s = 1.9
-    tell(Step("checking digests", 5, 10))
-    tell(Step("checking digests", 10, 10))
+    tell(ProgressStep("checking digests", 5, 10))
+    tell(ProgressStep("checking digests", 10, 10))
     clock.now_s = 60.0
     tell.tick()
     assert written == []
@@ -135,39 +135,39 @@ def test_a_short_task_has_no_line() -> None:
 
 def test_a_task_that_begins_anew_is_timed_anew() -> None:
     tell, clock, written = lines()
-    tell(Step("converting", 0, 100))
+    tell(ProgressStep("converting", 0, 100))
     clock.now_s = 50.0
-    tell(Step("converting", 0, 100))
+    tell(ProgressStep("converting", 0, 100))
     clock.now_s = 53.0
-    tell(Step("converting", 30, 100))
+    tell(ProgressStep("converting", 30, 100))
     assert written == ["converting: 30 of 100 bytes (30 %), 10 bytes/s, 0:07 left\n"]
 
 
 def test_rate_and_time_left_of_a_resumed_run_count_its_own_work_alone() -> None:
     """Nine of ten GB are read back in two seconds; the last one takes ten, at 100 MB/s and never at 4.5 GB/s."""
     tell, clock, written = lines()
-    tell(Step("converting", 0, 10**10))
+    tell(ProgressStep("converting", 0, 10**10))
     clock.now_s = 2.0
-    tell(Step("converting", 9 * 10**9, 10**10, "bytes", 9 * 10**9))
+    tell(ProgressStep("converting", 9 * 10**9, 10**10, "bytes", 9 * 10**9))
     clock.now_s = 7.0
-    tell(Step("converting", 95 * 10**8, 10**10, "bytes", 9 * 10**9))
+    tell(ProgressStep("converting", 95 * 10**8, 10**10, "bytes", 9 * 10**9))
     clock.now_s = 12.0
-    tell(Step("converting", 10**10, 10**10, "bytes", 9 * 10**9))
+    tell(ProgressStep("converting", 10**10, 10**10, "bytes", 9 * 10**9))
     assert written == [
         "converting: 9 of 10 GB (90 %), 9 GB from before, 0:02 so far\n",
         "converting: done, 10 GB in 0:12, 9 GB from before, 83.3 MB/s\n",
     ]
-    one = begin(Step("converting", 0, 10**10), 0.0)
-    one.hear(Step("converting", 9 * 10**9, 10**10, "bytes", 9 * 10**9), 2.0)
+    one = begin(ProgressStep("converting", 0, 10**10), 0.0)
+    one.hear(ProgressStep("converting", 9 * 10**9, 10**10, "bytes", 9 * 10**9), 2.0)
     assert (one.rate(2.0), one.left_s(2.0)) == (None, None)
-    one.hear(Step("converting", 95 * 10**8, 10**10, "bytes", 9 * 10**9), 7.0)
+    one.hear(ProgressStep("converting", 95 * 10**8, 10**10, "bytes", 9 * 10**9), 7.0)
     assert (one.rate(7.0), one.left_s(7.0)) == (10**8, 5.0)
 
 
 def test_a_rate_of_bytes_is_that_of_the_last_minute_and_falls_while_nothing_comes() -> None:
-    one = begin(Step("downloading", 0, 10**9), 0.0)
+    one = begin(ProgressStep("downloading", 0, 10**9), 0.0)
     for second in range(1, 201):
-        one.hear(Step("downloading", second * (1000 if second <= 100 else 2000), 10**9), float(second))
+        one.hear(ProgressStep("downloading", second * (1000 if second <= 100 else 2000), 10**9), float(second))
     assert one.rate(200.0) == 2000
     assert one.rate(260.0) == 1000
 
@@ -175,28 +175,28 @@ def test_a_rate_of_bytes_is_that_of_the_last_minute_and_falls_while_nothing_come
 @pytest.mark.parametrize(
     ("step", "seconds", "words"),
     [
-        (Step("generating", 12, 36, "steps"), 4.0, "12 of 36 steps (33 %), 3 steps/s, 0:08 left"),
-        (Step("encoding the prompt", 1, 3, "runs"), 20.0, "1 of 3 runs (33 %), 20 s each, 0:40 left"),
-        (Step("decoding", 0, 1, "runs"), 4.0, "0 of 1 run (0 %), 0:04 so far"),
-        (Step("downloading", 999, 10**6), 1.0, "999 bytes of 1 MB (0 %), 999 bytes/s, 16:40 left"),
-        (Step("downloading", 10**6, 10**11), 1.0, "1 MB of 100 GB (0 %), 1 MB/s, 27:46:39 left"),
+        (ProgressStep("generating", 12, 36, "steps"), 4.0, "12 of 36 steps (33 %), 3 steps/s, 0:08 left"),
+        (ProgressStep("encoding the prompt", 1, 3, "runs"), 20.0, "1 of 3 runs (33 %), 20 s each, 0:40 left"),
+        (ProgressStep("decoding", 0, 1, "runs"), 4.0, "0 of 1 run (0 %), 0:04 so far"),
+        (ProgressStep("downloading", 999, 10**6), 1.0, "999 bytes of 1 MB (0 %), 999 bytes/s, 16:40 left"),
+        (ProgressStep("downloading", 10**6, 10**11), 1.0, "1 MB of 100 GB (0 %), 1 MB/s, 27:46:39 left"),
     ],
 )
-def test_every_amount_has_its_unit(step: Step, seconds: float, words: str) -> None:
-    one = begin(Step(step.what, 0, step.total, step.unit), 0.0)
+def test_every_amount_has_its_unit(step: ProgressStep, seconds: float, words: str) -> None:
+    one = begin(ProgressStep(step.what, 0, step.total, step.unit), 0.0)
     one.hear(step, seconds)
     assert one.amounts(seconds) == words
 
 
 def test_json_is_an_object_a_line_from_the_beginning_to_the_end_of_every_task() -> None:
     tell, clock, written = lines(0, 1, json_line)
-    tell(Step("converting", 0, 10**9))
+    tell(ProgressStep("converting", 0, 10**9))
     for moment in (0.5, 1.0, 1.5, 2.0):
         clock.now_s = moment
-        tell(Step("converting", int(moment * 10**8), 10**9, "bytes", 0))
-    tell(Step("downloading", 0, 5, "files"))
+        tell(ProgressStep("converting", int(moment * 10**8), 10**9, "bytes", 0))
+    tell(ProgressStep("downloading", 0, 5, "files"))
     clock.now_s = 3.0
-    tell(Step("downloading", 5, 5, "files"))
+    tell(ProgressStep("downloading", 5, 5, "files"))
     tell.close()
     assert all(line.endswith("}\n") and line.count("\n") == 1 for line in written)
     told = [json.loads(line) for line in written]
@@ -217,7 +217,7 @@ def test_json_is_an_object_a_line_from_the_beginning_to_the_end_of_every_task() 
 def test_a_terminals_escapes_in_a_task_are_shown() -> None:
     tell, clock, written = lines()
     clock.now_s = 0.0
-    tell(Step("reading \x1b[31m\nerror[forged]", 0, 2, "files"))
+    tell(ProgressStep("reading \x1b[31m\nerror[forged]", 0, 2, "files"))
     clock.now_s = 2.0
     tell.tick()
     assert written == [r"reading \x1b[31m\nerror[forged]: 0 of 2 files (0 %), 0:02 so far" + "\n"]
@@ -292,7 +292,7 @@ def test_threads_that_race_for_a_task_get_one_bar(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(RichProgress, "add_task", slow)
     with closing(Bars(Console(file=io.StringIO(), force_terminal=True, width=100))) as bars:
-        threads = [threading.Thread(target=bars, args=(Step("converting", done, 100),)) for done in (10, 20)]
+        threads = [threading.Thread(target=bars, args=(ProgressStep("converting", done, 100),)) for done in (10, 20)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -305,7 +305,7 @@ def test_a_bar_goes_when_its_task_is_done_and_comes_again_with_it() -> None:
     with closing(Bars(Console(file=shown, force_terminal=True, width=100))) as bars:
         for round_ in (1, 2):
             for done in (0, 50, 100):
-                bars(Step("converting", done, 100 * round_, "steps"))
+                bars(ProgressStep("converting", done, 100 * round_, "steps"))
             if round_ == 1:
                 assert bars.tasks == ()
         assert bars.tasks == ("converting",)
@@ -320,9 +320,9 @@ def test_a_bar_goes_when_its_task_is_done_and_comes_again_with_it() -> None:
 def test_words_beside_a_bar_are_never_cut_and_the_bar_gives_way(width: int, words: str) -> None:
     clock, console = Clock(), Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
     with closing(Bars(console, clock)) as bars:
-        bars(Step("checking what is there", 0, 123 * 10**9))
+        bars(ProgressStep("checking what is there", 0, 123 * 10**9))
         clock.now_s = 60.0
-        bars(Step("checking what is there", 41 * 10**9, 123 * 10**9))
+        bars(ProgressStep("checking what is there", 41 * 10**9, 123 * 10**9))
         assert bars._drawn is not None
         drawn = console.render_lines(bars._drawn.get_renderable())
     (line,) = ["".join(segment.text for segment in one).rstrip() for one in drawn]

@@ -26,7 +26,7 @@ from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.report import Cell, Finding, Report
 from wanconv.storage import digests
 from wanconv.types.names import matches
-from wanconv.types.progress import Step
+from wanconv.types.progress import ProgressStep
 from wanconv.types.tensors import CONTAINERS, TensorRef
 from wanconv.verification import checksums
 
@@ -633,7 +633,7 @@ def test_a_source_of_another_family_is_told_in_one_sentence(other: str, converte
 
 
 def test_a_source_that_cannot_be_read_is_told_before_anything_is_hashed(converted: Path, tmp_path: Path) -> None:
-    told: list[Step] = []
+    told: list[ProgressStep] = []
     with pytest.raises(WanconvError, match="does not exist"):
         verify(converted, VerifyOptions(against=tmp_path / "none"), told.append)
     assert told == []

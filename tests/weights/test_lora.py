@@ -22,7 +22,7 @@ from wanconv.models.lora_names import STYLES, TAILS, stems
 from wanconv.types.architecture import Architecture
 from wanconv.types.model import Model, ModelTensor, Patch
 from wanconv.types.tensors import TensorRef
-from wanconv.weights.lora import Wanted, parse, with_loras
+from wanconv.weights.lora import LoraRequest, parse, with_loras
 from wanconv.weights.merge import Merger
 from wanconv.weights.reader import Reader, Sources
 
@@ -589,18 +589,18 @@ def test_a_text_is_a_component_a_file_and_a_strength(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b:0.5", "high=c", "d:e", "odd=f"):
         Path(name).touch()
-    assert parse("a") == Wanted(Path("a"))
-    assert parse("a:0.8") == Wanted(Path("a"), 0.8)
-    assert parse("a:-1e-1") == Wanted(Path("a"), -0.1)
-    assert parse("b:0.5") == Wanted(Path("b:0.5"))
-    assert parse("b:0.5:2") == Wanted(Path("b:0.5"), 2.0)
-    assert parse("d:e") == Wanted(Path("d:e"))
-    assert parse("low=a:2") == Wanted(Path("a"), 2.0, "expert.low")
-    assert parse("expert.high=a") == Wanted(Path("a"), 1.0, "expert.high")
-    assert parse("dit=d:e:2") == Wanted(Path("d:e"), 2.0, "dit")
-    assert parse("./high=c") == Wanted(Path("high=c"))
-    assert parse("odd=f:3") == Wanted(Path("odd=f"), 3.0)
-    assert parse("gone") == Wanted(Path("gone"))
+    assert parse("a") == LoraRequest(Path("a"))
+    assert parse("a:0.8") == LoraRequest(Path("a"), 0.8)
+    assert parse("a:-1e-1") == LoraRequest(Path("a"), -0.1)
+    assert parse("b:0.5") == LoraRequest(Path("b:0.5"))
+    assert parse("b:0.5:2") == LoraRequest(Path("b:0.5"), 2.0)
+    assert parse("d:e") == LoraRequest(Path("d:e"))
+    assert parse("low=a:2") == LoraRequest(Path("a"), 2.0, "expert.low")
+    assert parse("expert.high=a") == LoraRequest(Path("a"), 1.0, "expert.high")
+    assert parse("dit=d:e:2") == LoraRequest(Path("d:e"), 2.0, "dit")
+    assert parse("./high=c") == LoraRequest(Path("high=c"))
+    assert parse("odd=f:3") == LoraRequest(Path("odd=f"), 3.0)
+    assert parse("gone") == LoraRequest(Path("gone"))
     for text, tail in (
         ("a:", ""),
         ("a:x", "x"),
@@ -626,8 +626,8 @@ def test_a_tilde_is_a_home_folder_where_a_loras_file_begins_with_it(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert parse("high=~/a.safetensors:0.8") == Wanted(tmp_path / "home" / "a.safetensors", 0.8, "expert.high")
-    assert parse("./~/a.safetensors") == Wanted(tmp_path / "~" / "a.safetensors")
+    assert parse("high=~/a.safetensors:0.8") == LoraRequest(tmp_path / "home" / "a.safetensors", 0.8, "expert.high")
+    assert parse("./~/a.safetensors") == LoraRequest(tmp_path / "~" / "a.safetensors")
 
 
 def test_hub_names_in_a_hub_source(tiny: Tiny, tmp_path: Path) -> None:

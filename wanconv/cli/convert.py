@@ -9,9 +9,9 @@ from wanconv.cli.console import show
 from wanconv.cli.options import (
     ComfyuiGeneration,
     Exclude,
-    Expert,
+    ExpertRole,
     Jobs,
-    Layout,
+    LayoutName,
     Loras,
     Shown,
     SourceOrHub,
@@ -19,7 +19,7 @@ from wanconv.cli.options import (
     complete_recipe,
     nbytes,
 )
-from wanconv.cli.paths import Place, local, name_or_file
+from wanconv.cli.paths import PathOrHub, local, name_or_file
 from wanconv.cli.progress import telling
 from wanconv.errors import UsageError
 
@@ -30,7 +30,7 @@ EXAMPLES = (
     "wanconv convert wan2.2_low_noise_14B.safetensors -r bf16 --expert low -o baked",
     "wanconv convert Wan2.2-T2V-A14B -r bf16 --lora high=high.safetensors:0.8 --lora low=low.safetensors -o baked",
 )
-_HERE = Place(Path())
+_HERE = PathOrHub(Path())
 
 
 def convert(
@@ -46,7 +46,7 @@ def convert(
             envvar="WANCONV_RECIPE",
         ),
     ] = ...,  # type: ignore[assignment]  # Typer's way to say that an option is required
-    layout: Layout = None,
+    layout: LayoutName = None,
     comfyui_generation: ComfyuiGeneration = None,
     out: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def convert(
     shard_size: Annotated[
         str | None, typer.Option(help="Largest weight file, such as 5GB.", show_default="the layout's own")
     ] = None,
-    expert: Expert = None,
+    expert: ExpertRole = None,
     exclude: Exclude = None,
     lora: Loras = None,
     lora_allow_unmatched: Annotated[

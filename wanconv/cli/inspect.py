@@ -6,21 +6,21 @@ from typing import Annotated
 import typer
 
 from wanconv.cli.console import show
-from wanconv.cli.options import Exclude, Expert, SourceOrHub, Token
-from wanconv.cli.paths import Place
+from wanconv.cli.options import Exclude, ExpertRole, SourceOrHub, Token
+from wanconv.cli.paths import PathOrHub
 
 EXAMPLES = (
     "wanconv inspect Wan2.2-T2V-A14B",
     "wanconv inspect high.safetensors --expert high --tensors",
     "wanconv inspect hf://Wan-AI/Wan2.2-TI2V-5B",
 )
-_HERE = Place(Path())
+_HERE = PathOrHub(Path())
 
 
 def inspect(
     path: SourceOrHub = _HERE,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    expert: Expert = None,
+    expert: ExpertRole = None,
     exclude: Exclude = None,
     token: Token = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from wanconv.cli.console import SETTINGS
-from wanconv.cli.paths import Place, local, local_or_hub
+from wanconv.cli.paths import PathOrHub, local, local_or_hub
 from wanconv.errors import UsageError
 
 
@@ -93,14 +93,14 @@ Source = Annotated[
     ),
 ]
 SourceOrHub = Annotated[
-    Place,
+    PathOrHub,
     typer.Argument(
         help="A model folder, one weight file, or hf://OWNER/NAME, ms://…",
         show_default="the current folder",
         parser=local_or_hub("the model"),
     ),
 ]
-Expert = Annotated[
+ExpertRole = Annotated[
     Literal["high", "low"] | None,
     typer.Option(help="The role of a lone Wan 2.2 expert: high or low noise.", case_sensitive=False),
 ]
@@ -116,7 +116,7 @@ Loras = Annotated[
         metavar="[EXPERT=]FILE[:STRENGTH]",
     ),
 ]
-Layout = Annotated[
+LayoutName = Annotated[
     str | None,
     typer.Option(
         help="The client to write for, such as diffusers or comfyui.",

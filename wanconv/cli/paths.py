@@ -13,7 +13,7 @@ Use = Literal["model", "file", "target"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PathOrHub:
     """A model as the user names it: a local path, or the address of a repository."""
 
     path: Path
@@ -36,20 +36,20 @@ def local(where: str, use: Use = "file") -> Callable[[str | Path], Path]:
     return read
 
 
-def local_or_hub(where: str) -> Callable[[str | Place], Place]:
+def local_or_hub(where: str) -> Callable[[str | PathOrHub], PathOrHub]:
     """Returns the reader of a model's path or a repository's address."""
 
-    def read(text: str | Place) -> Place:
-        if isinstance(text, Place):  # the default
+    def read(text: str | PathOrHub) -> PathOrHub:
+        if isinstance(text, PathOrHub):  # the default
             return text
         if (repository := repository_of(text)) is not None:
-            return Place(Path(repository), repository)
+            return PathOrHub(Path(repository), repository)
         from wanconv.storage.paths import check_scheme, local_path
 
         check_scheme(text, where, hubs=True)
         path = local_path(text, where)
         _refuse_bare_repository(text, path)
-        return Place(path)
+        return PathOrHub(path)
 
     read.__name__ = "path"  # Typer shows it in place of a value
     return read

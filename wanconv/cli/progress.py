@@ -20,7 +20,7 @@ from wanconv.cli.console import SETTINGS
 from wanconv.cli.streams import own_errors
 from wanconv.cli.text import json_text, safe
 from wanconv.types.figures import count, size
-from wanconv.types.progress import Progress, Step, silent
+from wanconv.types.progress import Progress, ProgressStep, silent
 
 SCHEMA = "wanconv.progress/1"
 
@@ -40,12 +40,12 @@ _BESIDE = 3  # columns of a bar's line without words: two gaps, and the rest of 
 class Running:
     """A running task: its position, and its speed since its first new work."""
 
-    step: Step
+    step: ProgressStep
     begun_s: float
     said_s: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def hear(self, step: Step, now_s: float) -> None:
+    def hear(self, step: ProgressStep, now_s: float) -> None:
         self.step = step
         new = step.done - step.kept
         if new <= 0:
@@ -87,7 +87,7 @@ class Running:
         return f"done, {_amount(step.done, step.unit)} in {_duration(elapsed_s)}{kept}{rate}"
 
 
-def begin(step: Step, now_s: float) -> Running:
+def begin(step: ProgressStep, now_s: float) -> Running:
     return Running(step, now_s, samples=deque([(now_s, max(step.done - step.kept, 0))]))
 
 
@@ -95,7 +95,7 @@ def _amount(number: int, unit: str) -> str:
     return size(number) if unit == "bytes" else count(number, unit.removesuffix("s"))
 
 
-def _of(step: Step) -> str:
+def _of(step: ProgressStep) -> str:
     if step.unit != "bytes":
         return f"{step.done} of {_amount(step.total, step.unit)}"
     done, total = size(max(step.done, 0)), size(step.total)
@@ -136,7 +136,7 @@ class Lines:
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ProgressStep) -> None:
         with self._lock:
             now_s = self._clock()
             one = self._running.get(step.what)
@@ -220,7 +220,7 @@ class Bars:
         self._drawn: RichProgress | None = None
         self._tasks: dict[str, tuple[TaskID, Running]] = {}
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: ProgressStep) -> None:
         with self._lock:
             now_s = self._clock()
             if step.what in self._tasks and step.done == 0:
@@ -244,7 +244,7 @@ class Bars:
             for what in list(self._tasks):
                 self._forget(what)
 
-    def _draw(self, step: Step, now_s: float) -> tuple[TaskID, Running]:
+    def _draw(self, step: ProgressStep, now_s: float) -> tuple[TaskID, Running]:
         if self._drawn is None:
             self._drawn = RichProgress(
                 TextColumn("{task.description}", markup=False),

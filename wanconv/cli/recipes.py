@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from wanconv.cli.console import show, show_page
-from wanconv.cli.options import ComfyuiGeneration, Expert, Layout, complete_recipe
+from wanconv.cli.options import ComfyuiGeneration, ExpertRole, LayoutName, complete_recipe
 from wanconv.cli.paths import local, name_or_file
 from wanconv.errors import UsageError
 
@@ -29,9 +29,9 @@ def recipes(
         Path | None, typer.Option(help="Explain the recipe on this model.", parser=local("--on", "model"))
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print how a recipe is written, in Markdown.")] = False,
-    layout: Layout = None,
+    layout: LayoutName = None,
     comfyui_generation: ComfyuiGeneration = None,
-    expert: Expert = None,
+    expert: ExpertRole = None,
 ) -> None:
     """List the recipes, or explain one: its rules, and on a model which rule takes what."""
     from wanconv.commands import recipes as commands

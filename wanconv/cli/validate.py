@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from wanconv.cli.console import show
-from wanconv.cli.options import Exclude, Expert, Shown, Source, nbytes, pixels
+from wanconv.cli.options import Exclude, ExpertRole, Shown, Source, nbytes, pixels
 from wanconv.cli.paths import local, name_or_file
 from wanconv.cli.progress import telling
 
@@ -81,7 +81,7 @@ def validate(
             "--out", "-o", "--output", help="Folder for JSON, HTML and clips.", parser=local("--out", "target")
         ),
     ] = None,
-    expert: Expert = None,
+    expert: ExpertRole = None,
     exclude: Exclude = None,
     progress: Shown = "auto",
 ) -> None:

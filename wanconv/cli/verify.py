@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from wanconv.cli.console import show
-from wanconv.cli.options import Exclude, Expert, Jobs, Loras, Shown, Source, Token, complete_layout
+from wanconv.cli.options import Exclude, ExpertRole, Jobs, Loras, Shown, Source, Token, complete_layout
 from wanconv.cli.paths import local
 from wanconv.cli.progress import telling
 
@@ -40,7 +40,7 @@ def verify(
         typer.Option("--for", help="Check that this layout's client reads it.", autocompletion=complete_layout),
     ] = None,
     token: Token = None,
-    expert: Expert = None,
+    expert: ExpertRole = None,
     exclude: Exclude = None,
     jobs: Jobs = None,
     progress: Shown = "auto",

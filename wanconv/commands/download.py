@@ -18,7 +18,7 @@ from wanconv.storage.digests import digest_files
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.storage.hubs.names import check_names
-from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.local import sync_folders
 from wanconv.storage.paths import check_target
 from wanconv.types.exclusion import unmatched
@@ -169,7 +169,7 @@ def _fetch_all(job: _Job, files: Sequence[RemoteFile], options: DownloadOptions,
             return next(queue, None)
 
     def work() -> None:
-        reader = Reader(options.patience, stop)
+        reader = RangeReader(options.patience, stop)
         try:
             while not stop.is_set() and (file := next_file()) is not None:
                 fetch(reader, job.hub.address(job.snapshot, file.path), file, job.root, tell)

@@ -31,7 +31,7 @@ from wanconv.types.progress import Progress, silent, total
 from wanconv.verdict import Profile, Verdict, judge, load_profile
 
 if TYPE_CHECKING:
-    from wanconv.evaluation.measure import Clips, Kept, Wanted
+    from wanconv.evaluation.measure import Clips, Kept, MeasureSettings
     from wanconv.generation.types import Input
     from wanconv.metrics.perceptual import Perceptual
 
@@ -71,7 +71,7 @@ class ValidateOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class Validated:
     """A verdict, and what it stands on: saved results, the profile's limits, the frames of the free run."""
 
     results: Json
@@ -96,7 +96,7 @@ def validate(path: Path, options: ValidateOptions, progress: Progress = silent) 
     return judged(path, options, progress).report()
 
 
-def judged(path: Path, options: ValidateOptions, progress: Progress = silent) -> Judged:
+def judged(path: Path, options: ValidateOptions, progress: Progress = silent) -> Validated:
     """Returns the verdict on a model with all that was measured; raises as `validate` does."""
     need("validate", "validate")
     from wanconv.evaluation.measure import cannot_judge, measure  # imports torch
@@ -129,7 +129,7 @@ def judged(path: Path, options: ValidateOptions, progress: Progress = silent) ->
     found = judge(results, profile)
     if options.out is not None:
         write(options.out, results, found, profile, clips)
-    return Judged(results, found, profile, clips, options.out)
+    return Validated(results, found, profile, clips, options.out)
 
 
 def _check(options: ValidateOptions) -> None:
@@ -197,10 +197,10 @@ def _perceptual(options: ValidateOptions, profile: Profile) -> "Perceptual | Non
     return options.lpips.read()
 
 
-def _wanted(options: ValidateOptions, perceptual: "Perceptual | None") -> "Wanted":
-    from wanconv.evaluation.measure import Wanted
+def _wanted(options: ValidateOptions, perceptual: "Perceptual | None") -> "MeasureSettings":
+    from wanconv.evaluation.measure import MeasureSettings
 
-    return Wanted(
+    return MeasureSettings(
         options.numerics,
         options.full_length,
         options.steps,

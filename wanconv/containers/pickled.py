@@ -70,7 +70,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """A tensor as the pickle describes it; `start` and `stride` count elements."""
 
     storage: Storage
@@ -80,7 +80,7 @@ class Stored:
     stride: tuple[int, ...]
 
 
-def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
+def parse(pickle: bytes, path: Path) -> dict[str, StoredTensor]:
     """Returns the state dict in a pickle; raises InputError for any other content. Runs nothing."""
     content = _run(pickle, path)
     outer: list[object] = []
@@ -92,7 +92,7 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
         raise InputError(f"{path} holds {_describe(content)} instead of a dict of tensors", _STATE_DICT)
     if inside := [name for name, value in content.items() if _has_tensors(value)]:
         raise _wrapped(path, content, outer, inside)
-    others = [f"{name}: {_describe(value)}" for name, value in content.items() if not isinstance(value, Stored)]
+    others = [f"{name}: {_describe(value)}" for name, value in content.items() if not isinstance(value, StoredTensor)]
     if others:
         message = f"{path} holds {count(len(others), *_OTHERS)}, the first {others[0]}"
         raise InputError(message, _STATE_DICT, others)
@@ -102,7 +102,7 @@ def parse(pickle: bytes, path: Path) -> dict[str, Stored]:
 
 
 def _has_tensors(value: object) -> bool:
-    return isinstance(value, dict) and any(isinstance(inner, Stored) for inner in value.values())
+    return isinstance(value, dict) and any(isinstance(inner, StoredTensor) for inner in value.values())
 
 
 def _wrapped(
@@ -261,16 +261,16 @@ class _Machine:
                 name in _DTYPE_OF_GLOBAL
             ):
                 return self.tensor(storage, _DTYPE_OF_GLOBAL[name], rest)
-            case _Global("torch._utils _rebuild_parameter"), (Stored() as tensor, bool(), hooks) if hooks == {}:
+            case _Global("torch._utils _rebuild_parameter"), (StoredTensor() as tensor, bool(), hooks) if hooks == {}:
                 return tensor
         raise _Unreadable(f"a call of {_describe(function)} with arguments that torch.save does not write")
 
-    def tensor(self, storage: Storage, dtype: str, rest: list[object]) -> Stored:
+    def tensor(self, storage: Storage, dtype: str, rest: list[object]) -> StoredTensor:
         match rest:
             case [start, tuple(shape), tuple(stride), bool(), hooks] if hooks == {} and len(shape) == len(stride):
                 numbers = (start, *shape, *stride)
                 if all(type(number) is int and number >= 0 for number in numbers) and isinstance(start, int):
-                    return Stored(storage, dtype, start, shape, stride)
+                    return StoredTensor(storage, dtype, start, shape, stride)
         raise _Unreadable("a tensor with arguments that torch.save does not write")
 
 
@@ -280,7 +280,7 @@ def _describe(value: object) -> str:
             return "None"
         case _Global():
             return value.name.replace(" ", ".")
-        case Stored():
+        case StoredTensor():
             return f"a tensor of shape {list(value.shape)}"
         case Storage():
             return "a bare storage"

@@ -28,7 +28,7 @@ from wanconv.containers.files import (
     regular_file,
     what_is,
 )
-from wanconv.containers.pickled import TORCH_DTYPES, Stored, contiguous_stride, dump, parse
+from wanconv.containers.pickled import TORCH_DTYPES, StoredTensor, contiguous_stride, dump, parse
 from wanconv.containers.safetensors import MAX_HEADER, numel
 from wanconv.errors import InputError
 from wanconv.types.dtypes import DTYPES
@@ -141,7 +141,7 @@ def _folder(records: Mapping[str, Record], path: Path) -> str:
     return folder
 
 
-def _locate(name: str, tensor: Stored, records: Mapping[str, Record], folder: str, path: Path) -> TensorRef:
+def _locate(name: str, tensor: StoredTensor, records: Mapping[str, Record], folder: str, path: Path) -> TensorRef:
     check_name(name, path)
     where = f"{path}: tensor {name}"
     record = records.get(f"{folder}/data/{tensor.storage.key}")
@@ -162,7 +162,7 @@ def _locate(name: str, tensor: Stored, records: Mapping[str, Record], folder: st
     return TensorRef(name, tensor.dtype, tensor.shape, path, record.offset + (start if nbytes else 0), nbytes)
 
 
-def _is_contiguous(tensor: Stored) -> bool:
+def _is_contiguous(tensor: StoredTensor) -> bool:
     expected = contiguous_stride(tensor.shape)
     return all(
         size == 1 or step == want for size, step, want in zip(tensor.shape, tensor.stride, expected, strict=True)

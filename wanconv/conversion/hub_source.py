@@ -24,7 +24,7 @@ from wanconv.planning import Plan
 from wanconv.provenance import download_record, manifest, twins
 from wanconv.storage.digests import digest_file
 from wanconv.storage.hubs import RemoteFile
-from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.local import sync_folders
 from wanconv.types.figures import count
 from wanconv.types.model import Model
@@ -153,7 +153,7 @@ class Streamed:
         check_way(self._root, file.path)
         if file.path not in self._right and not self._is_right(target, file, stop, tell):
             hub, snapshot = self._mirror.hub, self._mirror.snapshot
-            fetch(Reader(self._mirror.patience, stop), hub.address(snapshot, file.path), file, self._root, tell)
+            fetch(RangeReader(self._mirror.patience, stop), hub.address(snapshot, file.path), file, self._root, tell)
         self._right.add(file.path)
         return target
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wanconv.errors import DigestMismatch, UsageError
 from wanconv.storage.hubs import Address, RemoteFile, hasher
-from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.local import describe_output_error
 from wanconv.types.progress import Advance
 
@@ -70,7 +70,7 @@ def part_nbytes(target: Path, file: RemoteFile) -> int:
         return 0
 
 
-def fetch(reader: Reader, address: Address, file: RemoteFile, root: Path, progress: Advance) -> None:
+def fetch(reader: RangeReader, address: Address, file: RemoteFile, root: Path, progress: Advance) -> None:
     """Puts a file below `root`, or raises: InputError, DigestMismatch, OutputError, Interrupted. `progress` receives
     the bytes gained; a negative number means bytes lost."""
     check_way(root, file.path)
@@ -114,7 +114,7 @@ class _Part:
                 self._path.unlink()
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
-    def fill(self, reader: Reader, address: Address) -> None:
+    def fill(self, reader: RangeReader, address: Address) -> None:
         """Brings the file to its length and checks its digest; after a mismatch, an earlier run's part is fetched
         again, once."""
         self._digest_beginning()
@@ -135,7 +135,7 @@ class _Part:
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def _read(self, reader: Reader, address: Address) -> None:
+    def _read(self, reader: RangeReader, address: Address) -> None:
         file = self._file
         for offset, chunk in reader.stream(address, file.path, file.nbytes, self._position):
             if offset != self._position:

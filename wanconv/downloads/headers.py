@@ -22,7 +22,7 @@ from wanconv.errors import InputError, WanconvError
 from wanconv.quantization.packings import is_constant
 from wanconv.storage.hubs import Hub, Patience, RemoteFile, Snapshot, open_hub, parse
 from wanconv.storage.hubs.names import check_names
-from wanconv.storage.hubs.ranges import Reader
+from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.local import describe_output_error, pwrite_all
 from wanconv.storage.reading import read_at
 from wanconv.storage.tempdir import scratch
@@ -113,7 +113,7 @@ def _make(mirror: Mirror, files: Iterable[RemoteFile], whole_nbytes: int) -> Non
     stop = threading.Event()
 
     def make(file: RemoteFile) -> InputError | None:
-        reader = Reader(mirror.patience, stop)
+        reader = RangeReader(mirror.patience, stop)
         try:
             if file.path.endswith(INDEX):
                 hint = "leave it out with `exclude`, or try the other hub"
@@ -186,7 +186,7 @@ class _FarFile:
 class _Span:
     """Reads (start, end) of one remote file."""
 
-    def __init__(self, reader: Reader, mirror: Mirror, file: RemoteFile) -> None:
+    def __init__(self, reader: RangeReader, mirror: Mirror, file: RemoteFile) -> None:
         self._reader, self._file, self._counts = reader, file, mirror.counts
         self._address = mirror.hub.address(mirror.snapshot, file.path)
 
@@ -202,7 +202,7 @@ class _Span:
 
 
 @contextmanager
-def _far_file(mirror: Mirror, file: RemoteFile, reader: Reader) -> Iterator[_FarFile]:
+def _far_file(mirror: Mirror, file: RemoteFile, reader: RangeReader) -> Iterator[_FarFile]:
     path = mirror.root / file.path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

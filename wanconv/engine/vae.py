@@ -22,7 +22,7 @@ from wanconv.engine.weights import WeightSource
 _COMPONENT = "vae"
 
 
-class Codec(Protocol):
+class VaeCodec(Protocol):
     """A VAE. `module` is for a recorder to watch."""
 
     @property

@@ -91,7 +91,7 @@ class WanSizes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Condition:
+class WanCondition:
     """The inputs of a denoiser other than noise, time and text; of one sample, or of as many as there are latents.
 
     channels (B, C', F, H, W): I2V's mask and image latents, further channels after the noise's.
@@ -103,9 +103,9 @@ class Condition:
     tokens: Tensor | None = None
     first: Tensor | None = None
 
-    def of(self, batch: int) -> "Condition":
+    def of(self, batch: int) -> "WanCondition":
         """Returns the condition of one sample for each of `batch` samples."""
-        return Condition(*(None if one is None else one.expand(batch, *one.shape[1:]) for one in self._parts()))
+        return WanCondition(*(None if one is None else one.expand(batch, *one.shape[1:]) for one in self._parts()))
 
     def pinned(self, latents: Tensor) -> Tensor:
         """Returns the latents of the last step with the given parts put back."""
@@ -291,7 +291,7 @@ class Wan(nn.Module):
         latents: Tensor,
         timestep: Tensor,
         context: Tensor,
-        condition: Condition | None = None,
+        condition: WanCondition | None = None,
     ) -> Tensor:
         """Returns the predicted velocity ε - x₀ (B, C_out, F, H, W), float32; arguments as for `embed`."""
         state = self.embed(fetch, latents, timestep, context, condition)
@@ -306,7 +306,7 @@ class Wan(nn.Module):
         latents: Tensor,
         timestep: Tensor,
         context: Tensor,
-        condition: Condition | None = None,
+        condition: WanCondition | None = None,
     ) -> State:
         """Returns the state before the first block.
 

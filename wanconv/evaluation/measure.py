@@ -35,7 +35,7 @@ _WORTH_THREADS = 1 << 20  # elements of a matrix
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class MeasureSettings:
     """What to run, beside the profile; None leaves it to the profile, and numerics to the model.
 
     `files` are the inputs that the user hands over; those that a network needs and that are not there are made up.
@@ -61,7 +61,12 @@ class Measurement:
     """One validation on its way. `reference` is None when only the candidate's safety is asked for."""
 
     def __init__(
-        self, candidate: ModelWeights, reference: ModelWeights | None, profile: Profile, wanted: Wanted, tell: Progress
+        self,
+        candidate: ModelWeights,
+        reference: ModelWeights | None,
+        profile: Profile,
+        wanted: MeasureSettings,
+        tell: Progress,
     ) -> None:
         self.pair = Pair(candidate, reference)
         self.candidate, self.reference = candidate, reference
@@ -252,7 +257,7 @@ class Measurement:
 
 
 def measure(
-    candidate: Model, reference: Model | None, profile: Profile, wanted: Wanted, tell: Progress
+    candidate: Model, reference: Model | None, profile: Profile, wanted: MeasureSettings, tell: Progress
 ) -> tuple[Json, Json, Clips]:
     """Returns (settings, measured results, frames by run) of a validation."""
     if reference is not None:
@@ -267,7 +272,7 @@ def measure(
         return _settings(measurement.setting, measurement.numerics, profile, wanted), measured, clips
 
 
-def _setting(model: Model, profile: Profile, wanted: Wanted) -> Setting:
+def _setting(model: Model, profile: Profile, wanted: MeasureSettings) -> Setting:
     task = task_of(model.family.name, model.release.name if model.release else None)
     row, (width, height) = tasks.judged(model), map(int, profile.size.split("x"))
     frames = fitting_frames(task, profile.frames)
@@ -312,7 +317,7 @@ def _sizes(model: Model, like: Component) -> Mapping[str, int]:
     return component.dims
 
 
-def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: Wanted) -> Json:
+def _settings(setting: Setting, numerics: Numerics, profile: Profile, wanted: MeasureSettings) -> Json:
     return {
         "profile": profile.name,
         "numerics": numerics.name,

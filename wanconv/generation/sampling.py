@@ -17,7 +17,7 @@ from wanconv.engine.numerics import FP32, Imitation, Numerics
 from wanconv.engine.sampling import expert_at, guided
 from wanconv.engine.t5 import T5Encoder
 from wanconv.engine.text import NEGATIVE_PROMPT, SPEECH_NEGATIVE_PROMPT, TextEncoder, synthetic_context, tokenize
-from wanconv.engine.vae import Codec, CogVideoXVae, Vae
+from wanconv.engine.vae import CogVideoXVae, Vae, VaeCodec
 from wanconv.generation.networks import hub_config, hub_names
 from wanconv.generation.tasks import denoiser
 from wanconv.generation.types import Condition, Setting
@@ -96,7 +96,7 @@ def made_up_contexts(model: Model, seed: int) -> tuple[Tensor, str]:
     return torch.stack((first, second)), note
 
 
-def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> Codec:
+def vae_of(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> VaeCodec:
     model = weights.model
     component = model.components["vae"]
     made = CogVideoXVae if component.architecture.name == "cogvideox-vae" else Vae

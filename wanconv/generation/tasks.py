@@ -18,8 +18,8 @@ from wanconv.engine.image import TOKENS, ImageEncoder, prepared
 from wanconv.engine.numerics import Numerics
 from wanconv.engine.sampling import Grid, Schedule, given_video, image_condition, latent_size, official_grid
 from wanconv.engine.sampling import Task as Defaults
-from wanconv.engine.wan import Condition as WanCondition
 from wanconv.engine.wan import Wan, WanSizes
+from wanconv.engine.wan import WanCondition as WanCondition
 from wanconv.errors import UsageError
 from wanconv.generation import cogvideox, pictures, speech
 from wanconv.generation.networks import sizes
@@ -72,7 +72,7 @@ def _anything(model: Model) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ModelRunner:
     """How a network is run. `needs` is made up where it is not handed over, `takes` is left out.
 
     `build` gets a model and its component's name. `film` makes frames (F, H, W, 3), float32 in 0 … 1, of noise, with a
@@ -93,8 +93,8 @@ def _wan(model: Model, name: str, numerics: Numerics, positions: int = 0) -> Den
     return Wan(WanSizes.of(*sizes(model, name), positions), numerics)
 
 
-def _cogvideox(condition: Callable[[Material], Condition | None], *needs: Input) -> Judged:
-    return Judged(cogvideox.build, condition, needs, schedule=cogvideox.schedule, limit=cogvideox.limit)
+def _cogvideox(condition: Callable[[Material], Condition | None], *needs: Input) -> ModelRunner:
+    return ModelRunner(cogvideox.build, condition, needs, schedule=cogvideox.schedule, limit=cogvideox.limit)
 
 
 _flf = partial(_wan, positions=2 * TOKENS)
@@ -143,14 +143,14 @@ def _first(material: Material) -> WanCondition | None:
 
 
 # fmt: off
-JUDGED: Mapping[str, Judged] = {
+JUDGED: Mapping[str, ModelRunner] = {
     # network              built by  condition   needs       takes
-    "wan-t2v":      Judged(_wan,     _nothing),
-    "wan-i2v":      Judged(_wan,     _channels,  ("image",)),
-    "wan-i2v-clip": Judged(_wan,     _channels,  ("image",)),
-    "wan-flf2v":    Judged(_flf,     _channels,  ("image", "last_image")),
-    "wan-ti2v":     Judged(_wan,     _first,     (),         ("image",)),
-    "wan-s2v":      Judged(speech.build, speech.condition, ("image", "audio"), (), speech.film),
+    "wan-t2v":      ModelRunner(_wan,     _nothing),
+    "wan-i2v":      ModelRunner(_wan,     _channels,  ("image",)),
+    "wan-i2v-clip": ModelRunner(_wan,     _channels,  ("image",)),
+    "wan-flf2v":    ModelRunner(_flf,     _channels,  ("image", "last_image")),
+    "wan-ti2v":     ModelRunner(_wan,     _first,     (),         ("image",)),
+    "wan-s2v":      ModelRunner(speech.build, speech.condition, ("image", "audio"), (), speech.film),
     "cogvideox-t2v":    _cogvideox(_nothing),
     "cogvideox-i2v":    _cogvideox(cogvideox.first_frame, "image"),
     "cogvideox1.5-t2v": _cogvideox(_nothing),
@@ -159,7 +159,7 @@ JUDGED: Mapping[str, Judged] = {
 # fmt: on
 
 
-def judged(model: Model) -> Judged:
+def judged(model: Model) -> ModelRunner:
     """Returns how a model's denoisers are run; a model that cannot be judged has none."""
     return JUDGED[next(model.components[name].architecture.name for name in DENOISERS if name in model.components)]
 
@@ -179,7 +179,7 @@ def option(name: Input) -> str:
     return f"`{name}`"
 
 
-def pictures_of(row: Judged, setting: Setting, files: Mapping[Input, Path]) -> dict[Picture, Image.Image]:
+def pictures_of(row: ModelRunner, setting: Setting, files: Mapping[Input, Path]) -> dict[Picture, Image.Image]:
     """Returns the pictures that a network is given, from their files, or drawn where it needs them.
 
     Raises InputError for a file that is no image, and UsageError where a clip is too short for a first and a last one.

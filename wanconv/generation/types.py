@@ -14,7 +14,7 @@ from torch import Tensor
 from wanconv.engine.recorder import Recorder
 from wanconv.engine.sampling import Schedule
 from wanconv.engine.sampling import Task as Defaults
-from wanconv.engine.vae import Codec
+from wanconv.engine.vae import VaeCodec
 from wanconv.engine.weights import Fetch
 
 Picture = Literal["image", "last_image"]
@@ -85,5 +85,5 @@ class Material:
     setting: Setting
     pictures: Mapping[Picture, Image.Image]
     tokens: Tensor | None
-    vae: Codec | None
+    vae: VaeCodec | None
     states: Tensor | None = None

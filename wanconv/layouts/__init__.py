@@ -11,19 +11,19 @@ from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
 from wanconv.types.model import Component, Model
-from wanconv.types.registry import Origin, Table, of_group, pickle_by_name
+from wanconv.types.registry import Distribution, Registry, of_group, pickle_by_name
 
 GROUP = "wanconv.layouts"  # of entry points: a Layout, or a list of them
 _OWN = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 
 
-def _of_plugins() -> Iterator[tuple[Layout, Origin]]:
+def _of_plugins() -> Iterator[tuple[Layout, Distribution]]:
     for value, origin in of_group(GROUP, Layout):
         assert isinstance(value, Layout)
         yield value, origin
 
 
-LAYOUTS = Table("layout", _OWN, _of_plugins)
+LAYOUTS = Registry("layout", _OWN, _of_plugins)
 
 
 def layout_named(name: str) -> Layout:

@@ -15,7 +15,7 @@ from wanconv.types.progress import Progress, silent
 from wanconv.verdict import Check, Outcome, Profile
 
 if TYPE_CHECKING:  # validating imports torch
-    from wanconv.commands.validate import Judged
+    from wanconv.commands.validate import Validated
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def verify(
         expert: The role of a lone Wan 2.2 expert.
         exclude: Globs on the paths or names of files to leave out.
         jobs: Threads; None for two more than there are cores, at most 8.
-        progress: Called with a `Step`, on any thread, as work is done.
+        progress: Called with a `ProgressStep`, on any thread, as work is done.
 
     Returns:
         What was checked, and every failure.
@@ -133,7 +133,7 @@ class RunSettings:
 class Validation:
     """A verdict, its measurements, and a report to write."""
 
-    judged: "Judged"
+    judged: "Validated"
 
     @property
     def outcome(self) -> Outcome:
@@ -189,7 +189,7 @@ def validate(
         profile: "quick", "standard" or "full", the path of a .toml file, or a Profile.
         numerics: The precision to imitate, such as "fp16"; None for that of the candidate's client.
         settings: How to run; None for what the profile says.
-        progress: Called with a `Step`, on any thread, as work is done.
+        progress: Called with a `ProgressStep`, on any thread, as work is done.
 
     Returns:
         The verdict: `.outcome`, `.checks`, `.results`, `.write_report(folder)`.

@@ -116,7 +116,7 @@ def convert(
         base_model: OWNER/NAME of the base that the model card names.
         hash_source: Put full digests of the source into the manifest.
         jobs: Threads; None for two more than there are cores, at most 8.
-        progress: Called with a `Step`, on any thread, as work is done.
+        progress: Called with a `ProgressStep`, on any thread, as work is done.
 
     Returns:
         The result of the plan, or of each: `.out`, `.plan` with the fallbacks that values called for, `.written`

@@ -86,7 +86,7 @@ def _positions(hub: str | None) -> tuple[Row, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CogVideoXSettings:
     """Settings of training that no shape shows: whether q and k are rotated (else positions are added), the factor of
     the VAE's latents (`divided`: those of a first frame are divided by it), and the sample size.
 
@@ -103,13 +103,13 @@ TEXT_TOKENS = 226  # tokens of every prompt, padded
 _SAMPLE_1_0 = {"sample_height": 60, "sample_width": 90, "sample_frames": 49}
 _SAMPLE_1_5 = {"sample_height": 300, "sample_width": 300, "sample_frames": 81}
 # fmt: off
-SETTINGS: Mapping[str, Settings] = {
+SETTINGS: Mapping[str, CogVideoXSettings] = {
     #                             rotary  latent_scale  divided  sample
-    "cogvideox-2b":       Settings(False, 1.15258426,   False,   _SAMPLE_1_0),
-    "cogvideox-5b":       Settings(True,  0.7,          False,   _SAMPLE_1_0),
-    "cogvideox-5b-i2v":   Settings(True,  0.7,          False,   _SAMPLE_1_0),
-    "cogvideox1.5-5b":    Settings(True,  0.7,          True,    _SAMPLE_1_5),
-    "cogvideox1.5-5b-i2v": Settings(True, 0.7,          True,    _SAMPLE_1_5),
+    "cogvideox-2b":       CogVideoXSettings(False, 1.15258426,   False,   _SAMPLE_1_0),
+    "cogvideox-5b":       CogVideoXSettings(True,  0.7,          False,   _SAMPLE_1_0),
+    "cogvideox-5b-i2v":   CogVideoXSettings(True,  0.7,          False,   _SAMPLE_1_0),
+    "cogvideox1.5-5b":    CogVideoXSettings(True,  0.7,          True,    _SAMPLE_1_5),
+    "cogvideox1.5-5b-i2v": CogVideoXSettings(True, 0.7,          True,    _SAMPLE_1_5),
 }
 # fmt: on
 

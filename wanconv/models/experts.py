@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from wanconv.errors import InputError, UsageError, argument
 from wanconv.models.configs import read_json
-from wanconv.models.match import Claim, Fit
+from wanconv.models.match import Claim, Match
 from wanconv.models.releases import FAMILIES
 from wanconv.models.roles import FIELDS, Expert, Said, Weight, said, shown, twin_of
 from wanconv.types.architecture import Architecture
@@ -42,7 +42,7 @@ class Heard:
     open: str = ""
 
 
-def name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], expert: Expert | None) -> list[Claim]:
+def name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Match]], expert: Expert | None) -> list[Claim]:
     """Returns each denoiser with its component: `dit`, or the expert that the evidence shows."""
     witnesses = {part.path: _witnesses(checkpoint, part, fit, matched) for part, fit in matched}
     if expert is not None:
@@ -65,7 +65,7 @@ def name_denoisers(checkpoint: Checkpoint, matched: Sequence[tuple[Part, Fit]], 
     return claims
 
 
-def _asked(part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]], heard: Heard) -> InputError | UsageError:
+def _asked(part: Part, fit: Match, matched: Sequence[tuple[Part, Match]], heard: Heard) -> InputError | UsageError:
     why = heard.open or "neither folder nor file name says which"
     kind = "may be one of two experts" if _is_dense(fit.architecture) else "is one of two experts"
     if len(matched) == 1:
@@ -80,7 +80,7 @@ def _asked(part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]], heard: Hea
 
 def _role_given(
     checkpoint: Checkpoint,
-    matched: Sequence[tuple[Part, Fit]],
+    matched: Sequence[tuple[Part, Match]],
     witnesses: Mapping[str, Sequence[Witness]],
     expert: Expert,
 ) -> Claim:
@@ -105,7 +105,7 @@ def _role_given(
     return Claim(f"expert.{expert}", part, fit, argument("expert", expert))
 
 
-def _role(witnesses: Sequence[Witness], fit: Fit) -> Heard:
+def _role(witnesses: Sequence[Witness], fit: Match) -> Heard:
     """Returns what a denoiser's witnesses say, with the doubts that a network of the same shapes causes."""
     heard = hear(witnesses)
     if heard.contradiction or not _is_dense(fit.architecture):
@@ -169,7 +169,7 @@ def _certain(stated: Said) -> Said:
     return replace(stated, weights=heavier)
 
 
-def _witnesses(checkpoint: Checkpoint, part: Part, fit: Fit, matched: Sequence[tuple[Part, Fit]]) -> list[Witness]:
+def _witnesses(checkpoint: Checkpoint, part: Part, fit: Match, matched: Sequence[tuple[Part, Match]]) -> list[Witness]:
     around = Counter(other.folder for other, _ in matched)
     folder = (checkpoint.root.absolute() / part.folder).name
     files = [os.path.basename(name) for name in (part.path, *part.files)]
@@ -185,7 +185,7 @@ def _witnesses(checkpoint: Checkpoint, part: Part, fit: Fit, matched: Sequence[t
     return found + [pair for other, _ in matched if (pair := twin(files[0], os.path.basename(other.path))) is not None]
 
 
-def _by_diffusers(checkpoint: Checkpoint, part: Part, fit: Fit, folders: set[str]) -> Iterator[Witness]:
+def _by_diffusers(checkpoint: Checkpoint, part: Part, fit: Match, folders: set[str]) -> Iterator[Witness]:
     folder = (checkpoint.root.absolute() / part.folder).name
     if folder in _FOLDERS:
         yield Witness(f"folder name {folder}", _names(_FOLDERS[folder], folder))
@@ -246,7 +246,7 @@ def _is_dense(architecture: Architecture) -> bool:
     return any(family.components.get("dit") == architecture for family in FAMILIES)
 
 
-def _is_of_a_dense_size(fit: Fit) -> bool:
+def _is_of_a_dense_size(fit: Match) -> bool:
     """True for the size of a release without experts, such as 1.3B."""
     of_its_size = {
         name

@@ -8,7 +8,7 @@ from wanconv.errors import InputError, Unrecognised
 from wanconv.models.configs import read_json, stated_sizes
 from wanconv.models.experts import name_denoisers
 from wanconv.models.marks import agree, mark_of
-from wanconv.models.match import Claim, Fit, fits, model_tensors
+from wanconv.models.match import Claim, Match, fits, model_tensors
 from wanconv.models.names import fingerprint
 from wanconv.models.releases import DENOISERS, FAMILIES
 from wanconv.models.roles import Expert
@@ -53,10 +53,10 @@ def identify(checkpoint: Checkpoint, expert: Expert | None = None) -> Model:
     )
 
 
-def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Fit]], list[Unknown]]:
+def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Match]], list[Unknown]]:
     """Returns what each part is, and the unknown parts next to a model; without a model, raises one Unrecognised
     for all of them."""
-    matched: list[tuple[Part, Fit]] = []
+    matched: list[tuple[Part, Match]] = []
     others: list[Unknown] = []
     for part in parts:
         weights, packed = unpack(part)
@@ -73,7 +73,7 @@ def _match(parts: Sequence[Part]) -> tuple[list[tuple[Part, Fit]], list[Unknown]
     return matched, others
 
 
-def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> None:
+def _refuse_odd_scales(part: Part, fit: Match, packed: Mapping[str, Packed]) -> None:
     """Raises Unrecognised for scales of a tensor other than a whole 2-D weight: no client can decode them."""
     odd = [
         ref.name
@@ -89,7 +89,7 @@ def _refuse_odd_scales(part: Part, fit: Fit, packed: Mapping[str, Packed]) -> No
         )
 
 
-def _is_denoiser(fit: Fit) -> bool:
+def _is_denoiser(fit: Match) -> bool:
     return any(family.components.get(name) == fit.architecture for family in FAMILIES for name in DENOISERS)
 
 
@@ -128,7 +128,7 @@ def _disambiguated(families: Sequence[Family], checkpoint: Checkpoint, claim: Cl
     return next((family for family in families if _released(family, claim.fit.dims)), families[-1])
 
 
-def _component_of(family: Family, part: Part, fit: Fit) -> str:
+def _component_of(family: Family, part: Part, fit: Match) -> str:
     for name, architecture in family.components.items():
         if architecture == fit.architecture:
             return name

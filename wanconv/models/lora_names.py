@@ -15,7 +15,7 @@ from wanconv.models.names import fill, numbered
 from wanconv.quantization.packings import leaf_of
 from wanconv.types.architecture import Architecture
 
-Part = Literal["up", "down", "alpha", "difference", "refused"]
+LoraPart = Literal["up", "down", "alpha", "difference", "refused"]
 
 # (prefix, separator between the words of a module)
 # fmt: off
@@ -35,7 +35,7 @@ class Tail:
     """The end of a key, about the tensor `leaf` of its module; a `refused` one is of the kind `word`."""
 
     text: str
-    part: Part
+    part: LoraPart
     leaf: str = "weight"
     word: str = ""
 

@@ -50,7 +50,7 @@ class WrongShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class Match:
     """How well a file fits one architecture in one scheme: `found` maps (role, number) to its tensor on disk.
 
     `dead` are tensors that no client reads.
@@ -77,7 +77,7 @@ class Claim:
 
     component: str
     part: Part
-    fit: Fit
+    fit: Match
     evidence: str = ""
 
     @property
@@ -85,7 +85,7 @@ class Claim:
         return unpack(self.part)[1]
 
 
-def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
+def fits(tensors: Mapping[str, TensorRef]) -> list[Match]:
     """Returns the exact fit alone, or every fit that names at least one of the tensors, the nearest first.
 
     An exact one has no differences. If both schemes spell a network alike, it is the official one.
@@ -100,7 +100,7 @@ def fits(tensors: Mapping[str, TensorRef]) -> list[Fit]:
     return sorted((_fit(table, tensors, groups) for table in candidates), key=lambda fit: fit.differences)
 
 
-def model_tensors(fit: Fit, component: str, packed: Mapping[str, Packed]) -> dict[str, ModelTensor]:
+def model_tensors(fit: Match, component: str, packed: Mapping[str, Packed]) -> dict[str, ModelTensor]:
     """Returns the canonical tensors of an exact fit, by full name, in the table's order; `packed` by name on disk."""
     tensors = {}
     for (role, index), (ref, spelling) in fit.found.items():
@@ -169,7 +169,9 @@ def _covered(table: _Table, groups: Mapping[str, Mapping[int | None, TensorRef]]
     return sum(len(groups[key]) for key in table.keys if key in groups)
 
 
-def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, Mapping[int | None, TensorRef]]) -> Fit:
+def _fit(
+    table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, Mapping[int | None, TensorRef]]
+) -> Match:
     counts = {letter: _count(table, letter, groups) for letter in table.letters}
     found: dict[tuple[Role, int | None], tuple[TensorRef, Spelling]] = {}
     tied: list[tuple[TensorRef, str]] = []
@@ -189,7 +191,7 @@ def _fit(table: _Table, tensors: Mapping[str, TensorRef], groups: Mapping[str, M
     dead = tuple(_dead(table, counts, groups))
     used = {ref.name for ref, _ in (*found.values(), *tied, *dead)}
     sizes, wrong = _unify(found, tied)
-    return Fit(
+    return Match(
         architecture=table.architecture,
         scheme=table.scheme,
         dims=counts | sizes,

@@ -11,7 +11,7 @@ from wanconv.models.wan import ANIMATE, FLF2V, I2V, I2V_CLIP, S2V, T2V, T2V_1_3B
 from wanconv.models.wan_vae import VAE_2_1, VAE_2_2
 from wanconv.models.wav2vec2 import WAV2VEC2
 from wanconv.types.architecture import Architecture, Family, Release
-from wanconv.types.registry import Origin, Table, Values, of_group, pickle_by_name
+from wanconv.types.registry import Distribution, Registry, Values, of_group, pickle_by_name
 
 DENOISERS = ("dit", "expert.high", "expert.low")
 
@@ -191,21 +191,21 @@ _OWN_ARCHITECTURES: tuple[Architecture, ...] = tuple(
 GROUP = "wanconv.models"  # of entry points: a Family, an Architecture, or a list of them
 
 
-def _families() -> Iterator[tuple[Family, Origin]]:
+def _families() -> Iterator[tuple[Family, Distribution]]:
     for value, origin in of_group(GROUP, Family, Architecture):
         if isinstance(value, Family):
             yield value, origin
 
 
-def _architectures() -> Iterator[tuple[Architecture, Origin]]:
+def _architectures() -> Iterator[tuple[Architecture, Distribution]]:
     for value, origin in of_group(GROUP, Family, Architecture):
         for network in value.components.values() if isinstance(value, Family) else (value,):
             assert isinstance(network, Architecture)
             yield network, origin
 
 
-FAMILY_TABLE = Table("family", OWN_FAMILIES, _families)
-ARCHITECTURE_TABLE = Table("architecture", _OWN_ARCHITECTURES, _architectures)
+FAMILY_TABLE = Registry("family", OWN_FAMILIES, _families)
+ARCHITECTURE_TABLE = Registry("architecture", _OWN_ARCHITECTURES, _architectures)
 FAMILIES: Values[Family] = Values(FAMILY_TABLE)
 ARCHITECTURES: Values[Architecture] = Values(ARCHITECTURE_TABLE)
 

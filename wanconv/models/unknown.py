@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from wanconv.errors import Unrecognised, named
 from wanconv.models.lora_names import TAILS
-from wanconv.models.match import Fit, fits
+from wanconv.models.match import Match, fits
 from wanconv.models.releases import ARCHITECTURES
 from wanconv.quantization.packings import unexplained_reason, unpack
 from wanconv.types.exclusion import excluding
@@ -49,7 +49,7 @@ class Unknown:
     foreign: bool
 
 
-def unknown(part: Part, found: Sequence[Fit]) -> Unknown:
+def unknown(part: Part, found: Sequence[Match]) -> Unknown:
     """Returns what is known of a part; `found` are the networks that share some of its names, the nearest first."""
     for tensor, (what, hint) in _NOT_READ.items():
         if tensor in part.tensors:
@@ -88,7 +88,7 @@ def _own(part: Part, message: str, hint: str, details: Sequence[str] = ()) -> Un
     return Unknown(part, Unrecognised(message, hint, details), message, foreign=False)
 
 
-def _nearest(tensors: Mapping[str, TensorRef], found: Sequence[Fit]) -> Fit | None:
+def _nearest(tensors: Mapping[str, TensorRef], found: Sequence[Match]) -> Match | None:
     """Returns the nearest network that has most of a file's tensors, or most of whose tensors a file has."""
     for fit in found:
         if 2 * len(fit.found) >= min(len(tensors), len(fit.found) + len(fit.missing)):
@@ -96,7 +96,7 @@ def _nearest(tensors: Mapping[str, TensorRef], found: Sequence[Fit]) -> Fit | No
     return None
 
 
-def _near(part: Part, fit: Fit) -> Unknown:
+def _near(part: Part, fit: Match) -> Unknown:
     message = (
         f"{part.path} fits no known network; the nearest is {fit.architecture.name} ({fit.scheme} names): "
         f"{len(fit.missing)} missing, {len(fit.extra)} unknown, {len(fit.wrong)} wrongly shaped"
@@ -112,7 +112,7 @@ def _near(part: Part, fit: Fit) -> Unknown:
     return _own(part, message, _advice(fit, any(reasons.values())), details)
 
 
-def _advice(fit: Fit, odd_scales: bool) -> str:
+def _advice(fit: Match, odd_scales: bool) -> str:
     """Returns the most likely reason why a file is nearly a network."""
     name = fit.architecture.name
     if odd_scales:
@@ -130,7 +130,7 @@ class _Below:
 
     prefix: str
     count: int
-    fit: Fit | None
+    fit: Match | None
 
     def __str__(self) -> str:
         if self.fit is None:

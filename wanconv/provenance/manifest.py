@@ -26,7 +26,7 @@ from wanconv.storage.reading import fill_at, opened, read_small
 from wanconv.types.figures import exact_size
 from wanconv.types.model import Model
 from wanconv.types.progress import Advance, unheard
-from wanconv.types.registry import Origin
+from wanconv.types.registry import Distribution
 from wanconv.types.tensors import Checkpoint, TensorRef
 from wanconv.types.text import printable
 
@@ -99,7 +99,7 @@ def plan_key(plan: Plan, base_model: str | None) -> str:
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
 
-def plugins_of(plan: Plan) -> list[Origin]:
+def plugins_of(plan: Plan) -> list[Distribution]:
     """Return the installed distributions that the plan's layout, family and networks are from."""
     found = {
         LAYOUTS.origin(plan.layout.name),

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProgressStep:
     """`done` of `total` units of a task, which `what` names; `done` 0 starts the task, or starts it again.
 
     `unit` is a noun whose plural ends in s. `kept` is the part of `done` from an earlier run: it says nothing about the
@@ -21,7 +21,7 @@ class Step:
     kept: int = 0
 
 
-Progress = Callable[[Step], None]
+Progress = Callable[[ProgressStep], None]
 
 
 class Advance(Protocol):
@@ -31,7 +31,7 @@ class Advance(Protocol):
     def __call__(self, more: int, kept: bool = False) -> None: ...
 
 
-def silent(step: Step) -> None:
+def silent(step: ProgressStep) -> None:
     """A progress that ignores all steps."""
 
 
@@ -43,13 +43,13 @@ def total(progress: Progress, what: str, amount: int, unit: str = "bytes") -> Ad
     """Begins a task and returns its counter, for any thread: steps come one after the other, each further on."""
     lock, done, before = threading.Lock(), 0, 0
     if amount:
-        progress(Step(what, 0, amount, unit))
+        progress(ProgressStep(what, 0, amount, unit))
 
     def advance(more: int, kept: bool = False) -> None:
         nonlocal done, before
         with lock:
             done += more
             before += more if kept else 0
-            progress(Step(what, done, amount, unit, before))
+            progress(ProgressStep(what, done, amount, unit, before))
 
     return advance

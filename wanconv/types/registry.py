@@ -32,7 +32,7 @@ Kind = TypeVar("Kind", bound=Named, covariant=True)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Origin:
+class Distribution:
     """The installed distribution that a value is from, and its version."""
 
     distribution: str
@@ -48,7 +48,7 @@ class Plugin:
 
     name: str
     value: object
-    origin: Origin
+    origin: Distribution
 
 
 @cache
@@ -69,13 +69,13 @@ def plugins(group: str) -> tuple[Plugin, ...]:
     )
 
 
-def _origin(point: "EntryPoint") -> Origin:
+def _origin(point: "EntryPoint") -> Distribution:
     if point.dist is None:
-        return Origin("an unknown distribution", "")
-    return Origin(point.dist.name, point.dist.version)
+        return Distribution("an unknown distribution", "")
+    return Distribution(point.dist.name, point.dist.version)
 
 
-def _loaded(point: "EntryPoint", origin: Origin) -> object:
+def _loaded(point: "EntryPoint", origin: Distribution) -> object:
     try:
         return point.load()
     except (Exception, SystemExit) as error:  # any exception: this is third-party code
@@ -85,15 +85,17 @@ def _loaded(point: "EntryPoint", origin: Origin) -> object:
         ) from error
 
 
-class Table(Mapping[str, Value]):
+class Registry(Mapping[str, Value]):
     """Values by name: `own` ones, and those that `more` finds; it is called once, and only if the own ones are not
     enough."""
 
-    def __init__(self, what: str, own: Sequence[Value], more: Callable[[], Iterable[tuple[Value, Origin]]]) -> None:
+    def __init__(
+        self, what: str, own: Sequence[Value], more: Callable[[], Iterable[tuple[Value, Distribution]]]
+    ) -> None:
         self._what, self._more = what, more
         self._own = {value.name: value for value in own}
         self._all: dict[str, Value] | None = None
-        self._origins: dict[str, Origin] = {}
+        self._origins: dict[str, Distribution] = {}
 
     def __getitem__(self, name: str) -> Value:
         return self._own[name] if name in self._own else self._every()[name]
@@ -110,7 +112,7 @@ class Table(Mapping[str, Value]):
             return self[name]
         raise LookupError(f"wanconv knows no {self._what} {name!r}; is the plugin that adds it installed?")
 
-    def origin(self, name: str) -> Origin | None:
+    def origin(self, name: str) -> Distribution | None:
         """Return the distribution that a value is from; None for one of wanconv's own."""
         return None if name in self._own or name not in self else self._origins[name]
 
@@ -146,7 +148,7 @@ class Values(Sequence[Kind]):
         return tuple(self._table.values())[index]
 
 
-def of_group(group: str, *kinds: type) -> Iterator[tuple[object, Origin]]:
+def of_group(group: str, *kinds: type) -> Iterator[tuple[object, Distribution]]:
     """Yield the values that installed distributions add to a group, each with its origin.
 
     An entry point holds a value, or a list or tuple of values.

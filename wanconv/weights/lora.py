@@ -12,7 +12,7 @@ from wanconv.containers.files import explained
 from wanconv.errors import InputError, NotFinite, Refused, UsageError, argument
 from wanconv.models import DENOISERS
 from wanconv.models.experts import Witness, hear, twin, witnesses_of
-from wanconv.models.lora_names import Part, Stems, Tail, read_key, stems
+from wanconv.models.lora_names import LoraPart, Stems, Tail, read_key, stems
 from wanconv.storage.digests import digest_file
 from wanconv.storage.paths import local_path
 from wanconv.storage.reading import brief, parsed_json
@@ -32,7 +32,7 @@ _UNREAD = ("alpha_pattern", "use_rslora", "use_dora")  # keys of it that mean sc
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LoraRequest:
     """One `--lora`: the component is None if the user names none."""
 
     file: Path
@@ -40,7 +40,7 @@ class Wanted:
     component: str | None = None
 
 
-def parse(text: str) -> Wanted:
+def parse(text: str) -> LoraRequest:
     """Returns what `[COMPONENT=]FILE[:strength]` means; a file with this whole name has no strength."""
     word, equals, rest = text.partition("=")
     component = _COMPONENTS.get(word) if equals else None
@@ -48,7 +48,7 @@ def parse(text: str) -> Wanted:
     whole = local_path(name, where)
     head, colon, tail = name.rpartition(":")
     if not colon or os.path.lexists(whole):
-        return Wanted(whole, component=component)
+        return LoraRequest(whole, component=component)
     try:
         strength = float(tail)
     except ValueError:
@@ -56,7 +56,7 @@ def parse(text: str) -> Wanted:
     file = local_path(head, where)
     if not isfinite(strength):
         raise UsageError(f"`loras` {text}: {tail!r} is not a valid strength", _FORM)
-    return Wanted(file, strength, component)
+    return LoraRequest(file, strength, component)
 
 
 def with_loras(model: Model, texts: Sequence[str], allow_unmatched: bool) -> Model:
@@ -119,7 +119,7 @@ def _all_of(refusals: Sequence[Refused]) -> Refused:
 
 
 def _component(
-    model: Model, wanted: Wanted, header_of: Callable[[Path], Header], names: Sequence[str]
+    model: Model, wanted: LoraRequest, header_of: Callable[[Path], Header], names: Sequence[str]
 ) -> tuple[Component, str]:
     """Returns the component that a LoRA changes, and the evidence if the user named none; `names` are all LoRAs'."""
     denoisers = [component for name, component in model.components.items() if name in DENOISERS]
@@ -199,7 +199,7 @@ def _open(file: Path) -> tuple[Header, str]:
 
 
 def _patches(
-    wanted: Wanted, component: Component, header: Header, allow_unmatched: bool
+    wanted: LoraRequest, component: Component, header: Header, allow_unmatched: bool
 ) -> tuple[dict[str, list[Patch]], tuple[str, ...]]:
     """Returns canonical name -> what is added, and the keys that name nothing in the component."""
     where = f"{wanted.file} for {component.name}"
@@ -236,9 +236,9 @@ def _patches(
 
 def _sort(
     known: Stems, header: Header, file: Path
-) -> tuple[dict[str, dict[Part, TensorRef]], list[str], list[tuple[Tail, str]]]:
+) -> tuple[dict[str, dict[LoraPart, TensorRef]], list[str], list[tuple[Tail, str]]]:
     """Returns the tensors of each canonical name, the keys that name nothing, and those of a kind that is not read."""
-    parts: dict[str, dict[Part, TensorRef]] = {}
+    parts: dict[str, dict[LoraPart, TensorRef]] = {}
     unmatched: list[str] = []
     refused: list[tuple[Tail, str]] = []
     for key, ref in sorted(header.tensors.items()):
@@ -261,7 +261,7 @@ def _sort(
     return parts, unmatched, refused
 
 
-def _of_tensor(parts: Mapping[Part, TensorRef], wanted: Wanted, alpha: float | None) -> Iterator[Patch]:
+def _of_tensor(parts: Mapping[LoraPart, TensorRef], wanted: LoraRequest, alpha: float | None) -> Iterator[Patch]:
     up, down = parts.get("up"), parts.get("down")
     if (up is None) != (down is None) or (down is None and "alpha" in parts):
         some = next(iter(parts.values()))

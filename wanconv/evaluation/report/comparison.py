@@ -12,7 +12,7 @@ import numpy as np
 from wanconv.evaluation.captions import classify
 from wanconv.evaluation.report import clips as film
 from wanconv.evaluation.report import page, plots
-from wanconv.evaluation.report.html import Row, letter_of, rows_of
+from wanconv.evaluation.report.html import PageRow, letter_of, rows_of
 from wanconv.evaluation.report.wording import allowed_share, why
 from wanconv.verdict import Profile, Results, Verdict
 
@@ -182,6 +182,6 @@ def _worst_of_blocks(side: Side, component: str) -> dict[str, float | None]:
     return {name: float("nan") if value is None else value for name, value in found.items()}
 
 
-def _finite(block: Row) -> float | None:
+def _finite(block: PageRow) -> float | None:
     value = block["forced_relative_l2"]
     return value if isinstance(value, int | float) and isfinite(value) else None

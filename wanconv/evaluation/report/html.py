@@ -26,7 +26,7 @@ from wanconv.evaluation.report.wording import (
 )
 from wanconv.verdict import Answer, Check, Outcome, Profile, Results, Verdict
 
-Row = Mapping[str, Any]
+PageRow = Mapping[str, Any]
 
 FP16_MAX, BF16_MAX = 65504.0, 3.3895313892515355e38
 _WORST: Sequence[Answer] = ("NOT FINITE", "FAIL", "CANNOT JUDGE", "WARNING", "PASS")
@@ -52,14 +52,14 @@ class Panel:
     component: str
     drawn: tuple[plots.Plot, ...]
     legend: tuple[plots.Series, ...]
-    worst: tuple[Row, ...]
+    worst: tuple[PageRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """An operation's range on a bar from 1e-8 to the limit, in percent."""
 
-    row: Row
+    row: PageRow
     left: float
     width: float
     kind: str
@@ -90,10 +90,10 @@ def render(results: Results, verdict: Verdict, profile: Profile, clips: Mapping[
     return page.render("validation.html.j2", ("validation.css",), values)
 
 
-def _by_error(results: Results) -> list[Row]:
+def _by_error(results: Results) -> list[PageRow]:
     """Returns the rows of storage: what is not finite first, then the largest error, then what lost most to zero."""
 
-    def key(row: Row) -> tuple[bool, float, float]:
+    def key(row: PageRow) -> tuple[bool, float, float]:
         error, lost = _number(row.get("relative_l2")), _number(row.get("flushed_share")) or 0.0
         known = error is not None and isfinite(error)
         return row.get("first_not_finite") is None, -error if known and error is not None else float("-inf"), -lost
@@ -101,11 +101,11 @@ def _by_error(results: Results) -> list[Row]:
     return sorted(rows_of(results, "storage"), key=key)
 
 
-def _is_exact(row: Row) -> bool:
+def _is_exact(row: PageRow) -> bool:
     return row.get("relative_l2") == 0 and not row.get("flushed_share") and row.get("first_not_finite") is None
 
 
-def rows_of(results: Results, name: str) -> Sequence[Row]:
+def rows_of(results: Results, name: str) -> Sequence[PageRow]:
     value = results.get(name) or []
     assert isinstance(value, list)
     return value
@@ -163,15 +163,15 @@ def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]
         yield "time per step", f"{figure(timed[0]['seconds_per_step'])} s", str(timed[0]["model"])
 
 
-def _by_component(results: Results) -> list[tuple[str, list[Row]]]:
-    found: dict[str, list[Row]] = {}
+def _by_component(results: Results) -> list[tuple[str, list[PageRow]]]:
+    found: dict[str, list[PageRow]] = {}
     for row in rows_of(results, "steps"):
         if row.get("blocks"):
             found.setdefault(str(row["component"]), []).append(row)
     return list(found.items())
 
 
-def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel:
+def _error_panel(component: str, rows: Sequence[PageRow], profile: Profile) -> Panel:
     """Returns the plots of the error that each block adds (forced) and of what has gathered up to it (running)."""
     blocks = [str(block["block"]) for block in rows[0]["blocks"]]
     short = [
@@ -182,7 +182,7 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
     hues = {time: round(i * 5 / max(1, len(times) - 1)) for i, time in enumerate(times)}
     rows = sorted(rows, key=lambda row: (-float(row["timestep"]), str(row.get("branch")).startswith("negative")))
 
-    def series(row: Row, key: str) -> plots.Series:
+    def series(row: PageRow, key: str) -> plots.Series:
         by_block = {str(block["block"]): _number(block.get(key)) for block in row["blocks"]}
         branch = str(row.get("branch") or "")
         label = f"t = {figure(row['timestep'])}{', ' + branch if branch else ''}"
@@ -215,7 +215,7 @@ def _error_panel(component: str, rows: Sequence[Row], profile: Profile) -> Panel
     )
 
 
-def _headroom_panel(row: Row, profile: Profile) -> Panel:
+def _headroom_panel(row: PageRow, profile: Profile) -> Panel:
     ranges = [
         (f"{one['path']} {one['op']}" if one.get("op") else str(one["path"]), _magnitude(one.get("largest")))
         for one in row["ranges"]
@@ -233,7 +233,7 @@ def _headroom_panel(row: Row, profile: Profile) -> Panel:
     return Panel(str(row["component"]), (plot,), (), rows[:8])
 
 
-def _compute_limit(row: Row) -> float:
+def _compute_limit(row: PageRow) -> float:
     """Returns the largest finite number of the numerics that a component ran under, from its own figures if it can."""
     headroom, largest = _number(row.get("headroom")), _number(row.get("largest"))
     if headroom and largest and isfinite(headroom * largest):
@@ -241,7 +241,7 @@ def _compute_limit(row: Row) -> float:
     return FP16_MAX if "fp16" in str(row.get("numerics")) else BF16_MAX
 
 
-def _spans(row: Row) -> list[Span]:
+def _spans(row: PageRow) -> list[Span]:
     limit = _compute_limit(row)
     whole = log10(limit) + 8
 

@@ -38,7 +38,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class PlotColumn:
     """A strip of the plot that tells its numbers when pointed at."""
 
     left: float
@@ -62,7 +62,7 @@ class Plot:
     y_ticks: tuple[Tick, ...]
     gates: tuple[Gate, ...]
     lines: tuple[Line, ...] = ()
-    columns: tuple[Column, ...] = ()
+    columns: tuple[PlotColumn, ...] = ()
     cloud: str = ""
     dots: tuple[Dot, ...] = ()
     note: str = ""
@@ -122,7 +122,7 @@ def error_plot(title: str, blocks: Sequence[str], series: Sequence[Series], gate
         gates=tuple(Gate(scale.y(value), label, "limit") for label, value in gates.items()),
         lines=tuple(_line(one, centres, scale) for one in series),
         columns=tuple(
-            Column(
+            PlotColumn(
                 round(centre - slot / 2, 1),
                 round(slot, 1),
                 "\n".join([f"block {block}", *(f"{one.label}: {_figure(one.values[i])}" for one in series)]),

@@ -22,7 +22,7 @@ _MAX_ERROR_NBYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HubAnswer:
     """`value` is an answer's JSON, None for an error without any; `reason` is status and text of the header."""
 
     status: int
@@ -39,7 +39,7 @@ class Questions:
         self._caller = Caller(patience, threading.Event(), patience.list_s)
         self._answers, self._nbytes = 0, 0
 
-    def ask(self, address: Address) -> Answer:
+    def ask(self, address: Address) -> HubAnswer:
         """Returns an answer of any status; asks again if the hub is busy. Raises InputError."""
         self._answers += 1
         if self._answers > self._patience.list_pages:
@@ -55,7 +55,7 @@ class Questions:
                 failures += 1
                 self._caller.wait(problem, failures, f"{self._title}, asked about {self._repository}")
 
-    def _once(self, address: Address) -> Answer:
+    def _once(self, address: Address) -> HubAnswer:
         response, _ = self._caller.open(address, {"Accept": "application/json"})
         with closing(response):
             if response.status_code in BUSY:
@@ -67,7 +67,7 @@ class Questions:
         except (ValueError, RecursionError) as error:
             if response.status_code == 200:
                 raise self.lie("what is not JSON, or is nested too deeply") from error
-        return Answer(response.status_code, reason(response), response.headers, value)
+        return HubAnswer(response.status_code, reason(response), response.headers, value)
 
     def _content(self, response: requests.Response) -> bytes:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":

@@ -16,7 +16,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from requests.utils import parse_header_links
 
 from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
-from wanconv.storage.hubs.answers import Answer, Json, Questions
+from wanconv.storage.hubs.answers import HubAnswer, Json, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
 from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
@@ -60,7 +60,7 @@ class HuggingFace:
             raise questions.lie("the same page of a list again")
         return Snapshot(self.name, repository, asked, commit, questions.whole(files))
 
-    def _ask(self, questions: Questions, repository: str, revision: str, url: str) -> Answer:
+    def _ask(self, questions: Questions, repository: str, revision: str, url: str) -> HubAnswer:
         """Returns an answer of status 200; raises InputError that says what to do."""
         answer = questions.ask(self._address(url))
         code = answer.headers.get("X-Error-Code", "")
@@ -143,7 +143,7 @@ def _answer(error: HfHubHTTPError) -> str:
     )
 
 
-def _next(answer: Answer, questions: Questions) -> str:
+def _next(answer: HubAnswer, questions: Questions) -> str:
     """Returns the query of the next page, empty after the last; the link's host and path are ignored."""
     link = answer.headers.get("Link", "")
     if len(link) > _MAX_LINK:

@@ -25,7 +25,7 @@ from modelscope_hub.errors import (
 from requests.exceptions import RequestException
 
 from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
-from wanconv.storage.hubs.answers import Answer, Json, Questions
+from wanconv.storage.hubs.answers import HubAnswer, Json, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
 from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
@@ -78,7 +78,7 @@ class ModelScope:
         data = body.get("Data", body)
         return questions.rows(data.get("Files") if isinstance(data, dict) else data, "Files")
 
-    def _refused(self, questions: Questions, repository: str, revision: str, answer: Answer) -> InputError:
+    def _refused(self, questions: Questions, repository: str, revision: str, answer: HubAnswer) -> InputError:
         body: Json = answer.value if isinstance(answer.value, dict) else {}
         if answer.status in (401, 403) or body.get("Code") == _DENIED:
             return self._denied(repository)

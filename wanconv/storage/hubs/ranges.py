@@ -22,7 +22,7 @@ _MAX_ETAG = 1000  # characters; longer ones are not remembered
 _MAX_SHOWN = 100
 
 
-class Reader:
+class RangeReader:
     """Reads from servers, one request at a time; one Reader per thread. `stop` ends it at the next chunk."""
 
     def __init__(self, patience: Patience, stop: threading.Event) -> None:
