@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from wanconv.results import SCHEMA
 from wanconv.types.architecture import Kind
+from wanconv.verdict.saved import SCHEMA
 
 SMALL: list[tuple[str, Kind, int | None]] = [
     ("dit/patch_embedding.weight", "conv", None),

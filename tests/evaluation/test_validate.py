@@ -24,8 +24,8 @@ from wanconv.engine import sampling
 from wanconv.errors import InputError, OutputError, UsageError
 from wanconv.generation.pictures import drawn
 from wanconv.report import Report
-from wanconv.results import SCHEMA
 from wanconv.types.progress import ProgressStep
+from wanconv.verdict.saved import SCHEMA
 
 SMALL = ("--profile", "quick", "--size", "64x64")
 

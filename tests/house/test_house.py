@@ -28,7 +28,7 @@ FLOORS = [
     ["types"],
     ["storage"],
     ["containers", "quantization"],
-    ["models", "engine", "results"],
+    ["models", "engine"],
     ["layouts", "recipe", "verdict"],
     ["planning", "weights"],
     ["provenance", "samples"],

@@ -10,8 +10,8 @@ from documents import GOOD
 
 from wanconv.errors import InputError, UsageError
 from wanconv.quantization import FORMATS
-from wanconv.results import SCHEMA, faults, read_results
 from wanconv.verdict import Check, Verdict, coarsest, judge, load_profile, profiles
+from wanconv.verdict.saved import SCHEMA, faults, read_results
 
 QUICK = load_profile("quick")
 

@@ -9,16 +9,7 @@ from wanconv.downloads.selection import Wish
 from wanconv.errors import InputError
 from wanconv.layouts import LAYOUTS, source_layout
 from wanconv.models import DENOISERS, Expert, identify
-from wanconv.planning import (
-    dead_of,
-    family_in_words,
-    left_out,
-    marks_of,
-    notes_of,
-    release_of,
-    roles_of,
-    without_match,
-)
+from wanconv.planning import dead_of, family_in_words, left_out, marks_of, notes_of, release_of, roles_of, without_match
 from wanconv.provenance import twins
 from wanconv.report import Cell, Finding, Report, Table
 from wanconv.types.model import Component, Model

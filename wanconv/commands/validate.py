@@ -21,7 +21,6 @@ from wanconv.models import Expert, identify
 from wanconv.planning import family_in_words, left_out
 from wanconv.provenance import manifest
 from wanconv.report import Report
-from wanconv.results import SCHEMA, read_results
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
 from wanconv.types.extras import need
@@ -29,6 +28,7 @@ from wanconv.types.model import Model
 from wanconv.types.names import suggestion
 from wanconv.types.progress import Progress, silent, total
 from wanconv.verdict import Profile, Verdict, judge, load_profile
+from wanconv.verdict.saved import SCHEMA, read_results
 
 if TYPE_CHECKING:
     from wanconv.evaluation.measure import Clips, Kept, MeasureSettings

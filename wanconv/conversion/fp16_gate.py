@@ -12,11 +12,11 @@ from pathlib import Path
 from wanconv.errors import InputError, Refused, UsageError
 from wanconv.models import DENOISERS
 from wanconv.planning import Plan
-from wanconv.results import read_results
 from wanconv.storage.reading import opened, read_at
 from wanconv.types.model import Model
 from wanconv.types.tensors import TensorRef
 from wanconv.verdict import judge, load_profile
+from wanconv.verdict.saved import read_results
 
 _SAMPLE_NBYTES = 4096
 _PROFILE = "standard"  # a report is judged by its figures, with any profile

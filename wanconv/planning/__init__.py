@@ -3,15 +3,7 @@
 from wanconv.planning.build import contents, plan
 from wanconv.planning.files import Slot, lay_out
 from wanconv.planning.findings import dead_of, left_out, roles_of, some, without_match
-from wanconv.planning.marks import (
-    family_in_words,
-    marks_of,
-    notes_of,
-    release_of,
-    says,
-    unread_mark,
-    unreadable_config,
-)
+from wanconv.planning.marks import family_in_words, marks_of, notes_of, release_of, says, unread_mark, unreadable_config
 from wanconv.planning.tables import by_component, by_lora, by_rule, conversion_memory
 from wanconv.planning.types import Contents, Output, Plan, Step
 

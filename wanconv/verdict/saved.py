@@ -1,6 +1,6 @@
 """Saved results of a validation: read from a file of any origin, and checked for what judging reads.
 
-`wanconv.verdict` has the schema in words. Keys that neither a verdict nor its report reads are not checked.
+`wanconv.verdict.judging` has the schema in words. Keys that neither a verdict nor its report reads are not checked.
 """
 
 from collections.abc import Callable, Iterator, Mapping
