@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny import copy, digests, make
 
 from wanconv.commands.convert import convert
-from wanconv.commands.inspect import inspect
+from wanconv.commands.inspect import YES, inspect
 from wanconv.commands.verify import VerifyOptions, verify
 from wanconv.containers import open_checkpoint
 from wanconv.conversion.options import ConvertOptions
@@ -142,5 +142,5 @@ def test_inspect_counts_them_and_diffusers_still_reads_the_folder(pair: tuple[Pa
     assert any("attn2.norm_added_q.weight and 2 more" in one.where for one in report.findings)
     assert "unread_tensors" not in inspect(pair[0]).figures
     (clients,) = [table for table in report.tables if table.title == "clients"]
-    assert [row[1] for row in clients.rows if row[0] == "diffusers"] == ["yes"]
+    assert [row[1] for row in clients.rows if row[0] == "diffusers"] == [YES]
     assert verify(pair[1], VerifyOptions(client="diffusers")).exit_code == 0
