@@ -187,7 +187,7 @@ def _reference(path: Path, expert: Expert | None) -> Model:
 
 
 def _perceptual(options: ValidateOptions, profile: Profile) -> "Perceptual | None":
-    """Returns LPIPS' network where it is handed over; raises UsageError where there will be no clips to compare."""
+    """Returns LPIPS' network where it is handed over; raises UsageError if the run makes none to compare."""
     if options.lpips is None:
         return None
     if options.against is None or not profile.video:
@@ -274,7 +274,7 @@ def _stale(path: Path, model: Model, progress: Progress) -> list[str]:
 
 
 def _merged(path: Path) -> list[str]:
-    """Returns a note for a candidate that LoRAs are merged into: its reference has none of what they change."""
+    """Returns a note for a candidate that LoRAs are merged into: its reference lacks their changes."""
     known = manifest.read(path) if path.is_dir() else None
     names = [] if known is None else [str(lora["file"]) for lora in manifest.loras(known)]
     return [f"what its merged LoRAs change counts as the candidate's error: {', '.join(names)}"] if names else []

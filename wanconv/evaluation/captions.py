@@ -1,7 +1,7 @@
 """What the small model's captions say, and what a clip shows: the vocabulary, and a classifier of drawn shapes.
 
-The classifier knows no model. Of what differs from the background it takes the mean colour, the share of its bounding
-box that it fills, and the paths of its centroid and its area.
+The classifier knows no model. It looks at the pixels that differ from the background: their mean colour, the share of
+their bounding box that they fill, and the paths of their centroid and area.
 """
 
 from collections.abc import Mapping

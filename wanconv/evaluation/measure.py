@@ -36,7 +36,7 @@ _WORTH_THREADS = 1 << 20  # elements of a matrix
 
 @dataclass(frozen=True, slots=True)
 class MeasureSettings:
-    """What to run, beside the profile; None leaves it to the profile, and numerics to the model.
+    """What to run, in addition to the profile; None leaves it to the profile, and numerics to the model.
 
     `files` are the inputs that the user hands over; those that a network needs and that are not there are made up.
     `kept` gets the reference's free runs and gives them to the next candidate: to be shared only among validations that

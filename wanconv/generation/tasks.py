@@ -1,7 +1,8 @@
 """What is generated, and how each network is run: the table of those that the engine computes, and what they are given.
 
-A row says how a denoiser is built, what it is given beside a prompt, and how that becomes its condition. Whatever a
-network needs and the user does not hand over is made up; a network without a row is converted and verified, not judged.
+A row says how a denoiser is built, what it is given in addition to a prompt, and how that becomes its condition. An
+input that a network needs and the user does not give is made up. A network without a row is converted and verified, but
+not judged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -182,7 +183,7 @@ def option(name: Input) -> str:
 def pictures_of(row: ModelRunner, setting: Setting, files: Mapping[Input, Path]) -> dict[Picture, Image.Image]:
     """Returns the pictures that a network is given, from their files, or drawn where it needs them.
 
-    Raises InputError for a file that is no image, and UsageError where a clip is too short for a first and a last one.
+    Raises InputError for a file that is not an image, and UsageError if a clip is too short for a first and a last one.
     """
     known = (name for name in (*row.needs, *row.takes) if name != "audio")
     wanted: Sequence[Picture] = [name for name in known if name in row.needs or name in files]

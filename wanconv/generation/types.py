@@ -26,7 +26,7 @@ Limit = tuple[tuple[int, int], int | None]  # (width, height), and frames, where
 class Setting:
     """What is generated: the task's grid, the latents' size (C, F, H, W), and where it is computed.
 
-    Of the latents' frames the first `padding` are no part of the clip.
+    The first `padding` frames of the latents do not belong to the clip.
     """
 
     task: Defaults
@@ -40,7 +40,7 @@ class Setting:
 
 
 class Condition(Protocol):
-    """What a denoiser is fed beside latents, time and text: of one sample, or of each in a batch."""
+    """What a denoiser is fed in addition to latents, time and text: of one sample, or of each in a batch."""
 
     def of(self, batch: int) -> Self:
         """Returns one sample's condition for each of `batch` samples."""

@@ -5,7 +5,7 @@ Results are one JSON object, schema wanconv.validation/1:
     candidate, reference   {path, family, release, layout, nbytes, sample, dtypes, manifest}; no --against: reference is
                            null; sample: a digest of some numbers of every tensor of the denoisers
     settings               {profile, numerics, steps, size, frames, seed, prompt, device, full_length, command,
-                           given: {input: file}; what a network needs beside it is drawn or made up}
+                           given: {input: file}; what a network needs in addition is drawn or made up}
     notes                  sentences: synthetic context, stale digests, absent components
     experts_wanted, experts_exercised, cannot_judge   component names; sentences that forbid a PASS
     storage                class A, the tensors with something to say: {tensor, kind, source, dtype, format, relative_l2

@@ -36,7 +36,7 @@ _OF_THE_RUN = ("exercised", "judged")
 
 @dataclass(frozen=True, slots=True)
 class CheckRow:
-    """A check as the table shows it; `used` is the share of what is allowed, 1 at the limit."""
+    """A check as the table shows it; `used` is the value's share of its limit, 1 at the limit."""
 
     check: Check
     letter: str
@@ -141,7 +141,7 @@ def _state(letter: str, results: Results, verdict: Verdict) -> str:
 
 
 def _tiles(results: Results, verdict: Verdict) -> Iterator[tuple[str, str, str]]:
-    """Yields label, figure and remark of what people look for first."""
+    """Yields label, figure and remark of the facts that people look for first."""
     passed = sum(check.outcome == "PASS" for check in verdict.checks)
     yield "checks passed", f"{passed} of {len(verdict.checks)}", ""
     errors = [check for check in verdict.checks if letter_of(check) == "E" and check.value is not None]
@@ -172,7 +172,7 @@ def _by_component(results: Results) -> list[tuple[str, list[PageRow]]]:
 
 
 def _error_panel(component: str, rows: Sequence[PageRow], profile: Profile) -> Panel:
-    """Returns the plots of the error that each block adds (forced) and of what has gathered up to it (running)."""
+    """Returns the plots of the error that each block adds (forced) and of the error gathered up to it (running)."""
     blocks = [str(block["block"]) for block in rows[0]["blocks"]]
     short = [
         block.rpartition(".")[2] for block in blocks
@@ -266,7 +266,7 @@ def _number(value: object) -> float | None:
 
 
 def _magnitude(value: object) -> float:
-    """Returns a largest magnitude, where a figure that is absent is one that could not be told: not finite."""
+    """Returns a largest magnitude, where an absent figure means that it was not finite."""
     number = _number(value)
     return float("nan") if number is None else number
 

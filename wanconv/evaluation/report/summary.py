@@ -1,4 +1,4 @@
-"""What a terminal shows of a validation: verdict, checks beside their limits, the clips' figures, where the page is."""
+"""What a terminal shows of a validation: verdict, checks with their limits, the clips' figures, where the page is."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +69,7 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 
 def _worst(checks: Sequence[Check]) -> list[Check]:
-    """Returns the checks with those that passed told once per question and component: the one nearest to its limit."""
+    """Returns the checks with those that passed shown once per question and component: the one nearest to its limit."""
     shown: dict[tuple[str, str], Check] = {}
     for number, check in enumerate(checks):
         component = check.where.partition(" ")[0].partition("/")[0]
@@ -80,7 +80,7 @@ def _worst(checks: Sequence[Check]) -> list[Check]:
 
 
 def _clips(video: object) -> tuple[Table, ...]:
-    """Returns how far the clips are apart, beside the control, which says how much of it is chaos."""
+    """Returns how far the clips are apart, next to the control, which shows how much of it is chaos."""
     candidate, control = (metrics(video, of) for of in ("candidate", "control"))
     if not candidate:
         return ()

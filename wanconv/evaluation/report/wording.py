@@ -82,7 +82,7 @@ CLASSES = (
 
 
 def figure(value: object, digits: int = 3) -> str:
-    """Returns a number with so many digits, and in words what is no number."""
+    """Returns a number with this many digits; NaN and infinity in words."""
     if value is None:
         return "–"
     if isinstance(value, bool):
