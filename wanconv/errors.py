@@ -71,60 +71,86 @@ class WanconvError(Exception):
 
 
 class UsageError(WanconvError):
+    """An argument, recipe, layout or target that cannot be used."""
+
     code = "usage"
     exit_code = 2
 
 
 class Refused(UsageError):
+    """A plan that headers alone forbid; `details` has every reason."""
+
     code = "refused"
 
 
 class Occupied(UsageError):
+    """A target that holds another conversion, or files that wanconv did not write."""
+
     code = "occupied"
 
 
 class PluginError(UsageError):
+    """An installed plugin that cannot be loaded, or that adds a name which is taken."""
+
     code = "plugin"
 
 
 class InputError(WanconvError):
+    """A file that cannot be read, is incomplete, or is not what it should be."""
+
     code = "unreadable"
     exit_code = 3
 
 
 class Unrecognised(InputError):
+    """Tensors that fit no known family."""
+
     code = "unrecognised"
 
 
 class HubUnreachable(InputError):
+    """A hub that does not answer, or must not be asked because it is set offline."""
+
     code = "unreachable"
 
 
 class CheckFailed(WanconvError):
+    """A cover or a bound that does not hold."""
+
     code = "check-failed"
     exit_code = 1
 
 
 class DigestMismatch(WanconvError):
+    """Bytes that do not match their recorded digest."""
+
     code = "digest"
     exit_code = 4
 
 
 class NotFinite(WanconvError):
+    """NaN or infinity in the source."""
+
     code = "not-finite"
     exit_code = 5
 
 
 class Overflow(NotFinite):
+    """A finite value that the target format cannot hold."""
+
     code = "overflow"
 
 
 class OutputError(WanconvError):
+    """A target that cannot be written: full, read-only or failing."""
+
     code = "output"
     exit_code = 7
 
 
 class Interrupted(WanconvError):
+    """Stopped by the user; the same call resumes."""
+
     code = "interrupted"
     exit_code = 130
 

@@ -36,7 +36,7 @@ class Rule:
         optional: True for a rule that may decide nothing.
         rounding: "nearest", or the search that finds a scale, such as "mse".
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> print(wc.Rule(match="dit/**", format="bf16", kinds=("linear",)))
         dit/** (linear)
@@ -77,7 +77,7 @@ class Recipe:
     Raises:
         UsageError: If the rules break the schema, with all of their errors.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> recipe = wc.Recipe(rules=(wc.Rule(match="dit/**", format="fp16"), wc.Rule(match="**", format="keep")))
         >>> [rule.format for rule in recipe.rules]

@@ -72,7 +72,7 @@ def verify(
         InputError: If headers or cover are already wrong.
         UsageError: For an invalid client, list or LoRA.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> wc.verify(checkpoint).ok
         True
@@ -109,7 +109,7 @@ class RunSettings:
         device: "cpu", "cuda" or "cuda:N".
         memory_nbytes: Weights that may stay in memory, in bytes.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> wc.RunSettings(size=(64, 64), steps=4).device
         'cpu'
@@ -198,7 +198,7 @@ def validate(
         InputError: If a model cannot be read.
         UsageError: For settings that the model does not take, or where the extra `wanconv[validate]` is missing.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> wc.validate(checkpoint, profile="standrad")
         Traceback (most recent call last):

@@ -56,7 +56,7 @@ def plan(
         UsageError: For a recipe or layout that does not exist or is invalid.
         InputError: If a LoRA or a report cannot be read.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> made = wc.plan(wc.open_model(checkpoint), "bf16", "comfyui")
         >>> made.layout.name, made.nbytes > 10**6
@@ -130,7 +130,7 @@ def convert(
         OutputError: If `out` cannot be written.
         Interrupted: By Ctrl-C; the same call resumes.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> made = wc.plan(wc.open_model(checkpoint), "bf16", "comfyui")
         >>> wc.convert(made, folder / "baked").written

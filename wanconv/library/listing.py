@@ -10,7 +10,7 @@ def list_layouts() -> tuple[str, ...]:
     Raises:
         Nothing.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> "diffusers" in wc.list_layouts()
         True
@@ -29,7 +29,7 @@ def list_recipes() -> tuple[str, ...]:
     Raises:
         Nothing.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> "bf16" in wc.list_recipes()
         True
@@ -48,7 +48,7 @@ def list_formats() -> tuple[str, ...]:
     Raises:
         Nothing.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> "bf16" in wc.list_formats()
         True

@@ -31,7 +31,7 @@ def open_model(
         InputError: If a file cannot be read or trusted.
         UsageError: If the expert's role is open or contradicted, or for a hub's address: download it first.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> model = wc.open_model(checkpoint)
         >>> model.family.name, sorted(model.components)
@@ -53,7 +53,7 @@ def tensors(model: Model) -> "Mapping[str, LazyTensor]":
     Raises:
         InputError: From `.read`, where a file cannot be read or has changed.
 
-    Example:
+    Examples:
         >>> import wanconv as wc
         >>> weight = wc.tensors(wc.open_model(checkpoint))["expert.high/blocks.0.self_attn.q.weight"]
         >>> weight.stored_as, len(weight.shape)
