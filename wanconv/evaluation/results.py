@@ -1,4 +1,4 @@
-"""What a validation measures, as the results that verdict.py judges (schema wanconv.validation/1)."""
+"""What a validation measures, as the results that verdict judges (schema wanconv.validation/1)."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence

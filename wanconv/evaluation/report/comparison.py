@@ -1,6 +1,6 @@
 """One HTML file about several conversions of one source: clips in step, error by block, sizes and verdicts, for people.
 
-It stands alone as the page of one validation does (validation/page.py); links lead to the pages of each.
+It stands alone as the page of one validation does (page.py); links lead to the pages of each.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
