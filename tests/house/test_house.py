@@ -306,8 +306,8 @@ def test_no_modules_import_each_other_in_a_circle_not_even_for_types() -> None:
     assert {module: needs & left.keys() for module, needs in left.items()} == {}
 
 
-# Aliases of plain types, each room's own; pages of results, tables and JSON come and go with the edges that read them.
-OF_SEVERAL_ROOMS = {"Clock", "Fetch", "Frames", "Json", "State"}
+# Aliases of plain types, each room's own, and the state of two networks.
+OF_SEVERAL_ROOMS = {"Clock", "Fetch", "Frames", "State"}
 
 
 def test_a_class_has_a_name_of_its_own() -> None:
@@ -321,3 +321,18 @@ def test_a_class_has_a_name_of_its_own() -> None:
                 if name[0].isupper() and not name.isupper():
                     rooms.setdefault(name, set()).add(room_of(module_name(path)))
     assert {name for name, found in rooms.items() if len(found) > 1} <= OF_SEVERAL_ROOMS
+
+
+# Rooms of many small files: a table for each network, a module for each command, two hubs, networks block by block.
+LARGER = {"models": (21, 3100), "cli": (20, 2300), "storage": (19, 2000), "engine": (17, 3000)}
+
+
+def test_a_room_has_at_most_15_files_and_2500_lines() -> None:
+    rooms: dict[str, list[int]] = {}
+    for path in MODULES:
+        room = module_name(path).split(".")[1]
+        rooms.setdefault(room, []).append(len(path.read_text().splitlines()))
+    for room, lengths in rooms.items():
+        files, lines = LARGER.get(room, (15, 2500))
+        assert len(lengths) <= files, room
+        assert sum(lengths) <= lines, room

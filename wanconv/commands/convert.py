@@ -36,6 +36,7 @@ from wanconv.storage.digests import read_chunks
 from wanconv.storage.disk import free_nbytes
 from wanconv.storage.local import Written, write_chunks, write_file
 from wanconv.storage.paths import check_target
+from wanconv.types.documents import Json
 from wanconv.types.figures import sizes
 from wanconv.types.model import Model, Opened
 from wanconv.types.progress import Advance, Progress, silent, total
@@ -83,14 +84,14 @@ def preview_remote(
     patience: "Patience | None" = None,
 ) -> Report:
     """Returns the plan for a repository (`hf://…`, `ms://…`), of which only the headers are downloaded."""
-    from wanconv.conversion.hub_source import Streamed
+    from wanconv.conversion.hub_source import HubSource
     from wanconv.downloads.headers import mirrored  # imports an HTTP client, which files here do without
 
     _check_remote(repository, options)
     with mirrored(repository, Wish(exclude=options.exclude), token, patience) as mirror:
         out = _remote_target(mirror.root.name, options)
         made = _prepared(mirror, options)
-        report = _preview(made, Streamed(mirror, out, keep), mirror.uri, out, options)
+        report = _preview(made, HubSource(mirror, out, keep), mirror.uri, out, options)
         weights = sum((mirror.root / path).stat().st_size for path in made.model.checkpoint.weight_files)
         return replace(
             report, figures={**report.figures, "to_fetch_nbytes": weights, "read_nbytes": mirror.read_nbytes}
@@ -251,7 +252,7 @@ def _write_all(
     written += [
         replace(write_chunks(folder / path, _sidecar(copied)), path=path) for path, copied in made.copies.items()
     ]
-    recorded: manifest.Json = {
+    recorded: Json = {
         "shard_nbytes": options.shard_nbytes,
         "base_model": options.base_model,
         "expert": options.expert,
@@ -267,7 +268,7 @@ def _write_weights(
 ) -> tuple[Plan, list[Written]]:
     """Writes every weight file. An overflow that has a fallback ends the attempt: the plan is made again with the
     fallbacks of every tensor that needs one, and files written under the same header are kept."""
-    from wanconv.conversion.encode import Mover, NeedsFallback  # imports torch, which a plan does not need
+    from wanconv.conversion.encode import NeedsFallback, TensorEncoder  # imports torch, which a plan does not need
 
     def fallen(name: str) -> None:
         workspace.remember(workspace.overflowing | {name})  # before the journal can list its (no) bytes
@@ -279,7 +280,7 @@ def _write_weights(
         tell = total(progress, "converting", sum(image.nbytes for image in made.images))
         with (
             closing(workspace.journal()) as journal,
-            Mover(made, files := origin.files(made, options, journal, progress)) as mover,
+            TensorEncoder(made, files := origin.files(made, options, journal, progress)) as mover,
         ):
             try:
                 written = write_images(
@@ -443,7 +444,7 @@ def _again(made: Plan, shard_nbytes: int | None, fallen: frozenset[str]) -> Plan
     return replace(plan(made.model, made.recipe, made.layout, shard_nbytes, fallen), notes=made.notes)
 
 
-def _recipe_name(known: manifest.Json) -> object:
+def _recipe_name(known: Json) -> object:
     recipe = known.get("recipe")
     return recipe.get("name") if isinstance(recipe, dict) else None
 

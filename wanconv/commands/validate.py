@@ -23,6 +23,7 @@ from wanconv.provenance import manifest
 from wanconv.report import Report
 from wanconv.storage.local import describe_output_error, write_anew
 from wanconv.storage.paths import check_target
+from wanconv.types.documents import Json
 from wanconv.types.extras import need
 from wanconv.types.model import Model
 from wanconv.types.names import suggestion
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from wanconv.generation.types import Input
     from wanconv.metrics.perceptual import Perceptual
 
-Json = dict[str, object]
 _WRITTEN = ("results.json", "validation.html", "reference", "reference.mp4", "candidate", "candidate.mp4")
 
 PROMPT = "A cat walks on the grass, realistic style."

@@ -13,6 +13,7 @@ from wanconv.planning import family_in_words, left_out
 from wanconv.provenance import manifest, twins
 from wanconv.report import Cell, Finding, Report, Table, Tone
 from wanconv.storage.hubs import Patience
+from wanconv.types.documents import Json
 from wanconv.types.figures import count
 from wanconv.types.model import Model
 from wanconv.types.progress import Progress, silent, total
@@ -91,7 +92,7 @@ def verify(path: Path, options: VerifyOptions, progress: Progress = silent) -> R
     return _report(path, figures, (table,), findings + failures)
 
 
-def _source(path: Path, options: VerifyOptions, known: manifest.Json | None) -> Model | None:
+def _source(path: Path, options: VerifyOptions, known: Json | None) -> Model | None:
     """Returns --against as a model, read as the conversion read it: with the expert and the globs of its manifest, and
     with the same LoRAs merged. Raises UsageError if they differ."""
     if options.against is None:
@@ -107,7 +108,7 @@ def _source(path: Path, options: VerifyOptions, known: manifest.Json | None) -> 
     return model
 
 
-def _same_loras(path: Path, recorded: Sequence[manifest.Json], given: Sequence[manifest.Json]) -> None:
+def _same_loras(path: Path, recorded: Sequence[Json], given: Sequence[Json]) -> None:
     """Raises UsageError unless the merged LoRAs are the given ones: same bytes, component, strength."""
     keys = ("sha256", "component", "strength")
     if [[one[key] for key in keys] for one in recorded] == [[one[key] for key in keys] for one in given]:
@@ -131,7 +132,7 @@ class _Digests:
     compared: set[str]
 
 
-def _check_digests(path: Path, known: manifest.Json | None, options: VerifyOptions, progress: Progress) -> _Digests:
+def _check_digests(path: Path, known: Json | None, options: VerifyOptions, progress: Progress) -> _Digests:
     """Compares the manifest's digests and those of lists."""
     findings: list[Finding] = []
     files: dict[str, int] = {}  # by the origin of the list
@@ -214,7 +215,7 @@ def _not_downloaded(root: Path, record: Sequence[checksums.Listed]) -> list[Find
     ]
 
 
-def _unlisted(checkpoint: Checkpoint, known: manifest.Json) -> list[Finding]:
+def _unlisted(checkpoint: Checkpoint, known: Json) -> list[Finding]:
     listed = {file.path for file in manifest.files(known)} | {manifest.NAME}
     found = {*checkpoint.sidecars, *checkpoint.weight_files}
     return [Finding("warning", name, "is not in the manifest") for name in sorted(found - listed)]

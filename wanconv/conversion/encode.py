@@ -28,7 +28,7 @@ class NeedsFallback(Exception):
     """A value exceeds its rule's format, and the rule names a fallback. Never leaves `convert`."""
 
 
-class Mover:
+class TensorEncoder:
     """Fills the payload of a plan's outputs. A context manager: it holds the source files open."""
 
     def __init__(self, plan: Plan, files: Files | None = None) -> None:
@@ -40,7 +40,7 @@ class Mover:
         self._counting = threading.Lock()
         self._entered = ExitStack()
 
-    def __enter__(self) -> "Mover":
+    def __enter__(self) -> "TensorEncoder":
         self._entered.enter_context(closing(self._sources))
         self._entered.enter_context(single_threaded())  # the writer's threads are the parallelism
         return self

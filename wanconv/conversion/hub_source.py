@@ -26,6 +26,7 @@ from wanconv.storage.digests import digest_file
 from wanconv.storage.hubs import RemoteFile
 from wanconv.storage.hubs.ranges import RangeReader
 from wanconv.storage.local import sync_folders
+from wanconv.types.documents import Json
 from wanconv.types.figures import count
 from wanconv.types.model import Model
 from wanconv.types.progress import Advance, Progress, total
@@ -33,10 +34,10 @@ from wanconv.types.tensors import TensorRef
 from wanconv.weights.source_files import Files, confirm_file
 
 if TYPE_CHECKING:  # it imports torch, which a plan does not need
-    from wanconv.conversion.encode import Mover
+    from wanconv.conversion.encode import TensorEncoder
 
 
-class Streamed:
+class HubSource:
     """An `Origin`: a repository: `mirror` has its headers, and `root` the local weight files."""
 
     compared = "its bytes are those once written; of the source, headers and the hub's digests were compared"
@@ -83,7 +84,7 @@ class Streamed:
             self._forget_others({self._of(need.file) for need in needed})
         return Arrivals(needed, arrive, release)
 
-    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
+    def filling(self, made: Plan, mover: "TensorEncoder", fallen: Callable[[str], None]) -> Fill:
         """A tied copy is compared before the first byte of its tensor is written. An overflow does not end the pass, in
         which each file is downloaded once: all are known at its end, and the files affected are written, and their
         sources downloaded, once more."""
@@ -125,7 +126,7 @@ class Streamed:
             if digests[path] != self._remote[path].digest:
                 raise other_numbers(folder, f"for instance in {path}")
 
-    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[Json]:
         """The digests are the hub's, which every file was checked against: nothing is hashed again."""
         return manifest.source_files(made.model.checkpoint)
 
@@ -189,9 +190,9 @@ def kept_folder(out: Path) -> Path:
 
 
 @contextmanager
-def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[Streamed]:
+def streamed(mirror: Mirror, out: Path, keep: bool) -> Iterator[HubSource]:
     """Yields the origin; kept files go into a locked folder, which is recorded as a download."""
-    origin = Streamed(mirror, out, keep)
+    origin = HubSource(mirror, out, keep)
     download_record.write(mirror.root, mirror.snapshot)  # the mirror is a download, too: its digests go into manifests
     if not keep:
         yield origin

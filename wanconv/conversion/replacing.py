@@ -18,6 +18,7 @@ from pathlib import Path
 from wanconv.errors import InputError, Occupied, UsageError
 from wanconv.provenance import manifest
 from wanconv.storage.reading import node_kind
+from wanconv.types.documents import Json
 
 _MOST_NAMED = 10  # most files that a refusal names
 _BY_HAND = "choose another folder for the output, or move it away by hand"
@@ -76,7 +77,7 @@ def others_in(out: Path) -> UsageError | None:
     return None
 
 
-def names(known: manifest.Json) -> set[str]:
+def names(known: Json) -> set[str]:
     """Returns the files that a manifest from read() lists, and the manifest itself."""
     return {manifest.NAME, *(file.path for file in manifest.files(known))}
 

@@ -14,12 +14,13 @@ from wanconv.planning import Plan
 from wanconv.provenance import manifest, twins
 from wanconv.storage.digests import digest_files
 from wanconv.storage.reading import opened
+from wanconv.types.documents import Json
 from wanconv.types.model import Model
 from wanconv.types.progress import Progress, total
 from wanconv.weights.source_files import Files, FilesHere
 
 if TYPE_CHECKING:  # it imports torch, which a plan does not need
-    from wanconv.conversion.encode import Mover
+    from wanconv.conversion.encode import TensorEncoder
 
 _READ_AHEAD_NBYTES = 2 << 30
 _SAMPLE_NBYTES = 1 << 16
@@ -46,7 +47,7 @@ class Origin(Protocol):
     def files(self, made: Plan, options: ConvertOptions, journal: Journal, progress: Progress) -> Files:
         """Returns the source's files for those blocks that the journal does not know."""
 
-    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
+    def filling(self, made: Plan, mover: "TensorEncoder", fallen: Callable[[str], None]) -> Fill:
         """Returns the function that fills the plan's payload; raises InputError if `begin` could not check yet. If a
         tensor overflows its format, it raises NeedsFallback, or calls `fallen` with its name if restarting would
         download the source again."""
@@ -54,7 +55,7 @@ class Origin(Protocol):
     def prove(self, made: Plan, folder: Path) -> None:
         """Raises UsageError if a finished folder was made from other values than this source's."""
 
-    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[Json]:
         """Returns the source's files for the manifest."""
 
     def end(self, progress: Progress) -> None:
@@ -71,9 +72,9 @@ class Here:
 
     def begin(self, made: Plan) -> None:
         _read_ahead(made)  # first, so that the disk works while torch is imported
-        from wanconv.conversion.encode import Mover
+        from wanconv.conversion.encode import TensorEncoder
 
-        with Mover(made) as mover:
+        with TensorEncoder(made) as mover:
             mover.confirm()
 
     def identity(self, made: Plan) -> object:
@@ -93,15 +94,15 @@ class Here:
     def files(self, made: Plan, options: ConvertOptions, journal: Journal, progress: Progress) -> Files:
         return FilesHere()
 
-    def filling(self, made: Plan, mover: "Mover", fallen: Callable[[str], None]) -> Fill:
+    def filling(self, made: Plan, mover: "TensorEncoder", fallen: Callable[[str], None]) -> Fill:
         return mover.fill
 
     def prove(self, made: Plan, folder: Path) -> None:
         """A fine-tune has the same header as its base. So the middle of every tensor, and of its scales, is made again
         and compared. Only the scales differ if all of the source's values have grown by one factor."""
-        from wanconv.conversion.encode import Mover, NeedsFallback
+        from wanconv.conversion.encode import NeedsFallback, TensorEncoder
 
-        with Mover(made) as mover:
+        with TensorEncoder(made) as mover:
             for image in made.images:
                 with (folder / image.path).open("rb") as stream:
                     for payload in image.payloads:
@@ -119,7 +120,7 @@ class Here:
                         if not same:
                             raise other_numbers(folder, f"for instance in {made.outputs[payload.key].step.tensor.name}")
 
-    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[manifest.Json]:
+    def listed(self, made: Plan, options: ConvertOptions, progress: Progress) -> list[Json]:
         """`hash_source` reads them whole."""
         checkpoint = made.model.checkpoint
         if not options.hash_source:

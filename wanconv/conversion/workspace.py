@@ -21,6 +21,7 @@ from wanconv.errors import InputError, Occupied, OutputError, UsageError
 from wanconv.provenance import manifest
 from wanconv.storage.local import describe_output_error, publish, sync_folders, write_file
 from wanconv.storage.reading import JSON_NBYTES, parsed_json, read_small
+from wanconv.types.documents import Json
 from wanconv.types.progress import unheard
 
 _PRIVATE = ".wanconv"
@@ -306,7 +307,7 @@ def _listed(folder: Path) -> set[str]:
     return set() if known is None else replacing.names(known)
 
 
-def _manifest(folder: Path) -> manifest.Json | None:
+def _manifest(folder: Path) -> Json | None:
     """Returns a folder's manifest; None if it cannot be read."""
     try:
         return manifest.read(folder)

@@ -15,13 +15,14 @@ from wanconv.engine.sampling import TRAIN_STEPS, exercised, fitting_frames, task
 from wanconv.evaluation import results
 from wanconv.evaluation.encoders import Encoders
 from wanconv.evaluation.forced import Probe
-from wanconv.evaluation.results import Inputs, Json, Rows
+from wanconv.evaluation.results import Inputs, Rows
 from wanconv.generation import sampling, speech, tasks
 from wanconv.generation.sampling import Run
 from wanconv.generation.types import Condition, Input, Material, Setting
 from wanconv.layouts.sizes import heads
 from wanconv.metrics.perceptual import Perceptual
 from wanconv.models import DENOISERS
+from wanconv.types.documents import Json
 from wanconv.types.figures import count
 from wanconv.types.model import Component, Model
 from wanconv.types.progress import Advance, Progress, total

@@ -25,14 +25,13 @@ from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import decode
+from wanconv.types.documents import Json
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.model import Model, ModelTensor
 from wanconv.types.progress import Advance, unheard
 from wanconv.verdict import Profile, coarsest
 from wanconv.weights.model import ModelWeights
 from wanconv.weights.reader import Reader, Sources
-
-Json = dict[str, object]
 
 _SHOWN = 20  # tensors per pair of dtypes, and ranges per component
 # All of Wan's and the larger CogVideoX compute in bf16: zai-org/CogVideo README.md.

@@ -9,7 +9,7 @@ from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.gguf import GGUF
 from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
-from wanconv.layouts.types import Json, Layout, Override, Place, Stored, Together
+from wanconv.layouts.types import Layout, Override, Place, Stored, Together
 from wanconv.types.model import Component, Model
 from wanconv.types.registry import Distribution, Registry, of_group, pickle_by_name
 
@@ -38,7 +38,6 @@ __all__ = [
     "COMFYUI",
     "COMFYUI_GENERATIONS",
     "LAYOUTS",
-    "Json",
     "Layout",
     "Override",
     "Place",

@@ -5,14 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from wanconv.layouts.types import Json, Layout, Marker, Place, Stored, plain_metadata
+from wanconv.layouts.types import Layout, Marker, Place, Stored, plain_metadata
 from wanconv.models import DENOISERS, OWN_FAMILIES
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import TOKENIZER, leaf_of, of_client
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Model
 
 
-def _documents(model: Model) -> dict[str, Json]:
+def _documents(model: Model) -> dict[str, JsonMapping]:
     return {}
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from wanconv.layouts import diffusers_cogvideox as cogvideox
 from wanconv.layouts.dtypes import loading_dtype
 from wanconv.layouts.sizes import channels, heads, vace_layers
-from wanconv.layouts.types import Json, Layout, Override, Place, Stored, no_additions, plain_metadata
+from wanconv.layouts.types import Layout, Override, Place, Stored, no_additions, plain_metadata
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import leaf_of, of_client
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Component, Model
 
 _VERSION = "0.35.0"  # the first release whose WanPipeline knows boundary_ratio
@@ -52,12 +53,12 @@ _LIBRARIES = {
 }
 
 
-def _transformer(model: Model, component: Component) -> Json:
+def _transformer(model: Model, component: Component) -> JsonMapping:
     if model.family.name in COGVIDEOX:
         return cogvideox.transformer(model, component)
     dims, count, (channels_in, channels_out) = component.dims, heads(model, component), channels(component)
     network = component.architecture.name
-    further: Json = {}
+    further: JsonMapping = {}
     if network == "wan-vace":
         further = {"vace_layers": vace_layers(component), "vace_in_channels": 96}
     elif network == "wan-animate":
@@ -85,7 +86,7 @@ def _transformer(model: Model, component: Component) -> Json:
     }
 
 
-def _animate(component: Component) -> Json:
+def _animate(component: Component) -> JsonMapping:
     dims, base = component.dims, component.dims["c"]
     sizes = {str(size): min(16, 512 // size) * base for size in (4, 8, 16, 32, 64, 128, 256, 512)}
     return {
@@ -101,7 +102,7 @@ def _animate(component: Component) -> Json:
     }
 
 
-def _vae(model: Model, component: Component) -> Json:
+def _vae(model: Model, component: Component) -> JsonMapping:
     if component.architecture.name == "cogvideox-vae":
         return cogvideox.vae(model, component)
     if component.architecture.name == "wan-vae-2.1":
@@ -124,7 +125,7 @@ def _vae(model: Model, component: Component) -> Json:
     }
 
 
-def _text_encoder(component: Component) -> Json:
+def _text_encoder(component: Component) -> JsonMapping:
     dims = component.dims
     name, kind = ("UMT5EncoderModel", "umt5") if component.architecture.name == "umt5" else ("T5EncoderModel", "t5")
     return {
@@ -147,7 +148,7 @@ def _text_encoder(component: Component) -> Json:
     }
 
 
-def _image_encoder(component: Component) -> Json:
+def _image_encoder(component: Component) -> JsonMapping:
     dims = component.dims
     return {
         "architectures": ["CLIPVisionModel"],
@@ -169,7 +170,7 @@ def _dtype(component: Component) -> str:
     return loading_dtype({tensor.dtype for tensor in component.tensors.values()})
 
 
-def _scheduler(model: Model) -> Json:
+def _scheduler(model: Model) -> JsonMapping:
     if model.family.name in COGVIDEOX:
         return cogvideox.scheduler(model)
     return {
@@ -185,7 +186,7 @@ def _scheduler(model: Model) -> Json:
 
 
 # CLIP's own statistics: transformers' CLIPImageProcessor defaults, written out so that the folder is complete.
-_IMAGE_PROCESSOR: Json = {
+_IMAGE_PROCESSOR: JsonMapping = {
     "image_processor_type": "CLIPImageProcessor",
     "do_center_crop": True,
     "do_convert_rgb": True,
@@ -201,8 +202,8 @@ _IMAGE_PROCESSOR: Json = {
 }
 
 
-def _documents(model: Model) -> dict[str, Json]:
-    documents: dict[str, Json] = {}
+def _documents(model: Model) -> dict[str, JsonMapping]:
+    documents: dict[str, JsonMapping] = {}
     for name, component in model.components.items():
         config = {
             "dit": lambda one: _transformer(model, one),
@@ -222,7 +223,7 @@ def _documents(model: Model) -> dict[str, Json]:
     return documents
 
 
-def _model_index(model: Model, folders: set[str]) -> Json:
+def _model_index(model: Model, folders: set[str]) -> JsonMapping:
     """Names every component of the pipeline; one that the source lacks is null, and is to be passed to
     from_pretrained."""
     if any(path.startswith(f"{folder}/") for folder in _TOKENIZERS for path in model.checkpoint.sidecars):
@@ -244,7 +245,7 @@ def _model_index(model: Model, folders: set[str]) -> Json:
     return {**index, **boundary, **expand}
 
 
-def _pipeline(name: str, libraries: Mapping[str, tuple[str, str]], folders: set[str]) -> Json:
+def _pipeline(name: str, libraries: Mapping[str, tuple[str, str]], folders: set[str]) -> JsonMapping:
     wanted = {part: list(library) if part in folders else [None, None] for part, library in libraries.items()}
     return {"_class_name": name, "_diffusers_version": _VERSION, **wanted}
 
@@ -261,7 +262,7 @@ def _metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, str]:
     return {"format": "pt", "tensor_names": json.dumps([tensor.name for tensor in tensors]), **described}
 
 
-def _torchao(tensor: Stored, dtype: Json) -> Json:
+def _torchao(tensor: Stored, dtype: JsonMapping) -> JsonMapping:
     """Returns torchao's attributes of one tensor: torchao 0.18 prototype/safetensors/safetensors_utils.py."""
     if tensor.packing is None:
         return {"_type": "Tensor"}
@@ -280,7 +281,7 @@ def _compute_dtype(tensors: Sequence[Stored]) -> str:
     return _TORCH_DTYPES[max(sorted(counts), key=lambda dtype: counts[dtype])] if counts else "bfloat16"
 
 
-def _config(tensors: Sequence[Stored]) -> Json:
+def _config(tensors: Sequence[Stored]) -> JsonMapping:
     """Returns quantization_config: one default, that of most tensors; diffusers rebuilds each from the header."""
     formats = Counter(tensor.packing.format for tensor in tensors if tensor.packing)
     if not formats:

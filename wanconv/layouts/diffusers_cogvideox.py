@@ -1,9 +1,9 @@
 """The configs that diffusers reads for CogVideoX: denoiser, VAE, scheduler."""
 
 from wanconv.errors import Refused
-from wanconv.layouts.types import Json
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS, TEXT_TOKENS
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Component, Model
 
 _VERSION = "0.32.0"  # the first release whose CogVideoXTransformer3DModel knows 1.5
@@ -18,7 +18,7 @@ CLASSES = {
 PIPELINES = {"t2v": "CogVideoXPipeline", "i2v": "CogVideoXImageToVideoPipeline"}
 
 
-def transformer(model: Model, component: Component) -> Json:
+def transformer(model: Model, component: Component) -> JsonMapping:
     dims, settings = component.dims, SETTINGS[model.family.name]
     patches = component.tensors[f"{component.name}/patch_embedding.weight"].shape
     frames = None if len(patches) == 4 else 2
@@ -59,7 +59,7 @@ def _learned(component: Component, sample: dict[str, int]) -> bool:
     return True
 
 
-def vae(model: Model, component: Component) -> Json:
+def vae(model: Model, component: Component) -> JsonMapping:
     settings, stated = SETTINGS[model.family.name], component.config or {}
     if "scaling_factor" not in stated and not any(name in DENOISERS for name in model.components):
         raise Refused(
@@ -82,7 +82,7 @@ def vae(model: Model, component: Component) -> Json:
     }
 
 
-def scheduler(model: Model) -> Json:
+def scheduler(model: Model) -> JsonMapping:
     return {
         "_class_name": CLASSES["scheduler"][1],
         "_diffusers_version": _VERSION,

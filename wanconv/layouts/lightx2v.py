@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wanconv.layouts.official import OFFICIAL
-from wanconv.layouts.types import Json, Layout, Stored, Together
+from wanconv.layouts.types import Layout, Stored, Together
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
 from wanconv.quantization.packings import of_client
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Model
 
 # One of the kernels that read this file; others of the same number format do, too (fp8-vllm, int8-torchao …).
@@ -19,7 +20,7 @@ _CHECKPOINTS = {
 }
 
 
-def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, Json]:
+def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, JsonMapping]:
     """Returns lightx2v.json, the file for --config_json: with `*_original_ckpt` the scales would be ignored.
 
     Its paths are relative to this folder.
@@ -28,7 +29,7 @@ def _settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[
     if not denoisers:
         return {}
     formats = {tensor.packing.format for name in denoisers for tensor in tensors[name] if tensor.packing}
-    quantized: Json = {}
+    quantized: JsonMapping = {}
     if formats:
         (only,) = formats  # ensured by `together`
         folders = {_CHECKPOINTS[name]: OFFICIAL.places[name].folder or "." for name in denoisers}

@@ -1,16 +1,17 @@
 """The layout of the official Wan repositories."""
 
 from wanconv.layouts.sizes import channels, heads, vace_layers
-from wanconv.layouts.types import Json, Layout, Override, Place
+from wanconv.layouts.types import Layout, Override, Place
 from wanconv.models import DENOISERS
 from wanconv.models.cogvideox import SETTINGS as COGVIDEOX
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Model
 
 _CLASSES = {"wan-vace": "VaceWanModel", "wan-animate": "WanAnimateModel"}
 
 
-def _documents(model: Model) -> dict[str, Json]:
-    documents: dict[str, Json] = {}
+def _documents(model: Model) -> dict[str, JsonMapping]:
+    documents: dict[str, JsonMapping] = {}
     for name in DENOISERS:
         component = model.components.get(name)
         if component is None or component.architecture.name == "wan-s2v":  # S2V's settings are not in its shapes

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 
 from wanconv.models import DENOISERS
 from wanconv.types.architecture import Family, Kind, Scheme
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import MarkKind, Model, ModelTensor
 from wanconv.types.names import matches
 from wanconv.types.packing import Packing
 from wanconv.types.tensors import Container, Shape
-
-Json = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,11 @@ def plain_metadata(component: str, tensors: Sequence[Stored]) -> Mapping[str, st
     return {"format": "pt"}
 
 
-def no_additions(tensors: Sequence[Stored]) -> Json:
+def no_additions(tensors: Sequence[Stored]) -> JsonMapping:
     return {}
 
 
-def no_settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, Json]:
+def no_settings(model: Model, tensors: Mapping[str, Sequence[Stored]]) -> Mapping[str, JsonMapping]:
     return {}
 
 
@@ -119,7 +118,7 @@ class Layout:
     loader: str
     places: Mapping[str, Place]
     folders: Mapping[str, str]
-    documents: Callable[[Model], Mapping[str, Json]]
+    documents: Callable[[Model], Mapping[str, JsonMapping]]
     derived: tuple[str, ...]
     shard_nbytes: int | None
     overrides: tuple[Override, ...] = ()
@@ -133,8 +132,8 @@ class Layout:
     together: Together | None = None
     metadata: Callable[[str, Sequence[Stored]], Mapping[str, str]] = plain_metadata
     restated: tuple[str, ...] = ()
-    config: Callable[[Sequence[Stored]], Json] = no_additions
-    settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, Json]] = no_settings
+    config: Callable[[Sequence[Stored]], JsonMapping] = no_additions
+    settings: Callable[[Model, Mapping[str, Sequence[Stored]]], Mapping[str, JsonMapping]] = no_settings
     attached: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     marker: Marker | None = None
     caution: str = ""

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from wanconv.layouts import Json, Layout, Stored, loading_dtype, source_layout
+from wanconv.layouts import Layout, Stored, loading_dtype, source_layout
 from wanconv.planning.files import to_json
 from wanconv.planning.marks import without_contrary
 from wanconv.report import Finding
+from wanconv.types.documents import JsonMapping
 from wanconv.types.model import Component, Model
 
 _QUANTIZATION = "quantization_config"  # Hugging Face's key for the source's quantization: a layout adds the output's
@@ -66,7 +67,7 @@ def documents_and_copies(
     return {path: to_json(value) for path, value in documents.items() if path not in copies}, copies, findings
 
 
-def _derived(model: Model, layout: Layout) -> dict[str, Json]:
+def _derived(model: Model, layout: Layout) -> dict[str, JsonMapping]:
     """Returns the layout's documents; of a model that is another network than its tensors show, only the components'
     configs: its pipeline and its sampling are unknown."""
     documents = dict(layout.documents(model))
@@ -99,7 +100,7 @@ def _moved(sidecar: str, source: Layout, layout: Layout) -> str | None:
     return sidecar
 
 
-def _restated(config: Json, dtypes: Set[str]) -> Json:
+def _restated(config: JsonMapping, dtypes: Set[str]) -> JsonMapping:
     """Returns a config whose dtype, if any, can hold every tensor of the output."""
     stated = {key: loading_dtype(dtypes) for key in ("dtype", "torch_dtype") if config.get(key) is not None}
     return {**config, **stated}

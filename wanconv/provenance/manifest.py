@@ -23,6 +23,7 @@ from wanconv.report import Finding
 from wanconv.storage.digests import digest_file, digest_files
 from wanconv.storage.local import Written
 from wanconv.storage.reading import fill_at, opened, read_small
+from wanconv.types.documents import Json
 from wanconv.types.figures import exact_size
 from wanconv.types.model import Model
 from wanconv.types.progress import Advance, unheard
@@ -40,8 +41,6 @@ _MAX_NBYTES = 64_000_000  # enough for 200 000 tensors, the most that a file may
 _MAX_ETAG_NBYTES = 10_000  # for the three lines that Hugging Face's client leaves
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-
-Json = dict[str, object]
 
 
 def source_files(checkpoint: Checkpoint, digests: Mapping[str, str] | None = None) -> list[Json]:

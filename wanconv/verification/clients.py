@@ -7,7 +7,7 @@ So the rules are the layout's own, in one place; tests with the client's loader 
 from collections.abc import Iterator, Mapping
 
 from wanconv.errors import CheckFailed, Refused
-from wanconv.layouts import Json, Layout
+from wanconv.layouts import Layout
 from wanconv.models import DENOISERS, read_since
 from wanconv.planning import Contents, Slot, contents, some, unread_mark, unreadable_config
 from wanconv.provenance.manifest import says_entry
@@ -15,6 +15,7 @@ from wanconv.quantization.packings import is_input_scale, same_meaning, stated, 
 from wanconv.recipe import load
 from wanconv.report import Finding
 from wanconv.storage.reading import parsed_json
+from wanconv.types.documents import JsonMapping
 from wanconv.types.figures import count
 from wanconv.types.model import Component, Model
 from wanconv.types.tensors import TensorRef
@@ -81,7 +82,7 @@ def since(model: Model, layout: Layout) -> str:
     return ", ".join(versions) or layout.since
 
 
-def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[Finding]:
+def changed_marks(model: Model, theirs: Mapping[str, JsonMapping], whose: str) -> list[Finding]:
     """Returns a failure for each denoiser that `whose` record calls another network than its own files do: without its
     name, a client builds another network."""
     ours = says_entry(model)
@@ -94,7 +95,7 @@ def changed_marks(model: Model, theirs: Mapping[str, Json], whose: str) -> list[
     return findings
 
 
-def _title(entry: Json) -> str:
+def _title(entry: JsonMapping) -> str:
     return f"{entry['name']} ({entry['by']})" if entry else "what its tensors show"
 
 

@@ -13,8 +13,7 @@ from wanconv.storage.hubs.patience import BUSY, Passing, Patience, Unreachable, 
 from wanconv.storage.hubs.rows import is_commit, shown
 from wanconv.storage.hubs.transport import Caller, reason
 from wanconv.storage.hubs.types import Address, RemoteFile
-
-Json = Mapping[str, object]
+from wanconv.types.documents import JsonMapping
 
 _MAX_ANSWER_NBYTES = 16_000_000  # a page of 1,000 files has half a megabyte
 _MAX_OBJECTS = 200_000  # most brackets in one answer: empty lists take twenty times their bytes in memory
@@ -94,13 +93,13 @@ class Questions:
         """Returns the error for an invalid answer."""
         return InputError(f"{self._title} answers {what} to a question about {self._repository}", self.later)
 
-    def rows(self, value: object, what: str) -> list[Json]:
+    def rows(self, value: object, what: str) -> list[JsonMapping]:
         """Returns a list of objects, or raises."""
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
             raise self.lie(f"{shown(value)} where {what} is a list of objects")
         return value
 
-    def files(self, rows: Iterable[Json], read: Callable[[Json], RemoteFile]) -> list[RemoteFile]:
+    def files(self, rows: Iterable[JsonMapping], read: Callable[[JsonMapping], RemoteFile]) -> list[RemoteFile]:
         """Returns rows as files; raises InputError that names the hub, the field and its value."""
         try:
             return [read(row) for row in rows]

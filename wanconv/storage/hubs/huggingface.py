@@ -16,11 +16,12 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from requests.utils import parse_header_links
 
 from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
-from wanconv.storage.hubs.answers import HubAnswer, Json, Questions
+from wanconv.storage.hubs.answers import HubAnswer, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
 from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
 from wanconv.storage.hubs.uploads import guarded_hugging_face
+from wanconv.types.documents import JsonMapping
 
 _T = TypeVar("_T")
 _REVISION = "check the revision: a branch, a tag or a commit"
@@ -155,7 +156,7 @@ def _next(answer: HubAnswer, questions: Questions) -> str:
         raise questions.lie(f"{shown(link)} as the next page") from error
 
 
-def _file(row: Json) -> RemoteFile:
+def _file(row: JsonMapping) -> RemoteFile:
     """Returns a listed file; Git LFS keeps the sha256 of its files, git itself only the name of a blob."""
     lfs = row.get("lfs")
     if lfs is None:

@@ -25,11 +25,12 @@ from modelscope_hub.errors import (
 from requests.exceptions import RequestException
 
 from wanconv.errors import HubUnreachable, InputError, UsageError, WanconvError
-from wanconv.storage.hubs.answers import HubAnswer, Json, Questions
+from wanconv.storage.hubs.answers import HubAnswer, Questions
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.rows import remote_file, shown
 from wanconv.storage.hubs.types import Address, RemoteFile, Snapshot, endpoint, usable_token
 from wanconv.storage.hubs.uploads import guarded_modelscope
+from wanconv.types.documents import JsonMapping
 
 _MOST_AT_ONCE = 3000  # entries: the API truncates a list there without a word
 _DENIED = 10010103009  # its code for an invalid token, which comes with status 400
@@ -50,7 +51,7 @@ class ModelScope:
         rows = [row for row in self._rows(questions, repository, asked) if not _is_folder(row)]
         return Snapshot(self.name, repository, asked, None, questions.whole(questions.files(rows, _file)))
 
-    def _rows(self, questions: Questions, repository: str, revision: str) -> Iterator[Json]:
+    def _rows(self, questions: Questions, repository: str, revision: str) -> Iterator[JsonMapping]:
         """Yields the whole list: as one answer or, if that is truncated, folder by folder."""
         folders = [""]
         while folders:
@@ -68,7 +69,7 @@ class ModelScope:
 
     def _ask(
         self, questions: Questions, repository: str, revision: str, folder: str, *, recursive: bool
-    ) -> Sequence[Json]:
+    ) -> Sequence[JsonMapping]:
         query = {"Revision": revision, "Recursive": str(recursive)} | ({"Root": folder} if folder else {})
         url = f"{self._endpoint}/api/v1/models/{repository}/repo/files?{urlencode(query, errors='replace')}"
         answer = questions.ask(Address(url, self._secrets()))
@@ -79,7 +80,7 @@ class ModelScope:
         return questions.rows(data.get("Files") if isinstance(data, dict) else data, "Files")
 
     def _refused(self, questions: Questions, repository: str, revision: str, answer: HubAnswer) -> InputError:
-        body: Json = answer.value if isinstance(answer.value, dict) else {}
+        body: JsonMapping = answer.value if isinstance(answer.value, dict) else {}
         if answer.status in (401, 403) or body.get("Code") == _DENIED:
             return self._denied(repository)
         if answer.status == 404:
@@ -147,9 +148,9 @@ class ModelScope:
             raise InputError(message, later) from error
 
 
-def _is_folder(row: Json) -> bool:
+def _is_folder(row: JsonMapping) -> bool:
     return row.get("Type") == "tree"
 
 
-def _file(row: Json) -> RemoteFile:
+def _file(row: JsonMapping) -> RemoteFile:
     return remote_file(row.get("Path"), row.get("Size"), "sha256", row.get("Sha256"))
