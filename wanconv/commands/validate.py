@@ -201,18 +201,18 @@ def _wanted(options: ValidateOptions, perceptual: "Perceptual | None") -> "Measu
     from wanconv.evaluation.measure import MeasureSettings
 
     return MeasureSettings(
-        options.numerics,
-        options.full_length,
-        options.steps,
-        options.size,
-        options.frames,
-        options.prompt,
-        options.seed,
-        options.memory_nbytes,
-        options.device,
-        _files(options),
-        options.kept,
-        perceptual,
+        numerics=options.numerics,
+        full_length=options.full_length,
+        steps=options.steps,
+        size=options.size,
+        frames=options.frames,
+        prompt=options.prompt,
+        seed=options.seed,
+        memory_nbytes=options.memory_nbytes,
+        device=options.device,
+        files=_files(options),
+        kept=options.kept,
+        perceptual=perceptual,
     )
 
 

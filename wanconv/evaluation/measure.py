@@ -35,7 +35,7 @@ Kept = dict[str, tuple[Run, Json]]  # a reference's free runs by name, each with
 _WORTH_THREADS = 1 << 20  # elements of a matrix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureSettings:
     """What to run, in addition to the profile; None leaves it to the profile, and numerics to the model.
 
