@@ -126,7 +126,7 @@ def test_a_layer_that_the_header_speaks_of_and_that_has_no_scale_is_refused(
 def test_what_is_said_of_a_layer_may_be_anything_and_is_shown(said: object, ours: Path, tmp_path: Path) -> None:
     tensors = bare(comfyui.contents(ours))
     file = saved(tmp_path / "model.safetensors", tensors, layers(tensors, **{LAYER: said}))
-    shown = "no JSON" if said is None else json.dumps(said)
+    shown = "not valid JSON" if said is None else json.dumps(said)
     assert f"unknown: {LAYER}.weight_scale (comfy_quant is {shown}, which wanconv does not read)" in refused(file)
 
 

@@ -8,7 +8,7 @@ def list_layouts() -> tuple[str, ...]:
         The names that `plan` takes as `layout`.
 
     Raises:
-        Nothing.
+        PluginError: If an installed plugin cannot be loaded, or adds a name that is taken.
 
     Examples:
         >>> import wanconv as wc
@@ -26,9 +26,6 @@ def list_recipes() -> tuple[str, ...]:
     Returns:
         The names that `plan` takes as `recipe`.
 
-    Raises:
-        Nothing.
-
     Examples:
         >>> import wanconv as wc
         >>> "bf16" in wc.list_recipes()
@@ -44,9 +41,6 @@ def list_formats() -> tuple[str, ...]:
 
     Returns:
         The names that `Rule` takes as `format`.
-
-    Raises:
-        Nothing.
 
     Examples:
         >>> import wanconv as wc
