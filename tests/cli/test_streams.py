@@ -53,6 +53,7 @@ def test_a_failed_check_stays_one_where_its_reader_is_gone(tiny: Callable[..., P
     assert ended(line, tmp_path)[0] == 4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("closed", some(["<&- >&- 2>&-", "2>&-"], 2))
 def test_a_message_goes_into_no_weight_file_where_streams_are_closed(
     closed: str, tiny: Callable[..., Path], tmp_path: Path

@@ -355,6 +355,7 @@ def shown(
 UNQUOTED = {"sums_line", "hub_commit"}
 
 
+@pytest.mark.exhaustive
 def test_no_command_prints_what_a_terminal_obeys(
     shown: tuple[dict[str, Done], dict[str, Done]], record_property: Callable[[str, object], None]
 ) -> None:
@@ -364,6 +365,7 @@ def test_no_command_prints_what_a_terminal_obeys(
     record_property("cases", len(shown[0]))
 
 
+@pytest.mark.exhaustive
 def test_what_data_says_is_shown(shown: tuple[dict[str, Done], dict[str, Done]]) -> None:
     """Else the test above would prove nothing: each source's text is on the screen, as escapes."""
     escapes = ("x1b", "\\033")  # of text, and in what is there to be copied into a shell
@@ -372,6 +374,7 @@ def test_what_data_says_is_shown(shown: tuple[dict[str, Done], dict[str, Done]])
     assert hidden <= UNQUOTED
 
 
+@pytest.mark.exhaustive
 def test_json_of_every_command_is_one_document_without_a_control_character(
     shown: tuple[dict[str, Done], dict[str, Done]], record_property: Callable[[str, object], None]
 ) -> None:

@@ -157,6 +157,7 @@ def test_any_call_may_fail_once_while_it_downloads_and_converts(
     record_property("cases", cases)
 
 
+@pytest.mark.exhaustive
 @covering(("whats", "call"), [KILL, ERRORS], ["rename", "fsync", "unlink", "rmdir"], strength=1)
 def test_any_call_may_fail_while_a_finished_out_is_replaced(
     server: Server,

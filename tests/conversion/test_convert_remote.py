@@ -286,6 +286,7 @@ def test_a_file_that_torch_reads_otherwise_is_refused(
     assert not (tmp_path / "streamed" / "out").exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("recipe", "layout", "file", "one", "other"),
     [

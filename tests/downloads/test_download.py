@@ -195,6 +195,7 @@ def test_silence_is_a_cut_connection(hub: Hub, options: DownloadOptions) -> None
     assert there(options) == FILES
 
 
+@pytest.mark.exhaustive
 def test_a_slow_line_is_not_silence(hub: Hub, options: DownloadOptions) -> None:
     hub.faults.chunk_delay_s = 0.05
     get(replace(options, wish=Wish(include=(BIG,)), patience=replace(PATIENCE, attempts=1)))
@@ -548,6 +549,7 @@ def test_killed_at_random_moments_it_fetches_nothing_twice_that_was_written(
     record_property("cases", scale.remote_kills)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["EIO", "ENOSPC", "SIGKILL"])
 @pytest.mark.parametrize("call", ["mkdir", "open", "write", "pwrite", "fsync", "rename"])
 def test_any_call_may_fail_once_and_the_same_command_goes_on(
@@ -669,6 +671,7 @@ def test_two_downloads_into_one_folder_do_not_mix(hub: Hub, tmp_path: Path) -> N
 # Independent judges
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("source", "judge"),
     [("hf", ("hf", "cache", "verify", "--fail-on-missing-files")), ("modelscope", ("ms-hub", "cache", "verify"))],

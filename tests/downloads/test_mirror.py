@@ -152,6 +152,7 @@ def test_a_header_that_is_damaged_is_named_by_its_address(hub: Hub) -> None:
         inspect_remote("hf://owner/name")
 
 
+@pytest.mark.exhaustive
 def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) -> None:
     """Indices are fetched whole, and a preview has no room for what a repository may call one."""
     name = "x.safetensors.index.json"
@@ -164,6 +165,7 @@ def test_an_index_that_is_too_large_is_refused_before_it_is_fetched(hub: Hub) ->
     assert inspect_remote("hf://owner/name", exclude=(name,)).figures["family"] == A14B
 
 
+@pytest.mark.exhaustive
 def test_small_files_that_are_a_flood_are_refused_before_one_is_fetched(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_a_server_without_ranges_is_told(hub: Hub) -> None:
         inspect_remote("hf://owner/name")
 
 
+@pytest.mark.exhaustive
 def test_the_commands_take_addresses(hub: Hub, tmp_path: Path) -> None:
     done = call("inspect", "hf://owner/name", cwd=tmp_path)
     assert (done.returncode, done.stdout.startswith("hf://owner/name@")) == (0, True)

@@ -398,6 +398,7 @@ def test_the_same_command_gives_the_same_figures_and_another_seed_others(source:
     assert results(first)["steps"] != results(other)["steps"]
 
 
+@pytest.mark.exhaustive
 def test_little_memory_reads_blocks_again_and_changes_no_figure(source: Path, converted: Path) -> None:
     much, little = (quick(converted, source, memory_nbytes=nbytes, profile="standard") for nbytes in (1 << 30, 1 << 20))
     assert results(much)["steps"] == results(little)["steps"]

@@ -56,6 +56,7 @@ def quick(candidate: Path, against: Path | None, **options: object) -> Report:
 # --- clips
 
 
+@pytest.mark.exhaustive
 def test_clips_follow_one_another_as_in_the_official_loop(source: Path) -> None:
     """wan/speech2video.py, generate: its loop over clips, with a made-up result in place of each sampling."""
     frames, model = 4, identify(open_checkpoint(source))
@@ -168,6 +169,7 @@ def test_no_clean_conversion_is_suspected(source: Path, tmp_path: Path) -> None:
     assert {case: outcome for case, outcome in found.items() if outcome not in (None, "PASS")} == {}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("defect", some(speech_defects(), 3), ids=str)
 def test_a_planted_defect_is_detected_and_named(defect: Defect, source: Path, converted: Path, tmp_path: Path) -> None:
     folder = tools.copy(converted, tmp_path / "spoilt")
@@ -201,6 +203,7 @@ def test_without_encoders_of_its_own_a_denoiser_is_judged_with_made_up_sound(sou
     assert "no VAE at hand: the image is grey latents" in notes
 
 
+@pytest.mark.exhaustive
 def test_another_sound_changes_what_is_measured(source: Path, converted: Path, tmp_path: Path) -> None:
     beep = torch.sin(torch.arange(16000) * 0.2) * 20000
     with wave.open(str(tmp_path / "beep.wav"), "wb") as out:

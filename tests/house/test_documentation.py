@@ -276,6 +276,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return site
 
 
+@pytest.mark.exhaustive
 def test_the_site_builds_without_a_warning_and_all_of_its_links_lead_somewhere(build: Build) -> None:
     done, site = build("")
     assert (done.returncode, "No issues found" in done.stdout + done.stderr) == (0, True), done.stdout + done.stderr
@@ -288,6 +289,7 @@ def test_the_site_builds_without_a_warning_and_all_of_its_links_lead_somewhere(b
     assert [name for name in offered if f'id="wanconv.{name}"' not in pages["reference/api"]] == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("target", ["nowhere.md", "quickstart.md#nowhere"])
 def test_a_page_with_a_broken_link_is_not_built(target: str, build: Build) -> None:
     done, _ = build(f"\n[nowhere]({target})\n")

@@ -116,6 +116,7 @@ def test_the_page_of_the_package_index_leads_to_the_repository(wheel: Path) -> N
     assert [link for link in links + images if not link.startswith("https://")] == []
 
 
+@pytest.mark.exhaustive
 def test_a_wheel_built_from_the_source_archive_is_the_same(wheel: Path, tmp_path: Path) -> None:
     python("-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path, cwd=ROOT)
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -49,6 +49,7 @@ def cells(sources: Mapping[str, Path]) -> Cells:
     return found
 
 
+@pytest.mark.exhaustive
 def test_the_documentation_has_the_table_as_the_script_prints_it(cells: Cells) -> None:
     assert table.markdown(cells) in PAGE, "scripts/client_table prints what the page should say"
 
@@ -145,6 +146,7 @@ ROWS = list(product(FAMILY_NAMES, LAYOUTS, table.STORED))
 CHOSEN = [ROWS[number] for number in cover([(family, client, " ".join(stored)) for family, client, stored in ROWS])]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_what_the_table_promises_loads_and_what_it_denies_is_refused(
     family: str, sources: Mapping[str, Path], cells: Cells, tmp_path: Path

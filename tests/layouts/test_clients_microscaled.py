@@ -142,6 +142,7 @@ def test_the_plan_counts_every_byte_and_says_what_a_card_adds(storage: str, tiny
     )
 
 
+@pytest.mark.exhaustive
 def test_threads_and_block_sizes_do_not_change_a_byte(storage: str, out: Path, tiny: Tiny, tmp_path: Path) -> None:
     for number, (jobs, block_nbytes) in enumerate([(1, 4096), (3, 12288)]):
         again = tmp_path / str(number)

@@ -404,6 +404,7 @@ def test_a_source_with_a_scale_that_is_none_is_refused_whether_carried_or_decode
     assert "dit/blocks.1.ffn.up.weight" in {one.where for one in report.findings if one.severity == "failure"}
 
 
+@pytest.mark.exhaustive
 def test_a_row_longer_than_what_is_read_at_a_time_is_decoded_and_compared(tiny: Tiny, tmp_path: Path) -> None:
     convert(tiny(T2V), ConvertOptions("fp8-scaled", layout="comfyui", out=tmp_path / "tiny"))
     tensors, layer = contents([tmp_path / "tiny" / "diffusion_models" / "wan2.1-t2v.safetensors"]), "text_embedding.0"

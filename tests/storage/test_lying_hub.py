@@ -300,6 +300,7 @@ DRIPS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
 def test_a_byte_now_and_then_is_silence(hub: Hub, drip: bytes) -> None:
     hub.lie = lambda reply: dripping(drip)
