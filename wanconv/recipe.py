@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from wanconv.errors import Refused, UsageError
-from wanconv.models import FAMILIES, OWN_FAMILIES
+from wanconv.models import FAMILIES
 from wanconv.quantization import FORMATS, ROUNDINGS
 from wanconv.storage.reading import brief, parsed_toml, small_text
 from wanconv.types.architecture import Kind
@@ -260,7 +260,7 @@ def _family_problems(globs: object) -> list[str]:
     for glob in globs:
         if reason := _bad_glob(glob):
             problems.append(f"families: {brief(glob)}: {reason}")
-        elif not any(matches(glob, family.name) for table in (OWN_FAMILIES, FAMILIES) for family in table):
+        elif not any(matches(glob, family.name) for family in FAMILIES):
             known = ", ".join(family.name for family in FAMILIES)
             problems.append(f"families: no family is called {brief(glob)}; known: {known}")
     return problems

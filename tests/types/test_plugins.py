@@ -22,7 +22,7 @@ from wanconv.errors import PluginError, UsageError
 from wanconv.layouts import LAYOUTS, Layout
 from wanconv.models import ARCHITECTURE_TABLE, FAMILIES, FAMILY_TABLE, family_named, match
 from wanconv.storage.hubs import open_hub
-from wanconv.storage.places import unsupported
+from wanconv.storage.places import HUBS, unsupported
 from wanconv.types import registry
 
 MODULE = """
@@ -68,7 +68,7 @@ Install = Callable[..., None]
 def forget() -> None:
     """Has every table ask again what is installed."""
     registry.plugins.cache_clear()
-    for table in (LAYOUTS, FAMILY_TABLE, ARCHITECTURE_TABLE):
+    for table in (LAYOUTS, FAMILY_TABLE, ARCHITECTURE_TABLE, HUBS):
         table._all = None
         table._origins.clear()
     match._tables.cache_clear()

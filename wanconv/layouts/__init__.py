@@ -1,6 +1,6 @@
 """Layouts: one value per client, with the names and files that it reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from wanconv.layouts.comfyui import COMFYUI, COMFYUI_LEGACY
 from wanconv.layouts.diffsynth import DIFFSYNTH
@@ -11,19 +11,13 @@ from wanconv.layouts.lightx2v import LIGHTX2V
 from wanconv.layouts.official import OFFICIAL
 from wanconv.layouts.types import Layout, Override, Place, Stored, Together
 from wanconv.types.model import Component, Model
-from wanconv.types.registry import Distribution, Registry, of_group, pickle_by_name
+from wanconv.types.registry import Registry, of_group, pickle_by_name
 
 GROUP = "wanconv.layouts"  # of entry points: a Layout, or a list of them
 _OWN = (OFFICIAL, DIFFUSERS, DIFFUSERS_SINGLE, COMFYUI, COMFYUI_LEGACY, LIGHTX2V, DIFFSYNTH, GGUF)
 
 
-def _of_plugins() -> Iterator[tuple[Layout, Distribution]]:
-    for value, origin in of_group(GROUP, Layout):
-        assert isinstance(value, Layout)
-        yield value, origin
-
-
-LAYOUTS = Registry("layout", _OWN, _of_plugins)
+LAYOUTS = Registry("layout", _OWN, lambda: of_group(GROUP, Layout))
 
 
 def layout_named(name: str) -> Layout:

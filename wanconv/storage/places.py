@@ -1,13 +1,13 @@
 """Places as people write them: a local path, or an address with a scheme."""
 
 import re
-from collections.abc import Mapping
 
-from wanconv.errors import PluginError
-from wanconv.types.registry import DISABLE, Plugin, plugins
+from wanconv.types.registry import Distribution, Plugin, Registry, plugins
 
 OWN_HUBS = ("hf", "ms")
 GROUP = "wanconv.storage"  # of entry points: what opens a hub, called with a token and a Patience; named as its scheme
+_OWN = [Plugin(name, None, Distribution("wanconv", "")) for name in OWN_HUBS]  # opened by storage/hubs itself
+HUBS = Registry("hub", _OWN, lambda: ((plugin, plugin.origin) for plugin in plugins(GROUP)))  # by scheme
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://")  # a single letter is a drive of Windows
 _FOLDED = re.compile(  # an address as a Path shows it, or with a forgotten slash
     r"\s*(hf|ms|s3[an]?|gs|gcs|r2|b2|oss|cos|swift|azure|az|abfss?|wasbs?|adl|https?|ftps?|sftp|ssh|scp|rsync|hdfs|dbfs|file):/"
@@ -29,7 +29,7 @@ def scheme_of(text: str) -> str | None:
 def repository_of(text: str) -> str | None:
     """Returns the address of a hub's repository, `hf://…` or `ms://…`; None if the text is not one."""
     match = _ADDRESS.match(text)
-    if match is None or not _is_hub(match[1].lower()):
+    if match is None or match[1].lower() not in HUBS:
         return None
     return f"{match[1].lower()}://{text[match.end() :].rstrip()}"
 
@@ -40,7 +40,7 @@ def unsupported(text: str, hubs: bool = False) -> tuple[str, str] | None:
     scheme = scheme_of(text)
     if scheme is None or (hubs and repository_of(text) is not None):
         return None
-    if not _is_hub(scheme):
+    if scheme not in HUBS:
         return f"{scheme}:// is not supported yet: {text}", _instead(text, scheme, hubs)
     if repository_of(text) is None:
         return f"{text} lacks a slash", f"write it as {scheme}://{text.partition(':')[2].lstrip('/')}"
@@ -54,22 +54,3 @@ def _instead(text: str, scheme: str, hubs: bool) -> str:
     if scheme == "file":
         return f"give the path itself: /{text.partition(':')[2].lstrip('/')}"
     return "give a path on this machine" + (", or a repository as hf://OWNER/NAME or ms://OWNER/NAME" if hubs else "")
-
-
-def hubs_of_plugins() -> Mapping[str, Plugin]:
-    """Return what opens the hubs that installed distributions add, by scheme.
-
-    Raises:
-        PluginError: for a scheme that two of them add, or one that is wanconv's own.
-    """
-    found: dict[str, Plugin] = {}
-    for plugin in plugins(GROUP):
-        if plugin.name in OWN_HUBS or plugin.name in found:
-            other = "wanconv itself" if plugin.name in OWN_HUBS else found[plugin.name].origin
-            raise PluginError(f"the hub {plugin.name!r} is in {other} and in the plugin {plugin.origin}", DISABLE)
-        found[plugin.name] = plugin
-    return found
-
-
-def _is_hub(scheme: str) -> bool:
-    return scheme in OWN_HUBS or scheme in hubs_of_plugins()

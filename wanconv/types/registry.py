@@ -79,10 +79,13 @@ def _loaded(point: "EntryPoint", origin: Distribution) -> object:
     try:
         return point.load()
     except (Exception, SystemExit) as error:  # any exception: this is third-party code
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(
-            f"the plugin {origin} cannot be loaded ({point.group}, {point.name}): {reason}", DISABLE
-        ) from error
+        what = f"the plugin {origin} cannot be loaded ({point.group}, {point.name})"
+        raise PluginError(f"{what}: {reason(error)}", DISABLE) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what third-party code raised, on one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 class Registry(Mapping[str, Value]):
@@ -101,7 +104,8 @@ class Registry(Mapping[str, Value]):
         return self._own[name] if name in self._own else self._every()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._every())
+        yield from self._own
+        yield from (name for name in self._every() if name not in self._own)
 
     def __len__(self) -> int:
         return len(self._every())
@@ -148,7 +152,7 @@ class Values(Sequence[Kind]):
         return tuple(self._table.values())[index]
 
 
-def of_group(group: str, *kinds: type) -> Iterator[tuple[object, Distribution]]:
+def of_group(group: str, *kinds: type[Kind]) -> Iterator[tuple[Kind, Distribution]]:
     """Yield the values that installed distributions add to a group, each with its origin.
 
     An entry point holds a value, or a list or tuple of values.

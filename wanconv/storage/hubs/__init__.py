@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from wanconv.errors import PluginError, UsageError, WanconvError, argument
 from wanconv.storage.hubs.patience import Patience
 from wanconv.storage.hubs.types import Address, Hub, RemoteFile, Snapshot, hasher
-from wanconv.storage.places import OWN_HUBS, hubs_of_plugins, unsupported
+from wanconv.storage.places import HUBS, OWN_HUBS, unsupported
 from wanconv.types.names import suggestion
-from wanconv.types.registry import DISABLE, Plugin
+from wanconv.types.registry import DISABLE, Plugin, reason
 
 __all__ = ["Address", "Hub", "Patience", "Reference", "RemoteFile", "Snapshot", "hasher", "open_hub", "parse"]
 
@@ -39,7 +39,7 @@ def parse(text: str, source: str | None = None, revision: str | None = None) -> 
     match = _REFERENCE.fullmatch(text)
     if match is None or ".." in match["repository"]:
         raise UsageError(f"{text!r} is not a valid repository name", _FORM)
-    if source is not None and source not in _SOURCES and source not in hubs_of_plugins():
+    if source is not None and source not in _SOURCES and source not in HUBS:
         otherwise = 'give `source="hf"` or `source="modelscope"`'
         raise UsageError(f"there is no hub {source!r}", suggestion(source, _SOURCES, otherwise))
     named = None if source is None else _SOURCES.get(source, source)
@@ -58,7 +58,7 @@ def open_hub(name: str, token: str | None = None, patience: Patience | None = No
         PluginError: if a plugin's hub cannot be opened.
     """
     if name not in OWN_HUBS:
-        return _opened(hubs_of_plugins()[name], token, patience)
+        return _opened(HUBS[name], token, patience)
     if name == "ms":
         from wanconv.storage.hubs.modelscope import ModelScope  # a quarter of a second to import
 
@@ -77,6 +77,6 @@ def _opened(plugin: Plugin, token: str | None, patience: Patience | None) -> Hub
     except WanconvError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise PluginError(f"the plugin {plugin.origin} cannot open {plugin.name}://: {reason}", DISABLE) from error
+        message = f"the plugin {plugin.origin} cannot open {plugin.name}://: {reason(error)}"
+        raise PluginError(message, DISABLE) from error
     return hub
