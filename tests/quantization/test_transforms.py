@@ -6,7 +6,7 @@ from torch import Tensor
 
 from wanconv.errors import NotFinite
 from wanconv.quantization import ROUNDINGS
-from wanconv.quantization.codec import Codec, Fit, Numbers, Scales
+from wanconv.quantization.codec import Codec, Fit, Held, Numbers, Scales
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.quantization.rounding import STRATEGIES
 from wanconv.quantization.scaled import Scaled
@@ -19,18 +19,6 @@ def hadamard(order: int) -> Tensor:
     """Returns the matrix by its definition, a Kronecker power, in float64."""
     four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64) / 2
     return four if order == 4 else torch.kron(four, hadamard(order // 4))
-
-
-class Held:
-    """Numbers in memory."""
-
-    name = "weight"
-
-    def __init__(self, values: Tensor) -> None:
-        self.values, self.shape = values, tuple(values.shape)
-
-    def run(self, first: int, count: int) -> Tensor:
-        return self.values.reshape(-1)[first : first + count]
 
 
 def weight_with_outliers() -> Tensor:
@@ -68,7 +56,7 @@ def test_a_rotation_gives_the_same_bits_whatever_run_it_is_read_in() -> None:
 @pytest.mark.parametrize(("dtype", "scale"), [("int8", "row"), ("int8", "tensor"), ("fp8_e4m3fn", "row")])
 def test_every_element_is_within_the_bound_of_the_codec_within(dtype: str, scale: str, rounding: str) -> None:
     weight, codec = weight_with_outliers(), Rotated(Scaled(dtype, scale), 64)
-    payload, scales = stored(codec, Held(weight), rounding, dtype)
+    payload, scales = stored(codec, Held("weight", weight), rounding, dtype)
     judge = codec.judge(scales, SHAPE[1], rounding == "mse")
     violation, ratio = judge.run(weight.view(-1), payload, 0)
     assert (violation, judge.fault()) == (None, "")
@@ -85,19 +73,19 @@ def test_the_error_is_that_of_the_rotated_weight_and_less_than_without_where_the
     plain, rotated = Scaled("int8", "row"), Rotated(Scaled("int8", "row"), 256)
     errors = []
     for codec in (plain, rotated):
-        payload, scales = stored(codec, Held(weight), "nearest", "int8")
+        payload, scales = stored(codec, Held("weight", weight), "nearest", "int8")
         errors.append((codec.decode(payload, scales, 0, SHAPE[1]).view(SHAPE) - weight).norm().item())
     assert errors[1] < 0.5 * errors[0]
-    payload, scales = stored(rotated, Held(weight), "nearest", "int8")
+    payload, scales = stored(rotated, Held("weight", weight), "nearest", "int8")
     in_its_basis = plain.decode(payload, scales, 0, SHAPE[1]).view(SHAPE) - rotate(weight, 256)
     assert in_its_basis.norm().item() == pytest.approx(errors[1], rel=1e-4)
 
 
 def test_a_run_of_rows_has_the_scales_and_the_payload_that_it_has_in_the_whole_weight() -> None:
     weight, codec = weight_with_outliers(), Rotated(Scaled("int8", "row"), 16)
-    payload, scales = stored(codec, Held(weight), "nearest", "int8")
+    payload, scales = stored(codec, Held("weight", weight), "nearest", "int8")
     first, count = 2 * SHAPE[1], 3 * SHAPE[1]
-    some = codec.scales(Fit(SHAPE, "nearest"), first, count, Held(weight))
+    some = codec.scales(Fit(SHAPE, "nearest"), first, count, Held("weight", weight))
     assert torch.equal(some.factors, scales.factors[2:5])
     out = torch.empty(count, dtype=torch.int8)
     codec.encode(weight.view(-1)[first : first + count], some, out, "weight", first)
@@ -108,7 +96,7 @@ def test_a_number_that_is_not_finite_is_refused() -> None:
     weight = weight_with_outliers()
     weight[1, 1] = torch.inf
     with pytest.raises(NotFinite, match="weight"):
-        stored(Rotated(Scaled("int8", "row"), 4), Held(weight), "nearest", "int8")
+        stored(Rotated(Scaled("int8", "row"), 4), Held("weight", weight), "nearest", "int8")
 
 
 def test_a_group_that_has_no_such_matrix_is_refused() -> None:
@@ -120,7 +108,7 @@ def test_a_row_that_groups_do_not_fill_is_refused_and_not_rotated_into_the_next(
     codec, weight = Rotated(Scaled("int8", "row"), 64), torch.ones(4, 96)  # six whole groups, but not in a row
     scales = Scales(torch.ones(4))
     for use in (
-        lambda: codec.scales(Fit((4, 96), "nearest"), 0, 384, Held(weight)),
+        lambda: codec.scales(Fit((4, 96), "nearest"), 0, 384, Held("weight", weight)),
         lambda: codec.read(torch.ones(4).view(torch.uint8), None, (4, 96)),
         lambda: codec.decode(torch.ones(384, dtype=torch.int8), scales, 0, 96),
         lambda: codec.judge(scales, 96, False),

@@ -39,6 +39,16 @@ class Numbers(Protocol):
         """Returns elements [first, first + count), at most RUN, 1-D in any float dtype; valid until the next call."""
 
 
+class Held:
+    """The numbers of a weight in memory."""
+
+    def __init__(self, name: str, values: Tensor) -> None:
+        self.name, self.shape, self._values = name, tuple(values.shape), values.reshape(-1)
+
+    def run(self, first: int, count: int) -> Tensor:
+        return self._values[first : first + count]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scales:
     """The scales of a payload: `factors`, float32, one for the weight or one per row of it.

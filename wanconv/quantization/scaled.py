@@ -35,10 +35,10 @@ from math import inf, isfinite, isnan
 import torch
 from torch import Tensor
 
-from wanconv.quantization.codec import Fit, Judge, Numbers, RunJudge, Scales, Violation, row_runs
+from wanconv.quantization.codec import Fit, Held, Judge, Numbers, RunJudge, Scales, Violation, row_runs
 from wanconv.quantization.plain import CHUNK, NAMES, TORCH_DTYPES, Caster, half_spacing, power, refusal, widen
 from wanconv.quantization.plain import decode as widened
-from wanconv.quantization.rounding import FACTORS, LARGEST, STRATEGIES, candidates, chosen, scales_of
+from wanconv.quantization.rounding import FACTORS, LARGEST, STRATEGIES, candidates, chosen
 from wanconv.types.dtypes import DTYPES
 from wanconv.types.tensors import Shape
 
@@ -232,15 +232,9 @@ def encode(weight: Tensor, storage: str, scale: str, name: str, rounding: str = 
     """Returns the payload of a 2-D weight and its scales, as many as `scale` ("tensor", "row") says."""
     scaler, out = Scaler(), torch.empty(weight.shape, dtype=TORCH_DTYPES[storage])
     weight = weight.contiguous()
-    peaks = scaler.peaks(weight, name)
-    whole = peaks.max().view(1)
-    if rounding == "nearest":
-        scales = scales_of(peaks if scale == "row" else whole, storage)
-    elif scale == "row":
-        scales = scaler.search(weight, peaks, storage)
-    else:
-        grid = candidates(whole, storage)
-        scales = chosen(grid, scaler.squared_errors(weight, grid, storage).sum(0, keepdim=True))
+    fit, numbers, found = Fit(tuple(weight.shape), rounding), Held(name, weight), STRATEGIES[rounding](scaler, storage)
+    rows = weight.shape[0]
+    scales = found.of_rows(fit, 0, rows, numbers) if scale == "row" else found.of_weight(fit, 0, numbers)
     scaler.encode(weight, scales, out)
     return out, scales
 

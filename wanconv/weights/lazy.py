@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from wanconv.errors import InputError, UsageError
-from wanconv.quantization.codec import RUN
+from wanconv.quantization.codec import runs
 from wanconv.quantization.plain import TORCH_DTYPES
 from wanconv.types.model import ModelTensor
 from wanconv.types.tensors import Shape, TensorRef
@@ -55,18 +55,17 @@ class LazyTensor:
             InputError: If the file cannot be read or has changed.
             NotFinite: For a scale or a LoRA that is not finite.
         """
-        start, stop = self._range(rows)
+        top, bottom = self._range(rows)
         if (ref := self._plain()) is not None:
-            return _read_safetensors(ref, None if rows is None else (start, stop))
+            return _read_safetensors(ref, None if rows is None else (top, bottom))
         columns = prod(self.shape[1:])
-        first, count = start * columns, (stop - start) * columns
+        first, count = top * columns, (bottom - top) * columns
         values = torch.empty(count, dtype=self.dtype)
         with closing(Sources()) as sources:
             reader = Reader(sources)
-            for at in range(0, count, RUN):
-                part = values[at : at + RUN]
-                part.copy_(reader.values(self.tensor, first + at, len(part)))
-        return values.view(self.shape if rows is None else (stop - start, *self.shape[1:]))
+            for start, numel in runs(first, count):
+                values[start - first :][:numel].copy_(reader.values(self.tensor, start, numel))
+        return values.view(self.shape if rows is None else (bottom - top, *self.shape[1:]))
 
     def _range(self, rows: slice | None) -> tuple[int, int]:
         if rows is None:
